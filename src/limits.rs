@@ -1,0 +1,37 @@
+//! Every compile-time bound, and the assertions that tie the bounds together.
+#![forbid(unsafe_code)]
+
+/// Bytes in a room name, after percent-decoding.
+pub const ROOM_NAME_BYTES_MAX: usize = 255;
+/// Bytes in a control frame's payload (RFC 6455 §5.5).
+pub const CONTROL_PAYLOAD_BYTES_MAX: usize = 125;
+/// Bytes of an unmasked server frame header at most (RFC 6455 §5.2).
+pub const SERVER_HEADER_BYTES_MAX: usize = 10;
+/// Bytes of a masked client frame header at most (RFC 6455 §5.2).
+pub const CLIENT_HEADER_BYTES_MAX: usize = 14;
+/// Shards in a process. A shard id is a byte, and the backplane core is [`CORE_BACKPLANE`].
+pub const SHARD_COUNT_MAX: usize = 250;
+/// The backplane core's id, next to the shards' 0..[`SHARD_COUNT_MAX`].
+pub const CORE_BACKPLANE: u8 = 255;
+/// Connections in a shard: 24 bits of slab index are kept in completion keys.
+pub const SHARD_CONNECTION_COUNT_MAX: u32 = 1 << 24;
+/// Bytes that one room may gather in one turn before they are delivered at once.
+pub const ROOM_BATCH_BYTES_MAX: usize = 64 * 1024;
+/// Envelopes in a lane between two cores.
+pub const LANE_ENVELOPE_COUNT_MAX: usize = 4096;
+/// Envelopes of a lane that only control (joins, probes, drain, questions) may use, so that a lane full of
+/// deliveries never costs an answer.
+pub const LANE_CONTROL_RESERVE: usize = 256;
+/// Payload bytes in flight in one lane at most; a publisher that fills it is not read until there is room.
+pub const LANE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bytes of output a connection may queue beyond its budget for pongs, pings, notices and its close frame.
+pub const CONTROL_RESERVE_BYTES: u32 = 1024;
+/// Pieces that one vectored send carries at most (the kernel's `UIO_MAXIOV` is 1024).
+pub const SEND_PIECE_COUNT_MAX: usize = 64;
+/// Process memory that an idle connection in one room may keep.
+pub const CONNECTION_IDLE_BYTES_MAX: usize = 128;
+
+const _: () = assert!(LANE_CONTROL_RESERVE < LANE_ENVELOPE_COUNT_MAX);
+const _: () = assert!(ROOM_BATCH_BYTES_MAX < LANE_BYTES_MAX);
+const _: () = assert!(SHARD_COUNT_MAX < CORE_BACKPLANE as usize);
+const _: () = assert!(CONTROL_RESERVE_BYTES as usize >= 2 * (CONTROL_PAYLOAD_BYTES_MAX + SERVER_HEADER_BYTES_MAX));

@@ -1,0 +1,11 @@
+//! Names, per-core counters, histograms, exposition text.
+//!
+//! Rule of this room: counters are plain integers that one core owns; they are copied into a snapshot when somebody
+//! asks, and summed by the reader. Nothing here is atomic, and nothing here is on a message's way but an addition.
+#![forbid(unsafe_code)]
+
+mod histogram;
+mod shard;
+
+pub use histogram::Log2Histogram;
+pub use shard::{DropPolicy, RefusalKind, RingCounters, ShardCounters, ShardGauges, ShardSnapshot};
