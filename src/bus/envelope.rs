@@ -208,6 +208,8 @@ pub enum DrainOrder {
     Close {
         /// Milliseconds over which the closes are spread.
         window_ms: u32,
+        /// Whether clients are told to reconnect before the close frame.
+        notice: bool,
     },
     /// The deadline: cut whatever is left.
     Cut,

@@ -8,4 +8,4 @@ mod close;
 mod encoded;
 
 pub use close::CloseReason;
-pub use encoded::{Encoded, Piece};
+pub use encoded::{Encoded, Meter, Piece};
