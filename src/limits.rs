@@ -34,4 +34,6 @@ pub const CONNECTION_IDLE_BYTES_MAX: usize = 128;
 const _: () = assert!(LANE_CONTROL_RESERVE < LANE_ENVELOPE_COUNT_MAX);
 const _: () = assert!(ROOM_BATCH_BYTES_MAX < LANE_BYTES_MAX);
 const _: () = assert!(SHARD_COUNT_MAX < CORE_BACKPLANE as usize);
-const _: () = assert!(CONTROL_RESERVE_BYTES as usize >= 2 * (CONTROL_PAYLOAD_BYTES_MAX + SERVER_HEADER_BYTES_MAX));
+const _: () = assert!(
+    CONTROL_RESERVE_BYTES as usize >= 2 * (CONTROL_PAYLOAD_BYTES_MAX + SERVER_HEADER_BYTES_MAX)
+);

@@ -49,7 +49,10 @@ impl Encoded {
     #[must_use]
     pub fn metered(bytes: Vec<u8>, meter: &Meter) -> Self {
         meter.0.set(meter.0.get() + bytes.capacity() as u64);
-        Self(Rc::new(Inner { bytes, meter: Some(meter.clone()) }))
+        Self(Rc::new(Inner {
+            bytes,
+            meter: Some(meter.clone()),
+        }))
     }
 
     /// The bytes. Their address does not change while any clone lives.
@@ -78,7 +81,11 @@ impl Piece {
     #[must_use]
     pub fn whole(encoded: Encoded) -> Self {
         let end = u32::try_from(encoded.bytes().len()).expect("a batch is bounded far below 4 GiB");
-        Self { encoded, start: 0, end }
+        Self {
+            encoded,
+            start: 0,
+            end,
+        }
     }
 
     /// The bytes.
@@ -105,7 +112,11 @@ mod tests {
         let meter = Meter::default();
         let first = Encoded::metered(vec![0; 100], &meter);
         let second = first.clone();
-        let piece = Piece { encoded: first.clone(), start: 10, end: 20 };
+        let piece = Piece {
+            encoded: first.clone(),
+            start: 10,
+            end: 20,
+        };
         assert_eq!(meter.bytes(), 100);
         drop((first, second));
         assert_eq!(meter.bytes(), 100);

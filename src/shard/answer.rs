@@ -15,21 +15,28 @@ impl Shard {
             Question::Rooms { prefix, count_max } => Reply::Rooms(
                 self.rooms
                     .iter()
-                    .filter(|(_, room)| !room.members.is_empty() && room.name.starts_with(prefix.as_str()))
+                    .filter(|(_, room)| {
+                        !room.members.is_empty() && room.name.starts_with(prefix.as_str())
+                    })
                     .take(*count_max as usize)
                     .map(|(_, room)| self.room_info(room, 0))
                     .collect(),
             ),
-            Question::Room { room, member_count_max } => Reply::Room(
+            Question::Room {
+                room,
+                member_count_max,
+            } => Reply::Room(
                 self.rooms
                     .find(room)
                     .map(|index| &self.rooms[index])
                     .filter(|room| !room.members.is_empty())
                     .map(|room| self.room_info(room, *member_count_max as usize)),
             ),
-            Question::Connection { id } => {
-                Reply::Connection(self.connections.find(self.core, *id).map(|index| self.connection_info(index)))
-            }
+            Question::Connection { id } => Reply::Connection(
+                self.connections
+                    .find(self.core, *id)
+                    .map(|index| self.connection_info(index)),
+            ),
             Question::Disconnect { id } => {
                 let found = self.connections.find(self.core, *id);
                 if let Some(index) = found {
@@ -58,7 +65,12 @@ impl Shard {
             gauges.queued_bytes += u64::from(connection.queued_bytes);
             gauges.connections_queued += u64::from(connection.outbox.is_some());
         }
-        ShardSnapshot { shard: self.core.0, counters: self.counters.clone(), gauges, ..ShardSnapshot::default() }
+        ShardSnapshot {
+            shard: self.core.0,
+            counters: self.counters.clone(),
+            gauges,
+            ..ShardSnapshot::default()
+        }
     }
 
     fn room_info(&self, room: &Room, member_count_max: usize) -> RoomInfo {
@@ -82,13 +94,17 @@ impl Shard {
         ConnectionInfo {
             id: self.connections.id(self.core, index),
             peer: connection.peer(),
-            room: (connection.room != RoomIndex::NONE).then(|| RoomName::clone(&self.rooms[connection.room].name)),
+            room: (connection.room != RoomIndex::NONE)
+                .then(|| RoomName::clone(&self.rooms[connection.room].name)),
             state: connection.state.label(),
             opened_ms_ago: u64::from(elapsed_ms(now_ms, connection.opened_ms)),
             heard_ms_ago: u64::from(elapsed_ms(now_ms, connection.heard_ms)),
             charged_bytes: connection.charged_bytes(),
             queued_bytes: connection.queued_bytes,
-            missed_untold: connection.outbox.as_ref().map_or(0, |outbox| outbox.missed_untold()),
+            missed_untold: connection
+                .outbox
+                .as_ref()
+                .map_or(0, |outbox| outbox.missed_untold()),
             closing: is_ending.then_some(connection.reason),
         }
     }

@@ -150,14 +150,22 @@ impl Connection {
 
     pub(super) fn peer(&self) -> SocketAddr {
         let address = Ipv6Addr::from(self.peer_address);
-        SocketAddr::new(address.to_ipv4_mapped().map_or(IpAddr::V6(address), IpAddr::V4), self.peer_port)
+        SocketAddr::new(
+            address
+                .to_ipv4_mapped()
+                .map_or(IpAddr::V6(address), IpAddr::V4),
+            self.peer_port,
+        )
     }
 
     /// Bytes of memory that only this connection holds: what the ledger has charged for it.
     pub(super) fn charged_bytes(&self) -> u32 {
         let idle = u32::try_from(CONNECTION_IDLE_BYTES).expect("asserted to be small");
         idle + self.inbox.as_ref().map_or(0, |inbox| inbox.charged_bytes())
-            + self.outbox.as_ref().map_or(0, |outbox| outbox.charged_bytes())
+            + self
+                .outbox
+                .as_ref()
+                .map_or(0, |outbox| outbox.charged_bytes())
             + self.rate.as_ref().map_or(0, |_| RateState::BYTES)
     }
 }
@@ -179,12 +187,16 @@ impl Connections {
     /// When the slot is taken: the engine never hands a token out twice.
     pub(super) fn open(&mut self, index: u32, peer: SocketAddr, now: Tick) -> &mut Connection {
         while self.length() <= index {
-            self.chunks.push((0..CHUNK_LENGTH).map(|_| Connection::vacant()).collect());
+            self.chunks
+                .push((0..CHUNK_LENGTH).map(|_| Connection::vacant()).collect());
         }
         self.count += 1;
         let now_ms = now.ms32();
         let connection = &mut self[index];
-        assert!(connection.state == State::Vacant, "the engine handed out a token that is in use");
+        assert!(
+            connection.state == State::Vacant,
+            "the engine handed out a token that is in use"
+        );
         *connection = Connection {
             state: State::Handshake,
             opened_ms: now_ms,
@@ -205,7 +217,10 @@ impl Connections {
     pub(super) fn vacate(&mut self, index: u32) {
         self.count -= 1;
         let connection = &mut self[index];
-        *connection = Connection { generation: connection.generation.wrapping_add(1), ..Connection::vacant() };
+        *connection = Connection {
+            generation: connection.generation.wrapping_add(1),
+            ..Connection::vacant()
+        };
     }
 
     /// Slots that are not vacant.
@@ -215,7 +230,8 @@ impl Connections {
 
     /// Slots there are; every index in use is below it.
     pub(super) fn length(&self) -> u32 {
-        u32::try_from(self.chunks.len() * CHUNK_LENGTH).expect("bounded by SHARD_CONNECTION_COUNT_MAX")
+        u32::try_from(self.chunks.len() * CHUNK_LENGTH)
+            .expect("bounded by SHARD_CONNECTION_COUNT_MAX")
     }
 
     /// The id of the connection in the slot `index`.
@@ -226,12 +242,15 @@ impl Connections {
     /// The index of the connection `id`, if it is still there.
     pub(super) fn find(&self, core: CoreId, id: ConnectionId) -> Option<u32> {
         let index = id.index();
-        (index < self.length() && self[index].state != State::Vacant && self.id(core, index) == id).then_some(index)
+        (index < self.length() && self[index].state != State::Vacant && self.id(core, index) == id)
+            .then_some(index)
     }
 
     /// Every connection with its index.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Connection)> {
-        (0..).zip(self.chunks.iter().flat_map(|chunk| chunk.iter())).filter(|(_, c)| c.state != State::Vacant)
+        (0..)
+            .zip(self.chunks.iter().flat_map(|chunk| chunk.iter()))
+            .filter(|(_, c)| c.state != State::Vacant)
     }
 }
 

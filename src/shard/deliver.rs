@@ -6,13 +6,19 @@ use super::room::{Gathered, RoomIndex};
 use super::{FanOut, Shard};
 use crate::bus::BatchMessage;
 use crate::metrics::DropPolicy;
-use crate::protocol::{CloseReason, Encoded, Piece, notice_gap};
+use crate::protocol::dialect::raw::notice_gap;
+use crate::protocol::{CloseReason, Encoded, Piece};
 
 impl Shard {
     /// Delivers `gathered` to every member of the room. One plain loop; whoever is slow takes the other way.
     pub(super) fn publish_fan_out(&mut self, room_index: RoomIndex, gathered: Gathered) {
-        let Gathered { bytes, messages, published } = gathered;
-        let byte_count = u32::try_from(bytes.len()).expect("bounded by the batch and the message limit");
+        let Gathered {
+            bytes,
+            messages,
+            published,
+        } = gathered;
+        let byte_count =
+            u32::try_from(bytes.len()).expect("bounded by the batch and the message limit");
         let message_count = u32::try_from(messages.len()).expect("fewer than bytes");
         let encoded = Encoded::metered(bytes, self.ledger.meter());
         let now_ms = self.now.ms32();
@@ -23,7 +29,10 @@ impl Shard {
         let mut slow = Vec::new();
         for &index in &room.members {
             let connection = &mut self.connections[index];
-            if connection.flags & flag::SLOW == 0 && connection.state == State::Open && connection.outbox.is_none() {
+            if connection.flags & flag::SLOW == 0
+                && connection.state == State::Open
+                && connection.outbox.is_none()
+            {
                 connection.flags |= flag::SENDING;
                 connection.queued_bytes = byte_count;
                 connection.progress_ms = now_ms;
@@ -34,7 +43,10 @@ impl Shard {
         }
         let fast = (self.work.targets.len() - first_target) as u64;
         if fast > 0 {
-            self.work.fan_outs.push(FanOut { encoded: encoded.clone(), end: self.work.targets.len() });
+            self.work.fan_outs.push(FanOut {
+                encoded: encoded.clone(),
+                end: self.work.targets.len(),
+            });
         }
         self.counters.messages_delivered += u64::from(message_count);
         let mut deliveries = fast * u64::from(message_count);
@@ -42,7 +54,9 @@ impl Shard {
             deliveries += u64::from(self.deliver_slow(index, &encoded, &messages, policy));
         }
         self.counters.deliveries += deliveries;
-        self.counters.publish_to_deliver.record(self.now.since(published), deliveries);
+        self.counters
+            .publish_to_deliver
+            .record(self.now.since(published), deliveries);
     }
 
     /// Delivers to a member that has a send in flight, output queued, or does not want its own messages back.
@@ -57,7 +71,8 @@ impl Shard {
         if self.connections[index].has(flag::NO_ECHO) {
             let own = Some(self.connections.id(self.core, index));
             if messages.iter().any(|message| message.sender == own) {
-                return self.deliver_one_by_one(index, encoded, messages, policy, |m| m.sender != own);
+                return self
+                    .deliver_one_by_one(index, encoded, messages, policy, |m| m.sender != own);
             }
         }
         let count = u32::try_from(messages.len()).expect("fewer than bytes");
@@ -81,12 +96,18 @@ impl Shard {
         let mut start = 0;
         let mut queued = 0;
         for message in messages {
-            let piece = Piece { encoded: encoded.clone(), start, end: message.end };
+            let piece = Piece {
+                encoded: encoded.clone(),
+                start,
+                end: message.end,
+            };
             start = message.end;
             if !wanted(message) {
                 continue;
             }
-            if self.connection_has_room(index, piece.byte_count()) || self.make_room(index, &piece, policy) {
+            if self.connection_has_room(index, piece.byte_count())
+                || self.make_room(index, &piece, policy)
+            {
                 self.queue_messages(index, piece, 1);
                 queued += 1;
             }
@@ -99,7 +120,10 @@ impl Shard {
 
     fn connection_has_room(&self, index: u32, bytes: u32) -> bool {
         let limit = Reserve::Data.limit(self.options.connection_queue_bytes_max);
-        self.connections[index].queued_bytes.saturating_add(bytes + QUEUED_BYTES) <= limit
+        self.connections[index]
+            .queued_bytes
+            .saturating_add(bytes + QUEUED_BYTES)
+            <= limit
     }
 
     /// Applies the room's policy to a member without room for `piece`, one message. Whether there is room now.
@@ -142,7 +166,11 @@ impl Shard {
 
     fn drop_oldest(&mut self, index: u32, policy: DropPolicy) -> bool {
         let connection = &mut self.connections[index];
-        let Some((bytes, messages)) = connection.outbox.as_mut().and_then(|outbox| outbox.drop_oldest()) else {
+        let Some((bytes, messages)) = connection
+            .outbox
+            .as_mut()
+            .and_then(|outbox| outbox.drop_oldest())
+        else {
             return false;
         };
         connection.queued_bytes -= bytes;
@@ -153,7 +181,10 @@ impl Shard {
 
     /// Queues messages for which there is room, behind the notice of the gap before them, if there is one.
     fn queue_messages(&mut self, index: u32, piece: Piece, message_count: u32) {
-        let gap = self.connections[index].outbox.as_ref().map_or(0, |outbox| outbox.gap_after());
+        let gap = self.connections[index]
+            .outbox
+            .as_ref()
+            .map_or(0, |outbox| outbox.gap_after());
         if gap > 0 && self.queue_gap_notice(index, gap) {
             self.outbox(index).take_gap_after();
         }
@@ -173,7 +204,9 @@ impl Shard {
     /// Queues a control frame, notice or answer. False: its reserve is used up.
     pub(super) fn queue_control(&mut self, index: u32, bytes: Vec<u8>, reserve: Reserve) -> bool {
         let limit = reserve.limit(self.options.connection_queue_bytes_max);
-        let cost = u32::try_from(bytes.len()).unwrap_or(u32::MAX).saturating_add(QUEUED_BYTES);
+        let cost = u32::try_from(bytes.len())
+            .unwrap_or(u32::MAX)
+            .saturating_add(QUEUED_BYTES);
         if self.connections[index].queued_bytes.saturating_add(cost) > limit {
             return false;
         }
@@ -212,32 +245,43 @@ impl Shard {
     pub(super) fn take_send(&mut self, index: u32) -> bool {
         let connection = &mut self.connections[index];
         connection.clear(flag::DIRTY);
-        if connection.has(flag::SENDING) || matches!(connection.state, State::Vacant | State::Dead) {
+        if connection.has(flag::SENDING) || matches!(connection.state, State::Vacant | State::Dead)
+        {
             return false;
         }
-        let Some(outbox) = &mut connection.outbox else { return false };
+        let wants_notices = !connection.has(flag::NO_NOTICES);
+        let Some(outbox) = &mut connection.outbox else {
+            return false;
+        };
         let gap = outbox.take_gap_before();
-        if gap > 0 && !connection.has(flag::NO_NOTICES) {
-            let notice = Piece::whole(Encoded::metered(notice_gap(u64::from(gap)), self.ledger.meter()));
+        if gap > 0 && wants_notices {
+            let notice = Piece::whole(Encoded::metered(
+                notice_gap(u64::from(gap)),
+                self.ledger.meter(),
+            ));
             connection.queued_bytes += notice.byte_count();
             self.work.pieces.push(notice);
             self.counters.gaps_told += 1;
         }
         let entry_bytes = outbox.take(&mut self.work.pieces);
-        if self.work.pieces.is_empty() {
-            return false;
-        }
         connection.queued_bytes -= entry_bytes;
-        connection.set(flag::SENDING);
-        connection.progress_ms = self.now.ms32();
         self.ledger.refund(entry_bytes);
+        let has_pieces = !self.work.pieces.is_empty();
+        if has_pieces {
+            connection.set(flag::SENDING);
+            connection.progress_ms = self.now.ms32();
+        }
         self.drop_empty_outbox(index);
-        true
+        has_pieces
     }
 
     fn drop_empty_outbox(&mut self, index: u32) {
         let connection = &mut self.connections[index];
-        if connection.outbox.as_ref().is_some_and(|outbox| outbox.is_empty()) {
+        if connection
+            .outbox
+            .as_ref()
+            .is_some_and(|outbox| outbox.is_empty())
+        {
             connection.outbox = None;
             self.ledger.refund(Outbox::BYTES);
         }

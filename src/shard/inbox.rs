@@ -3,6 +3,7 @@
 use super::ledger::{Ledger, Refused};
 use crate::bus::MessageKind;
 use crate::protocol::Utf8Validator;
+use crate::protocol::handshake::HeadScan;
 
 /// A data frame whose payload is still coming.
 #[derive(Debug, Clone, Copy)]
@@ -31,8 +32,8 @@ pub(super) struct Partial {
 pub(super) struct Inbox {
     /// Bytes not decoded yet: the beginning of a request, a header or a control frame; whatever came during a pause.
     pub unread: Vec<u8>,
-    /// How much of an unfinished request has been searched for its end.
-    pub searched_bytes: usize,
+    /// How far the end of an unfinished request has been looked for.
+    pub head_scan: HeadScan,
     pub partial: Option<Partial>,
     charged_bytes: u32,
 }
@@ -52,12 +53,20 @@ impl Inbox {
     pub(super) fn open(ledger: &mut Ledger) -> Result<Box<Self>, Refused> {
         let bytes = u32::try_from(size_of::<Self>()).expect("small");
         ledger.charge(bytes)?;
-        Ok(Box::new(Self { charged_bytes: bytes, ..Self::default() }))
+        Ok(Box::new(Self {
+            charged_bytes: bytes,
+            ..Self::default()
+        }))
     }
 
     /// Appends to `unread`, charging first. `owed` input is kept even beyond the limits: the kernel had handed it
     /// over before it could know, and it is bounded by the shard's receive buffers.
-    pub(super) fn keep_unread(&mut self, bytes: &[u8], ledger: &mut Ledger, owed: bool) -> Result<(), Refused> {
+    pub(super) fn keep_unread(
+        &mut self,
+        bytes: &[u8],
+        ledger: &mut Ledger,
+        owed: bool,
+    ) -> Result<(), Refused> {
         let grown = grown_capacity(&self.unread, bytes.len(), usize::MAX);
         self.charge_growth(grown - self.unread.capacity(), ledger, owed)?;
         self.unread.reserve_exact(grown - self.unread.len());
@@ -66,8 +75,15 @@ impl Inbox {
     }
 
     /// Makes place for `bytes` more of the message's payload, charging first. Called when a header announces them.
-    pub(super) fn announce(&mut self, bytes: usize, message_max: usize, ledger: &mut Ledger) -> Result<(), Refused> {
-        let Some(partial) = &self.partial else { return Ok(()) };
+    pub(super) fn announce(
+        &mut self,
+        bytes: usize,
+        message_max: usize,
+        ledger: &mut Ledger,
+    ) -> Result<(), Refused> {
+        let Some(partial) = &self.partial else {
+            return Ok(());
+        };
         let grown = grown_capacity(&partial.payload, bytes, message_max);
         let growth = grown - partial.payload.capacity();
         self.charge_growth(growth, ledger, false)?;
@@ -76,7 +92,12 @@ impl Inbox {
         Ok(())
     }
 
-    fn charge_growth(&mut self, bytes: usize, ledger: &mut Ledger, owed: bool) -> Result<(), Refused> {
+    fn charge_growth(
+        &mut self,
+        bytes: usize,
+        ledger: &mut Ledger,
+        owed: bool,
+    ) -> Result<(), Refused> {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         if owed {
             ledger.charge_owed(bytes);
@@ -115,5 +136,9 @@ fn grown_capacity(buffer: &Vec<u8>, more: usize, max: usize) -> usize {
     if needed <= buffer.capacity() {
         return buffer.capacity();
     }
-    if buffer.is_empty() { needed } else { needed.max((2 * buffer.capacity()).min(max)) }
+    if buffer.is_empty() {
+        needed
+    } else {
+        needed.max((2 * buffer.capacity()).min(max))
+    }
 }

@@ -30,7 +30,13 @@ pub(super) struct Ledger {
 
 impl Ledger {
     pub(super) fn new(shard_bytes_max: u64, node: Arc<Node>) -> Self {
-        Self { account_bytes: 0, encoded: Meter::default(), shard_bytes_max, granted_bytes: 0, node }
+        Self {
+            account_bytes: 0,
+            encoded: Meter::default(),
+            shard_bytes_max,
+            granted_bytes: 0,
+            node,
+        }
     }
 
     /// What the core's encoded output is metered with.
@@ -82,7 +88,10 @@ impl Ledger {
 
     /// Refunds part or all of earlier charges.
     pub(super) fn refund(&mut self, bytes: u32) {
-        assert!(u64::from(bytes) <= self.account_bytes, "refund exceeds what was charged");
+        assert!(
+            u64::from(bytes) <= self.account_bytes,
+            "refund exceeds what was charged"
+        );
         self.account_bytes -= u64::from(bytes);
     }
 
@@ -115,7 +124,10 @@ mod tests {
     use crate::protocol::Encoded;
 
     fn ledger(shard_bytes_max: u64, node_bytes_max: u64) -> Ledger {
-        Ledger::new(shard_bytes_max, Arc::new(Node::new(1_000, node_bytes_max, 0, 1)))
+        Ledger::new(
+            shard_bytes_max,
+            Arc::new(Node::new(1_000, node_bytes_max, 0, 1)),
+        )
     }
 
     #[test]
@@ -142,11 +154,19 @@ mod tests {
         let node = Arc::new(Node::new(1_000, 3 * GRANT_BYTES, 0, 1));
         let mut first = Ledger::new(u64::MAX / 2, Arc::clone(&node));
         let mut second = Ledger::new(u64::MAX / 2, Arc::clone(&node));
-        first.charge(u32::try_from(2 * GRANT_BYTES).unwrap()).unwrap();
-        assert_eq!(second.charge(u32::try_from(GRANT_BYTES).unwrap() + 1), Err(Refused::NodeFull));
+        first
+            .charge(u32::try_from(2 * GRANT_BYTES).unwrap())
+            .unwrap();
+        assert_eq!(
+            second.charge(u32::try_from(GRANT_BYTES).unwrap() + 1),
+            Err(Refused::NodeFull)
+        );
         first.refund(u32::try_from(2 * GRANT_BYTES).unwrap());
         first.settle();
-        assert_eq!(second.charge(u32::try_from(GRANT_BYTES).unwrap() + 1), Ok(()));
+        assert_eq!(
+            second.charge(u32::try_from(GRANT_BYTES).unwrap() + 1),
+            Ok(())
+        );
         drop((first, second));
         assert_eq!(node.reserved_bytes(), 0);
     }

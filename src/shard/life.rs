@@ -15,8 +15,8 @@ use super::room::{Order, RoomIndex, TableFull};
 use super::{Delivery, Quiet, Shard};
 use crate::bus::{RoomName, Upstream};
 use crate::metrics::RefusalKind;
-use crate::protocol::handshake::{self, Refusal, Route, Upgrade};
-use crate::protocol::{CloseReason, close_frame};
+use crate::protocol::handshake::{self, HeadScan, Refusal, Route, Upgrade};
+use crate::protocol::{CloseReason, OpCode, close_frame, encode_header};
 
 impl Shard {
     pub(super) fn open(&mut self, index: u32, peer: SocketAddr) {
@@ -24,40 +24,56 @@ impl Shard {
         let connection = self.connections.open(index, peer, self.now);
         connection.mark_ms = self.now.ms32();
         // Owed: the socket is there already. Whether it may become a connection is asked at the upgrade.
-        self.ledger.charge_owed(u32::try_from(CONNECTION_IDLE_BYTES).expect("small"));
+        self.ledger
+            .charge_owed(u32::try_from(CONNECTION_IDLE_BYTES).expect("small"));
     }
 
     /// Bytes of a request came.
     pub(super) fn receive_request(&mut self, index: u32, bytes: &[u8]) {
         if self.connections[index].inbox.is_none() {
-            self.requests(index, bytes, 0);
+            self.requests(index, bytes, HeadScan::default());
             return;
         }
         self.keep_unread(index, bytes, false);
-        let Some(inbox) = &mut self.connections[index].inbox else { return };
-        let searched_bytes = inbox.searched_bytes;
+        let Some(inbox) = &mut self.connections[index].inbox else {
+            return;
+        };
+        let scan = inbox.head_scan;
         let unread = inbox.take_unread(&mut self.ledger);
         self.drop_empty_inbox(index);
-        self.requests(index, &unread, searched_bytes);
+        self.requests(index, &unread, scan);
     }
 
-    /// Answers the requests in `bytes`; the end of an unfinished one is kept.
-    fn requests(&mut self, index: u32, mut bytes: &[u8], mut searched_bytes: usize) {
+    /// Answers the requests in `bytes`; the end of an unfinished one is kept. `scan`: how far its end was looked for.
+    fn requests(&mut self, index: u32, mut bytes: &[u8], mut scan: HeadScan) {
         while !bytes.is_empty() && self.connections[index].state == State::Handshake {
-            match handshake::parse_request(bytes, searched_bytes, &self.handshake) {
+            let parsed = if scan == HeadScan::default() {
+                handshake::parse_request(bytes, &self.handshake)
+            } else {
+                Ok(None)
+            };
+            let parsed = match parsed {
+                Ok(None) => scan
+                    .advance(bytes, &self.handshake)
+                    .and_then(|end| match end {
+                        Some(_) => handshake::parse_request(bytes, &self.handshake),
+                        None => Ok(None),
+                    }),
+                parsed => parsed,
+            };
+            match parsed {
                 Ok(Some(request)) => {
-                    let head_bytes = request.head_bytes;
                     match handshake::route(&request, &self.handshake) {
                         Ok(route) => self.routed(index, &route),
                         Err(refusal) => self.refuse(index, &refusal),
                     }
-                    bytes = &bytes[head_bytes..];
-                    searched_bytes = 0;
+                    bytes = &bytes[request.head_bytes..];
+                    scan = HeadScan::default();
                 }
                 Ok(None) => {
                     self.keep_unread(index, bytes, false);
                     if let Some(inbox) = &mut self.connections[index].inbox {
-                        inbox.searched_bytes = bytes.len();
+                        inbox.head_scan = scan;
                     }
                     return;
                 }
@@ -81,13 +97,14 @@ impl Shard {
                     self.refuse(index, &refusal);
                 }
             }
-            Route::Health { keep_alive, head_only } => {
+            Route::Health(health) => {
                 self.counters.health_checks += 1;
                 let mut answer = Vec::new();
-                handshake::answer_health(&mut answer, !self.drain.is_begun(), *keep_alive, *head_only);
+                let keep_alive =
+                    handshake::answer_health(&mut answer, !self.drain.is_begun(), *health);
                 let queued = self.queue_control(index, answer, Reserve::Control);
                 self.connections[index].mark_ms = self.now.ms32();
-                if !*keep_alive || !queued {
+                if !keep_alive || !queued {
                     self.end(index, CloseReason::NotUpgraded);
                 }
             }
@@ -98,25 +115,43 @@ impl Shard {
     fn upgrade(&mut self, index: u32, upgrade: &Upgrade<'_>) -> Result<(), Refusal> {
         let refusal = |kind, detail| Err(Refusal { kind, detail });
         if self.drain.window_is_over(self.now) {
-            return refusal(RefusalKind::Draining, "this node is stopping; connect again, to another node");
+            return refusal(
+                RefusalKind::Draining,
+                "this node is stopping; connect again, to another node",
+            );
         }
         if !self.handshake_bucket.take(1, self.now) {
-            return refusal(RefusalKind::HandshakeRate, "too many handshakes a second; try again later");
+            return refusal(
+                RefusalKind::HandshakeRate,
+                "too many handshakes a second; try again later",
+            );
         }
         if self.ledger.is_tight(0) {
-            return refusal(RefusalKind::OverBudget, "this node's memory budget is used up; try again later");
+            return refusal(
+                RefusalKind::OverBudget,
+                "this node's memory budget is used up; try again later",
+            );
         }
         let address = self.connections[index].peer().ip();
         let Some(address_counted) = self.node.admit_address(address) else {
-            return refusal(RefusalKind::AddressFull, "too many connections from this address; close one first");
+            return refusal(
+                RefusalKind::AddressFull,
+                "too many connections from this address; close one first",
+            );
         };
         let result = if self.node.admit_connection() {
             self.join(index, &upgrade.room).or_else(|TableFull| {
                 self.node.release_connection();
-                refusal(RefusalKind::OverBudget, "this node holds as many rooms as it may; try again later")
+                refusal(
+                    RefusalKind::OverBudget,
+                    "this node holds as many rooms as it may; try again later",
+                )
             })
         } else {
-            refusal(RefusalKind::NodeFull, "this node holds as many connections as it may; try again later")
+            refusal(
+                RefusalKind::NodeFull,
+                "this node holds as many connections as it may; try again later",
+            )
         };
         if result.is_err() {
             if address_counted {
@@ -135,7 +170,7 @@ impl Shard {
                 connection.set(bit);
             }
         }
-        let mut answer = Vec::with_capacity(handshake::UPGRADE_ANSWER_BYTES);
+        let mut answer = Vec::with_capacity(129);
         handshake::answer_upgrade(&mut answer, &upgrade.accept);
         if connection.state == State::Open {
             self.opened(index, answer);
@@ -165,9 +200,14 @@ impl Shard {
         let room = &mut self.rooms[room_index];
         let connection = &mut self.connections[index];
         connection.room = room_index;
-        connection.member_index = u32::try_from(room.members.len()).expect("bounded by the connections");
+        connection.member_index =
+            u32::try_from(room.members.len()).expect("bounded by the connections");
         room.members.push(index);
-        connection.state = if room.order == Order::Pending { State::Joining } else { State::Open };
+        connection.state = if room.order == Order::Pending {
+            State::Joining
+        } else {
+            State::Open
+        };
         if room.order == Order::Pending && room.members.len() == 1 {
             room.answers_due += 1;
             let room = RoomName::clone(&room.name);
@@ -178,7 +218,9 @@ impl Shard {
 
     /// The backplane answered our interest: whoever waited is in.
     pub(super) fn joined(&mut self, name: &RoomName, leased: bool) {
-        let Some(room_index) = self.rooms.find(name) else { return };
+        let Some(room_index) = self.rooms.find(name) else {
+            return;
+        };
         let room = &mut self.rooms[room_index];
         room.answers_due = room.answers_due.saturating_sub(1);
         if room.answers_due > 0 {
@@ -190,7 +232,10 @@ impl Shard {
         }
         room.order = if leased { Order::Here } else { Order::Bus };
         for index in room.members.clone() {
-            let answer = self.joining.remove(&index).expect("members of a pending room wait for its answer");
+            let answer = self
+                .joining
+                .remove(&index)
+                .expect("members of a pending room wait for its answer");
             self.opened(index, answer);
             self.receive_unread(index);
         }
@@ -198,11 +243,15 @@ impl Shard {
 
     /// Another shard wants a room that this shard puts in order.
     pub(super) fn lease_revoked(&mut self, name: RoomName) {
-        let Some(room_index) = self.rooms.find(&name) else { return };
+        let Some(room_index) = self.rooms.find(&name) else {
+            return;
+        };
         if self.delivery == Delivery::Bus && self.rooms[room_index].order == Order::Here {
             self.flush_room(room_index);
             // Delivering may have closed the last member, and the room with it; its disinterest has gone up then.
-            if self.rooms.find(&name) == Some(room_index) && !self.rooms[room_index].members.is_empty() {
+            if self.rooms.find(&name) == Some(room_index)
+                && !self.rooms[room_index].members.is_empty()
+            {
                 self.rooms[room_index].order = Order::Bus;
                 self.forward(Upstream::LeaseReturned { room: name }, 0);
             }
@@ -242,7 +291,7 @@ impl Shard {
     /// Answers an HTTP request with an error and closes.
     pub(super) fn refuse(&mut self, index: u32, refusal: &Refusal) {
         self.counters.refused[refusal.kind as usize] += 1;
-        let retry_after_s = (refusal.kind.status() == 503).then(|| {
+        let retry_after_s = matches!(refusal.kind.status(), 429 | 503).then(|| {
             let base = self.options.retry_after_s;
             base + self.jittered(base)
         });
@@ -273,7 +322,10 @@ impl Shard {
         self.flush_room(room);
         if self.connections[index].state == State::Open {
             let mut frame = Vec::new();
-            close_frame(&mut frame, code, "");
+            match code {
+                Some(code) => close_frame(&mut frame, code, ""),
+                None => _ = encode_header(&mut frame, true, OpCode::Close, 0),
+            }
             self.close_with(index, CloseReason::PeerClosed, &frame);
         }
     }
@@ -352,8 +404,16 @@ impl Shard {
         match connection.state {
             // What it published before is still served; then it is cut.
             State::Open if connection.has(flag::PAUSED) => {}
-            State::Closing if !broken && (connection.has(flag::SENDING) || connection.outbox.is_some()) => {}
-            _ => self.cut(index, if broken { CloseReason::PeerReset } else { CloseReason::PeerGone }),
+            State::Closing
+                if !broken && (connection.has(flag::SENDING) || connection.outbox.is_some()) => {}
+            _ => self.cut(
+                index,
+                if broken {
+                    CloseReason::PeerReset
+                } else {
+                    CloseReason::PeerGone
+                },
+            ),
         }
     }
 
@@ -361,7 +421,10 @@ impl Shard {
         let connection = &mut self.connections[index];
         if connection.state != State::Dead {
             connection.clear(flag::SENDING);
-            connection.queued_bytes = connection.outbox.as_ref().map_or(0, |outbox| outbox.queued_bytes());
+            connection.queued_bytes = connection
+                .outbox
+                .as_ref()
+                .map_or(0, |outbox| outbox.queued_bytes());
             self.cut(index, CloseReason::PeerReset);
         }
     }
@@ -383,6 +446,6 @@ impl Shard {
 
 fn close_frame_of(code: u16, reason: CloseReason) -> Vec<u8> {
     let mut frame = Vec::new();
-    close_frame(&mut frame, Some(code), reason.label());
+    close_frame(&mut frame, code, reason.label());
     frame
 }

@@ -226,7 +226,14 @@ pub struct Shard {
 impl Shard {
     /// An empty shard. `seed` is its only source of randomness.
     #[must_use]
-    pub fn new(core: CoreId, options: Options, delivery: Delivery, node: Arc<Node>, seed: u64, now: Tick) -> Self {
+    pub fn new(
+        core: CoreId,
+        options: Options,
+        delivery: Delivery,
+        node: Arc<Node>,
+        seed: u64,
+        now: Tick,
+    ) -> Self {
         let handshake = handshake::Options {
             bytes_max: options.handshake_bytes_max as usize,
             header_count_max: options.handshake_header_count_max as usize,
@@ -244,7 +251,11 @@ impl Shard {
             paused: Vec::new(),
             bus_envelopes: 0,
             bus_bytes: 0,
-            handshake_bucket: TokenBucket::new(options.handshakes_per_s_max, options.handshakes_per_s_max, now),
+            handshake_bucket: TokenBucket::new(
+                options.handshakes_per_s_max,
+                options.handshakes_per_s_max,
+                now,
+            ),
             joining: HashMap::with_hasher(foldhash::fast::FixedState::with_seed(seed)),
             sweep: Sweep::new(now),
             drain: Drain::default(),
@@ -307,9 +318,16 @@ impl Shard {
         if self.work.fan_outs_taken < self.work.fan_outs.len() {
             let taken = self.work.fan_outs_taken;
             self.work.fan_outs_taken += 1;
-            let start = if taken == 0 { 0 } else { self.work.fan_outs[taken - 1].end };
+            let start = if taken == 0 {
+                0
+            } else {
+                self.work.fan_outs[taken - 1].end
+            };
             let FanOut { encoded, end } = &self.work.fan_outs[taken];
-            return Some(Action::FanOut { encoded, targets: &self.work.targets[start..*end] });
+            return Some(Action::FanOut {
+                encoded,
+                targets: &self.work.targets[start..*end],
+            });
         }
         if !self.work.fan_outs.is_empty() {
             self.work.fan_outs.clear();
@@ -319,7 +337,10 @@ impl Shard {
         self.work.pieces.clear();
         while let Some(index) = self.work.dirty.pop() {
             if self.take_send(index) {
-                return Some(Action::Send { index, pieces: &self.work.pieces });
+                return Some(Action::Send {
+                    index,
+                    pieces: &self.work.pieces,
+                });
             }
         }
         self.work.quiet.pop_front().map(|quiet| match quiet {
@@ -377,30 +398,65 @@ impl Shard {
         for (index, connection) in self.connections.iter() {
             account_bytes += u64::from(connection.charged_bytes());
             open += u64::from(connection.state == State::Open);
-            let queued = connection.outbox.as_ref().map_or(0, |outbox| outbox.queued_bytes());
-            assert!(connection.queued_bytes >= queued, "{index}: queued bytes are counted");
-            assert!(connection.has(flag::SENDING) || connection.queued_bytes == queued, "{index}: nothing is in flight");
+            let queued = connection
+                .outbox
+                .as_ref()
+                .map_or(0, |outbox| outbox.queued_bytes());
+            assert!(
+                connection.queued_bytes >= queued,
+                "{index}: queued bytes are counted"
+            );
+            assert!(
+                connection.has(flag::SENDING) || connection.queued_bytes == queued,
+                "{index}: nothing is in flight"
+            );
             assert!(
                 queued <= outbox::Reserve::Close.limit(self.options.connection_queue_bytes_max),
                 "{index}: the queue is within its budget"
             );
             if matches!(connection.state, State::Open | State::Joining) {
-                assert_eq!(self.rooms[connection.room].members[connection.member_index as usize], index);
+                assert_eq!(
+                    self.rooms[connection.room].members[connection.member_index as usize],
+                    index
+                );
             } else {
-                assert_eq!(connection.room, RoomIndex::NONE, "{index}: {:?} is in no room", connection.state);
+                assert_eq!(
+                    connection.room,
+                    RoomIndex::NONE,
+                    "{index}: {:?} is in no room",
+                    connection.state
+                );
             }
-            assert_eq!(connection.has(flag::PAUSED), self.paused.contains(&index), "{index}: paused are listed");
+            assert_eq!(
+                connection.has(flag::PAUSED),
+                self.paused.contains(&index),
+                "{index}: paused are listed"
+            );
         }
-        assert_eq!(account_bytes, self.ledger.account_bytes(), "the ledger balances");
+        assert_eq!(
+            account_bytes,
+            self.ledger.account_bytes(),
+            "the ledger balances"
+        );
         assert_eq!(open, self.connections_open);
         let mut members = 0;
         for (_, room) in self.rooms.iter() {
             members += room.members.len();
-            assert!(!room.members.is_empty() || room.answers_due > 0, "an empty room waits for an answer");
-            assert!(room.incoming.is_none() && room.outgoing.is_none(), "a turn leaves nothing gathered");
+            assert!(
+                !room.members.is_empty() || room.answers_due > 0,
+                "an empty room waits for an answer"
+            );
+            assert!(
+                room.incoming.is_none() && room.outgoing.is_none(),
+                "a turn leaves nothing gathered"
+            );
             assert!(self.delivery == Delivery::Bus || room.order == room::Order::Here);
         }
-        let in_rooms = self.connections.iter().filter(|(_, c)| c.room != RoomIndex::NONE).count();
+        let in_rooms = self
+            .connections
+            .iter()
+            .filter(|(_, c)| c.room != RoomIndex::NONE)
+            .count();
         assert_eq!(members, in_rooms);
         assert_eq!(self.gathered_bytes, 0);
     }

@@ -21,14 +21,20 @@ impl Node {
     /// Limits of the node; `address_connection_count_max` 0 counts no addresses. `seed` keeps
     /// places in the address table from being guessed.
     #[must_use]
-    pub fn new(connection_count_max: u32, bytes_max: u64, address_connection_count_max: u32, seed: u64) -> Self {
+    pub fn new(
+        connection_count_max: u32,
+        bytes_max: u64,
+        address_connection_count_max: u32,
+        seed: u64,
+    ) -> Self {
         Self {
             connection_count: AtomicU32::new(0),
             connection_count_max,
             reserved_bytes: AtomicU64::new(0),
             bytes_max,
-            addresses: (address_connection_count_max > 0)
-                .then(|| AddressTable::new(connection_count_max, address_connection_count_max, seed)),
+            addresses: (address_connection_count_max > 0).then(|| {
+                AddressTable::new(connection_count_max, address_connection_count_max, seed)
+            }),
         }
     }
 
@@ -111,7 +117,9 @@ const PROBE_LENGTH: usize = 64;
 
 impl AddressTable {
     fn new(connection_count_max: u32, count_max: u32, seed: u64) -> Self {
-        let length = (connection_count_max as usize * 2).next_power_of_two().max(PROBE_LENGTH);
+        let length = (connection_count_max as usize * 2)
+            .next_power_of_two()
+            .max(PROBE_LENGTH);
         Self {
             entries: (0..length).map(|_| AtomicU64::new(0)).collect(),
             count_max: u64::from(count_max).min(COUNT_MASK),
@@ -141,7 +149,8 @@ impl AddressTable {
         loop {
             let found = self.window(start).find_map(|entry| {
                 let value = entry.load(Ordering::Relaxed);
-                (value & !COUNT_MASK == fingerprint && value & COUNT_MASK > 0).then_some((entry, value))
+                (value & !COUNT_MASK == fingerprint && value & COUNT_MASK > 0)
+                    .then_some((entry, value))
             });
             let free = || {
                 self.window(start).find_map(|entry| {
@@ -157,7 +166,10 @@ impl AddressTable {
                 return false;
             }
             let next = fingerprint | (count + 1);
-            if entry.compare_exchange_weak(value, next, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            if entry
+                .compare_exchange_weak(value, next, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+            {
                 return true;
             }
         }
@@ -229,11 +241,19 @@ mod tests {
             }
         });
         let table = node.addresses.as_ref().unwrap();
-        assert!(table.entries.iter().all(|entry| entry.load(Ordering::Relaxed) & COUNT_MASK == 0));
+        assert!(
+            table
+                .entries
+                .iter()
+                .all(|entry| entry.load(Ordering::Relaxed) & COUNT_MASK == 0)
+        );
     }
 
     #[test]
     fn a_node_without_an_address_limit_counts_none() {
-        assert_eq!(Node::new(1, 1 << 30, 0, 1).admit_address("10.0.0.1".parse().unwrap()), Some(false));
+        assert_eq!(
+            Node::new(1, 1 << 30, 0, 1).admit_address("10.0.0.1".parse().unwrap()),
+            Some(false)
+        );
     }
 }

@@ -2,7 +2,9 @@
 
 use std::collections::VecDeque;
 
-use crate::limits::{CONTROL_PAYLOAD_BYTES_MAX, CONTROL_RESERVE_BYTES, SEND_PIECE_COUNT_MAX, SERVER_HEADER_BYTES_MAX};
+use crate::limits::{
+    CONTROL_PAYLOAD_BYTES_MAX, CONTROL_RESERVE_BYTES, SEND_PIECE_COUNT_MAX, SERVER_HEADER_BYTES_MAX,
+};
 use crate::protocol::Piece;
 
 /// One queued piece.
@@ -18,7 +20,8 @@ struct Queued {
 pub(super) const QUEUED_BYTES: u32 = size_of::<Queued>() as u32;
 
 /// The part of the control reserve that is kept for the close frame.
-const CLOSE_RESERVE_BYTES: u32 = (CONTROL_PAYLOAD_BYTES_MAX + SERVER_HEADER_BYTES_MAX) as u32 + QUEUED_BYTES;
+const CLOSE_RESERVE_BYTES: u32 =
+    (CONTROL_PAYLOAD_BYTES_MAX + SERVER_HEADER_BYTES_MAX) as u32 + QUEUED_BYTES;
 const _: () = assert!(2 * CLOSE_RESERVE_BYTES < CONTROL_RESERVE_BYTES);
 
 /// How far a queue may be filled, by what is put into it.
@@ -81,7 +84,10 @@ impl Outbox {
     /// Queues `piece` with its `message_count` messages (0: control). Returns the bytes it costs.
     pub(super) fn push(&mut self, piece: Piece, message_count: u32) -> u32 {
         let cost = piece.byte_count() + QUEUED_BYTES;
-        self.queue.push_back(Queued { piece, message_count });
+        self.queue.push_back(Queued {
+            piece,
+            message_count,
+        });
         cost
     }
 
@@ -111,13 +117,19 @@ impl Outbox {
 
     /// Drops the oldest queued piece of messages. Returns the bytes it cost and its messages; `None`: there is none.
     pub(super) fn drop_oldest(&mut self) -> Option<(u32, u32)> {
-        let at = self.queue.iter().position(|queued| queued.message_count > 0)?;
+        let at = self
+            .queue
+            .iter()
+            .position(|queued| queued.message_count > 0)?;
         let dropped = self.queue.remove(at).expect("just found");
         self.missed_before = self.missed_before.saturating_add(dropped.message_count);
         if !self.queue.iter().any(|queued| queued.message_count > 0) {
             self.missed_before = self.missed_before.saturating_add(self.take_gap_after());
         }
-        Some((dropped.piece.byte_count() + QUEUED_BYTES, dropped.message_count))
+        Some((
+            dropped.piece.byte_count() + QUEUED_BYTES,
+            dropped.message_count,
+        ))
     }
 
     /// Moves the pieces of the next send into `pieces`. Returns the entries' bytes, which are no longer queued.
@@ -136,7 +148,10 @@ impl Outbox {
 
     /// Bytes queued: pieces and entries.
     pub(super) fn queued_bytes(&self) -> u32 {
-        self.queue.iter().map(|queued| queued.piece.byte_count() + QUEUED_BYTES).sum()
+        self.queue
+            .iter()
+            .map(|queued| queued.piece.byte_count() + QUEUED_BYTES)
+            .sum()
     }
 }
 
@@ -166,12 +181,20 @@ mod tests {
     fn a_gap_stands_where_the_messages_would_have_stood() {
         let mut outbox = Outbox::default();
         outbox.miss_newest(2);
-        assert_eq!(outbox.take_gap_before(), 2, "nothing is queued: the gap comes first");
+        assert_eq!(
+            outbox.take_gap_before(),
+            2,
+            "nothing is queued: the gap comes first"
+        );
         outbox.push(piece(1), 1);
         outbox.miss_newest(5);
         assert_eq!((outbox.take_gap_before(), outbox.gap_after()), (0, 5));
         outbox.drop_oldest();
-        assert_eq!((outbox.take_gap_before(), outbox.gap_after()), (6, 0), "the two gaps have met");
+        assert_eq!(
+            (outbox.take_gap_before(), outbox.gap_after()),
+            (6, 0),
+            "the two gaps have met"
+        );
     }
 
     #[test]
@@ -183,7 +206,12 @@ mod tests {
         let mut pieces = Vec::new();
         outbox.take(&mut pieces);
         assert_eq!(pieces.len(), SEND_PIECE_COUNT_MAX);
-        assert!(pieces.iter().zip(1..).all(|(piece, bytes)| piece.byte_count() == bytes));
+        assert!(
+            pieces
+                .iter()
+                .zip(1..)
+                .all(|(piece, bytes)| piece.byte_count() == bytes)
+        );
         assert_eq!(outbox.piece_count(), 5);
     }
 
@@ -191,6 +219,9 @@ mod tests {
     fn a_full_queue_still_takes_control_frames_and_then_a_close_frame() {
         let data = Reserve::Data.limit(1_000);
         assert!(Reserve::Control.limit(1_000) >= data + CLOSE_RESERVE_BYTES);
-        assert_eq!(Reserve::Close.limit(1_000) - Reserve::Control.limit(1_000), CLOSE_RESERVE_BYTES);
+        assert_eq!(
+            Reserve::Close.limit(1_000) - Reserve::Control.limit(1_000),
+            CLOSE_RESERVE_BYTES
+        );
     }
 }

@@ -32,7 +32,11 @@ impl Shard {
     /// Whether a message of `payload_bytes` may be published into `room` now. If not, its publisher waits.
     pub(super) fn has_publish_room(&mut self, room: RoomIndex, payload_bytes: usize) -> bool {
         let bytes = payload_bytes + SERVER_HEADER_BYTES_MAX;
-        if self.ledger.admit(self.gathered_bytes + bytes as u64).is_err() {
+        if self
+            .ledger
+            .admit(self.gathered_bytes + bytes as u64)
+            .is_err()
+        {
             return false;
         }
         if self.delivery == Delivery::Inline {
@@ -42,17 +46,28 @@ impl Shard {
         match room.order {
             Order::Here => true,
             Order::Pending => false,
-            Order::Bus => self.bus_bytes >= bytes && (room.outgoing.is_some() || self.bus_envelopes > 0),
+            Order::Bus => {
+                self.bus_bytes >= bytes && (room.outgoing.is_some() || self.bus_envelopes > 0)
+            }
         }
     }
 
     /// Publishes a message of the connection `index`. The caller has asked [`Shard::has_publish_room`].
-    pub(super) fn publish(&mut self, index: u32, kind: MessageKind, payload: &Payload<'_>) -> Result<(), NotUtf8> {
+    pub(super) fn publish(
+        &mut self,
+        index: u32,
+        kind: MessageKind,
+        payload: &Payload<'_>,
+    ) -> Result<(), NotUtf8> {
         let room_index = self.connections[index].room;
         let sender = Some(self.connections.id(self.core, index));
         let room = &mut self.rooms[room_index];
         let upwards = room.order == Order::Bus;
-        let place = if upwards { &mut room.outgoing } else { &mut room.incoming };
+        let place = if upwards {
+            &mut room.outgoing
+        } else {
+            &mut room.incoming
+        };
         let is_first = place.is_none();
         let gathered = place.get_or_insert_with(|| {
             Box::new(Gathered {
@@ -84,8 +99,14 @@ impl Shard {
                 }
             }
         }
-        let end = u32::try_from(gathered.bytes.len()).expect("bounded by the batch and the message limit");
-        gathered.messages.push(BatchMessage { end, header_bytes, kind, sender });
+        let end = u32::try_from(gathered.bytes.len())
+            .expect("bounded by the batch and the message limit");
+        gathered.messages.push(BatchMessage {
+            end,
+            header_bytes,
+            kind,
+            sender,
+        });
         let total = gathered.bytes.len();
         let frame_bytes = total - start;
         self.gathered_bytes += frame_bytes as u64;
@@ -106,7 +127,9 @@ impl Shard {
 
     /// A delivery of the backplane joins what the room gathers.
     pub(super) fn delivered(&mut self, room: &RoomName, batch: &Batch) {
-        let Some(index) = self.rooms.find(room) else { return };
+        let Some(index) = self.rooms.find(room) else {
+            return;
+        };
         if self.rooms[index].order == Order::Bus {
             self.gather(index, batch);
         }
@@ -130,12 +153,20 @@ impl Shard {
         if room.incoming.is_none() {
             self.rooms_dirty.push(index);
         }
-        let gathered = room
-            .incoming
-            .get_or_insert_with(|| Box::new(Gathered { published: batch.published, ..Gathered::default() }));
+        let gathered = room.incoming.get_or_insert_with(|| {
+            Box::new(Gathered {
+                published: batch.published,
+                ..Gathered::default()
+            })
+        });
         let offset = u32::try_from(gathered.bytes.len()).expect("bounded by the batch limit");
         gathered.bytes.extend_from_slice(&batch.bytes);
-        gathered.messages.extend(batch.messages.iter().map(|m| BatchMessage { end: m.end + offset, ..*m }));
+        gathered
+            .messages
+            .extend(batch.messages.iter().map(|m| BatchMessage {
+                end: m.end + offset,
+                ..*m
+            }));
         gathered.published = gathered.published.min(batch.published);
         self.gathered_bytes += batch.bytes.len() as u64;
         if gathered.bytes.len() >= ROOM_BATCH_BYTES_MAX {
@@ -166,10 +197,19 @@ impl Shard {
     pub(super) fn flush_outgoing(&mut self, index: RoomIndex) {
         let room = &mut self.rooms[index];
         if let Some(gathered) = room.outgoing.take() {
-            let Gathered { bytes, messages, published } = *gathered;
+            let Gathered {
+                bytes,
+                messages,
+                published,
+            } = *gathered;
             self.gathered_bytes -= bytes.len() as u64;
-            let byte_count = u32::try_from(bytes.len()).expect("bounded by the batch and the message limit");
-            let batch = Arc::new(Batch { bytes, messages, published });
+            let byte_count =
+                u32::try_from(bytes.len()).expect("bounded by the batch and the message limit");
+            let batch = Arc::new(Batch {
+                bytes,
+                messages,
+                published,
+            });
             let room = Arc::clone(&room.name);
             self.forward(Upstream::Publish { room, batch }, byte_count);
         }

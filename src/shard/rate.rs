@@ -14,7 +14,12 @@ impl RateState {
     #[allow(clippy::cast_possible_truncation)] // a few dozen
     pub(super) const BYTES: u32 = size_of::<Self>() as u32;
 
-    pub(super) fn new(messages_per_s: u32, bytes_per_s: u32, message_bytes_max: u32, now: Tick) -> Self {
+    pub(super) fn new(
+        messages_per_s: u32,
+        bytes_per_s: u32,
+        message_bytes_max: u32,
+        now: Tick,
+    ) -> Self {
         Self {
             messages: TokenBucket::new(messages_per_s, messages_per_s, now),
             bytes: TokenBucket::new(bytes_per_s, bytes_per_s.max(message_bytes_max), now),
@@ -40,7 +45,12 @@ pub(super) struct TokenBucket {
 impl TokenBucket {
     /// A full bucket. A rate of 0 never refuses.
     pub(super) fn new(rate_per_s: u32, burst: u32, now: Tick) -> Self {
-        Self { micro_tokens: u64::from(burst) * 1_000_000, rate_per_s, burst, filled: now }
+        Self {
+            micro_tokens: u64::from(burst) * 1_000_000,
+            rate_per_s,
+            burst,
+            filled: now,
+        }
     }
 
     /// Takes `count` tokens, or none.
@@ -48,8 +58,13 @@ impl TokenBucket {
         if self.rate_per_s == 0 {
             return true;
         }
-        let gained = now.since(self.filled).saturating_mul(u64::from(self.rate_per_s));
-        self.micro_tokens = self.micro_tokens.saturating_add(gained).min(u64::from(self.burst) * 1_000_000);
+        let gained = now
+            .since(self.filled)
+            .saturating_mul(u64::from(self.rate_per_s));
+        self.micro_tokens = self
+            .micro_tokens
+            .saturating_add(gained)
+            .min(u64::from(self.burst) * 1_000_000);
         self.filled = now;
         let price = u64::from(count) * 1_000_000;
         if price > self.micro_tokens {
@@ -73,7 +88,10 @@ mod tests {
         assert!(!bucket.take(1, Tick::from_ms(99)));
         assert!(bucket.take(1, Tick::from_ms(100)));
         assert!(!bucket.take(1, Tick::from_ms(101)));
-        assert!(bucket.take(10, Tick::from_ms(10_000)), "never more than the burst, but all of it");
+        assert!(
+            bucket.take(10, Tick::from_ms(10_000)),
+            "never more than the burst, but all of it"
+        );
         assert!(!bucket.take(1, Tick::from_ms(10_000)));
     }
 

@@ -4,13 +4,13 @@ use super::Shard;
 use super::connection::{State, flag};
 use super::inbox::{FrameProgress, Inbox, Partial};
 use super::outbox::Reserve;
-use super::publish::{NotUtf8, Payload};
+use super::publish::Payload;
 use super::rate::RateState;
 use crate::bus::MessageKind;
 use crate::limits::CONTROL_PAYLOAD_BYTES_MAX;
 use crate::protocol::{
-    CloseReason, FrameHeader, OpCode, Role, Utf8Validator, decode_header, encode_header, parse_close, unmask_extend,
-    unmask_in_place,
+    CloseReason, FrameHeader, OpCode, Role, Utf8Validator, decode_header, encode_header,
+    parse_close, unmask_extend, unmask_in_place,
 };
 
 /// Why decoding stops before the bytes do.
@@ -59,7 +59,12 @@ impl Shard {
     fn receive_behind(&mut self, index: u32, bytes: &[u8]) {
         let connection = &self.connections[index];
         let paused = connection.has(flag::PAUSED);
-        if paused || connection.inbox.as_ref().is_some_and(|inbox| !inbox.unread.is_empty()) {
+        if paused
+            || connection
+                .inbox
+                .as_ref()
+                .is_some_and(|inbox| !inbox.unread.is_empty())
+        {
             self.keep_unread(index, bytes, paused);
             if !paused {
                 self.receive_unread(index);
@@ -72,7 +77,9 @@ impl Shard {
 
     /// Decodes what was kept.
     pub(super) fn receive_unread(&mut self, index: u32) {
-        let Some(inbox) = &mut self.connections[index].inbox else { return };
+        let Some(inbox) = &mut self.connections[index].inbox else {
+            return;
+        };
         let unread = inbox.take_unread(&mut self.ledger);
         self.receive_frames(index, &unread);
         self.drop_empty_inbox(index);
@@ -80,14 +87,20 @@ impl Shard {
 
     /// Keeps bytes that cannot be used yet. `owed`: whatever the limits say, since the engine bounds them.
     pub(super) fn keep_unread(&mut self, index: u32, bytes: &[u8], owed: bool) {
-        if !matches!(self.connections[index].state, State::Open | State::Joining | State::Handshake) {
+        if !matches!(
+            self.connections[index].state,
+            State::Open | State::Joining | State::Handshake
+        ) {
             return;
         }
         let kept = self.inbox(index).and_then(|()| {
             let inbox = self.connections[index].inbox.as_mut().expect("made above");
             inbox.keep_unread(bytes, &mut self.ledger, owed)
         });
-        let unread = self.connections[index].inbox.as_ref().map_or(0, |inbox| inbox.unread.len());
+        let unread = self.connections[index]
+            .inbox
+            .as_ref()
+            .map_or(0, |inbox| inbox.unread.len());
         if kept.is_err() || (!owed && unread > self.unread_bytes_max()) {
             self.fail(index, CloseReason::OverBudget);
         }
@@ -106,7 +119,11 @@ impl Shard {
     }
 
     pub(super) fn drop_empty_inbox(&mut self, index: u32) {
-        if self.connections[index].inbox.as_ref().is_some_and(|inbox| inbox.is_empty()) {
+        if self.connections[index]
+            .inbox
+            .as_ref()
+            .is_some_and(|inbox| inbox.is_empty())
+        {
             self.drop_inbox(index);
         }
     }
@@ -123,19 +140,32 @@ impl Shard {
         if connection.state != State::Open {
             return Err(Stop::Ended);
         }
-        if let Some(partial) = connection.inbox.as_mut().and_then(|inbox| inbox.partial.as_mut()) {
+        if let Some(partial) = connection
+            .inbox
+            .as_mut()
+            .and_then(|inbox| inbox.partial.as_mut())
+        {
             if partial.whole {
                 return self.publish_partial(index);
             }
             if let Some(frame) = &mut partial.frame {
-                let count = rest.len().min((frame.payload_bytes - frame.received_bytes) as usize);
+                let count = rest
+                    .len()
+                    .min((frame.payload_bytes - frame.received_bytes) as usize);
                 let (bytes, behind) = rest.split_at(count);
                 *rest = behind;
-                unmask_extend(&mut partial.payload, bytes, frame.mask, frame.received_bytes as usize);
+                unmask_extend(
+                    &mut partial.payload,
+                    bytes,
+                    frame.mask,
+                    frame.received_bytes as usize,
+                );
                 #[allow(clippy::cast_possible_truncation)] // at most payload_bytes
                 let received = frame.received_bytes + count as u32;
                 frame.received_bytes = received;
-                let FrameProgress { payload_bytes, fin, .. } = *frame;
+                let FrameProgress {
+                    payload_bytes, fin, ..
+                } = *frame;
                 if received == payload_bytes {
                     partial.frame = None;
                     partial.whole = fin;
@@ -148,7 +178,11 @@ impl Shard {
                 if !is_valid {
                     return Err(self.fail_and_stop(index, CloseReason::InvalidUtf8));
                 }
-                return if received == payload_bytes { Ok(()) } else { Err(Stop::NeedMore) };
+                return if received == payload_bytes {
+                    Ok(())
+                } else {
+                    Err(Stop::NeedMore)
+                };
             }
         }
         if rest.is_empty() {
@@ -159,7 +193,11 @@ impl Shard {
             Ok(None) => return Err(Stop::NeedMore),
             Err(error) => return Err(self.fail_and_stop(index, error.close_reason())),
         };
-        if header.opcode.is_control() { self.control_frame(index, &header, rest) } else { self.data_frame(index, &header, rest) }
+        if header.opcode.is_control() {
+            self.control_frame(index, &header, rest)
+        } else {
+            self.data_frame(index, &header, rest)
+        }
     }
 
     #[cold]
@@ -169,16 +207,25 @@ impl Shard {
     }
 
     /// A data frame begins (RFC 6455 §5.4, §5.6).
-    fn data_frame(&mut self, index: u32, header: &FrameHeader, rest: &mut &[u8]) -> Result<(), Stop> {
+    fn data_frame(
+        &mut self,
+        index: u32,
+        header: &FrameHeader,
+        rest: &mut &[u8],
+    ) -> Result<(), Stop> {
         let connection = &self.connections[index];
-        let partial = connection.inbox.as_ref().and_then(|inbox| inbox.partial.as_ref());
+        let partial = connection
+            .inbox
+            .as_ref()
+            .and_then(|inbox| inbox.partial.as_ref());
         let kind = match (header.opcode, partial) {
             (OpCode::Text, None) => MessageKind::Text,
             (OpCode::Binary, None) => MessageKind::Binary,
             (OpCode::Continuation, Some(partial)) => partial.kind,
             _ => return Err(self.fail_and_stop(index, CloseReason::ProtocolError)),
         };
-        let message_bytes = partial.map_or(0, |partial| partial.payload.len() as u64) + header.payload_bytes;
+        let message_bytes =
+            partial.map_or(0, |partial| partial.payload.len() as u64) + header.payload_bytes;
         let fragment_count = partial.map_or(0, |partial| partial.fragment_count) + 1;
         if message_bytes > u64::from(self.options.message_bytes_max)
             || fragment_count > self.options.message_fragment_count_max
@@ -187,7 +234,10 @@ impl Shard {
         }
         let mask = header.mask.unwrap_or_default();
         #[allow(clippy::cast_possible_truncation)] // at most message_bytes_max
-        let (payload_bytes, header_bytes) = (header.payload_bytes as usize, usize::from(header.header_bytes));
+        let (payload_bytes, header_bytes) = (
+            header.payload_bytes as usize,
+            usize::from(header.header_bytes),
+        );
         if partial.is_none() && header.fin && rest.len() >= header_bytes + payload_bytes {
             // The common case: a whole message, used where it lies.
             let room = connection.room;
@@ -197,7 +247,10 @@ impl Shard {
             }
             let (frame, behind) = rest.split_at(header_bytes + payload_bytes);
             self.take_rate(index, payload_bytes)?;
-            let payload = Payload::Masked { bytes: &frame[header_bytes..], mask };
+            let payload = Payload::Masked {
+                bytes: &frame[header_bytes..],
+                mask,
+            };
             let Ok(()) = self.publish(index, kind, &payload) else {
                 return Err(self.fail_and_stop(index, CloseReason::InvalidUtf8));
             };
@@ -236,7 +289,14 @@ impl Shard {
             received_bytes: 0,
             fin,
         });
-        if inbox.announce(payload_bytes, self.options.message_bytes_max as usize, &mut self.ledger).is_err() {
+        if inbox
+            .announce(
+                payload_bytes,
+                self.options.message_bytes_max as usize,
+                &mut self.ledger,
+            )
+            .is_err()
+        {
             return Err(self.fail_and_stop(index, CloseReason::OverBudget));
         }
         Ok(())
@@ -246,16 +306,26 @@ impl Shard {
     fn publish_partial(&mut self, index: u32) -> Result<(), Stop> {
         let connection = &self.connections[index];
         let room = connection.room;
-        let partial = connection.inbox.as_ref().and_then(|inbox| inbox.partial.as_ref()).expect("the caller saw it");
+        let partial = connection
+            .inbox
+            .as_ref()
+            .and_then(|inbox| inbox.partial.as_ref())
+            .expect("the caller saw it");
         let payload_bytes = partial.payload.len();
         if !self.has_publish_room(room, payload_bytes) {
             self.pause_publisher(index);
             return Err(Stop::Wait);
         }
-        let inbox = self.connections[index].inbox.as_mut().expect("the caller saw it");
-        let partial = inbox.take_partial(&mut self.ledger).expect("the caller saw it");
+        let inbox = self.connections[index]
+            .inbox
+            .as_mut()
+            .expect("the caller saw it");
+        let partial = inbox
+            .take_partial(&mut self.ledger)
+            .expect("the caller saw it");
         self.take_rate(index, payload_bytes)?;
-        let Ok(()) | Err(NotUtf8) = self.publish(index, partial.kind, &Payload::Plain(&partial.payload));
+        let published = self.publish(index, partial.kind, &Payload::Plain(&partial.payload));
+        debug_assert!(published.is_ok(), "its text was checked as it came");
         Ok(())
     }
 
@@ -272,7 +342,12 @@ impl Shard {
         }
         let rate = connection.rate.get_or_insert_with(|| {
             let (messages, bytes) = (options.messages_per_s_max, options.message_bytes_per_s_max);
-            Box::new(RateState::new(messages, bytes, options.message_bytes_max, self.now))
+            Box::new(RateState::new(
+                messages,
+                bytes,
+                options.message_bytes_max,
+                self.now,
+            ))
         });
         if rate.take(u32::try_from(payload_bytes).unwrap_or(u32::MAX), self.now) {
             Ok(())
@@ -282,7 +357,12 @@ impl Shard {
     }
 
     /// A control frame, used once it is whole (RFC 6455 §5.5).
-    fn control_frame(&mut self, index: u32, header: &FrameHeader, rest: &mut &[u8]) -> Result<(), Stop> {
+    fn control_frame(
+        &mut self,
+        index: u32,
+        header: &FrameHeader,
+        rest: &mut &[u8],
+    ) -> Result<(), Stop> {
         let header_bytes = usize::from(header.header_bytes);
         #[allow(clippy::cast_possible_truncation)] // at most 125: the decoder refuses more
         let payload_bytes = header.payload_bytes as usize;
@@ -301,7 +381,8 @@ impl Shard {
                 encode_header(&mut pong, true, OpCode::Pong, payload.len());
                 pong.extend_from_slice(payload);
                 // A peer that pings and does not read gets no more than the reserve holds (§5.5.3 allows it).
-                self.counters.pings_answered += u64::from(self.queue_control(index, pong, Reserve::Control));
+                self.counters.pings_answered +=
+                    u64::from(self.queue_control(index, pong, Reserve::Control));
             }
             OpCode::Pong => self.ponged(index, payload),
             OpCode::Close => match parse_close(payload) {
@@ -312,7 +393,9 @@ impl Shard {
                 }
                 Err(error) => return Err(self.fail_and_stop(index, error.close_reason())),
             },
-            OpCode::Continuation | OpCode::Text | OpCode::Binary => unreachable!("the caller looked"),
+            OpCode::Continuation | OpCode::Text | OpCode::Binary => {
+                unreachable!("the caller looked")
+            }
         }
         Ok(())
     }

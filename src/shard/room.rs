@@ -82,11 +82,19 @@ impl RoomTable {
     }
 
     pub(super) fn find(&self, name: &str) -> Option<RoomIndex> {
-        self.by_name.find(self.hasher.hash_one(name), |&index| &*self[index].name == name).copied()
+        self.by_name
+            .find(self.hasher.hash_one(name), |&index| {
+                &*self[index].name == name
+            })
+            .copied()
     }
 
     /// The room `name`, made if it is not there. `order` is what a new room begins with.
-    pub(super) fn find_or_open(&mut self, name: &str, order: Order) -> Result<RoomIndex, TableFull> {
+    pub(super) fn find_or_open(
+        &mut self,
+        name: &str,
+        order: Order,
+    ) -> Result<RoomIndex, TableFull> {
         if let Some(index) = self.find(name) {
             return Ok(index);
         }
@@ -111,17 +119,32 @@ impl RoomTable {
             RoomIndex(u32::try_from(self.rooms.len() - 1).expect("bounded by count_max"))
         };
         let (rooms, hasher) = (&self.rooms, &self.hasher);
-        let name_of = |index: &RoomIndex| &*rooms[index.0 as usize].as_ref().expect("indexed rooms exist").name;
-        self.by_name.insert_unique(hasher.hash_one(name), index, |other| hasher.hash_one(name_of(other)));
+        let name_of = |index: &RoomIndex| {
+            &*rooms[index.0 as usize]
+                .as_ref()
+                .expect("indexed rooms exist")
+                .name
+        };
+        self.by_name
+            .insert_unique(hasher.hash_one(name), index, |other| {
+                hasher.hash_one(name_of(other))
+            });
         Ok(index)
     }
 
     /// Takes an empty room out.
     pub(super) fn close(&mut self, index: RoomIndex) {
-        let room = self.rooms[index.0 as usize].take().expect("a room is closed once");
-        debug_assert!(room.members.is_empty() && room.incoming.is_none() && room.outgoing.is_none());
+        let room = self.rooms[index.0 as usize]
+            .take()
+            .expect("a room is closed once");
+        debug_assert!(
+            room.members.is_empty() && room.incoming.is_none() && room.outgoing.is_none()
+        );
         let hash = self.hasher.hash_one(&*room.name);
-        let entry = self.by_name.find_entry(hash, |&other| other == index).expect("an open room is in the index");
+        let entry = self
+            .by_name
+            .find_entry(hash, |&other| other == index)
+            .expect("an open room is in the index");
         entry.remove();
         self.free.push(index);
     }
@@ -132,7 +155,10 @@ impl RoomTable {
             Some(prefix) => name.starts_with(prefix),
             None => rule.pattern == name,
         };
-        self.rules.iter().find(matches).map_or(DropPolicy::Disconnect, |rule| rule.slow)
+        self.rules
+            .iter()
+            .find(matches)
+            .map_or(DropPolicy::Disconnect, |rule| rule.slow)
     }
 
     /// Whether `index` names a room now: it may have been closed since it was noted down.
@@ -145,20 +171,27 @@ impl RoomTable {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (RoomIndex, &Room)> {
-        (0..).map(RoomIndex).zip(&self.rooms).filter_map(|(index, room)| Some((index, room.as_ref()?)))
+        (0..)
+            .map(RoomIndex)
+            .zip(&self.rooms)
+            .filter_map(|(index, room)| Some((index, room.as_ref()?)))
     }
 }
 
 impl std::ops::Index<RoomIndex> for RoomTable {
     type Output = Room;
     fn index(&self, index: RoomIndex) -> &Room {
-        self.rooms[index.0 as usize].as_ref().expect("a RoomIndex is held only while its room is open")
+        self.rooms[index.0 as usize]
+            .as_ref()
+            .expect("a RoomIndex is held only while its room is open")
     }
 }
 
 impl std::ops::IndexMut<RoomIndex> for RoomTable {
     fn index_mut(&mut self, index: RoomIndex) -> &mut Room {
-        self.rooms[index.0 as usize].as_mut().expect("a RoomIndex is held only while its room is open")
+        self.rooms[index.0 as usize]
+            .as_mut()
+            .expect("a RoomIndex is held only while its room is open")
     }
 }
 
@@ -168,14 +201,24 @@ mod tests {
     use crate::shard::RoomRule;
 
     fn table(rules: &[(&str, DropPolicy)], count_max: u32) -> RoomTable {
-        let rules = rules.iter().map(|&(pattern, slow)| RoomRule { pattern: pattern.into(), slow }).collect();
+        let rules = rules
+            .iter()
+            .map(|&(pattern, slow)| RoomRule {
+                pattern: pattern.into(),
+                slow,
+            })
+            .collect();
         RoomTable::new(rules, count_max, 7)
     }
 
     #[test]
     fn the_first_rule_that_matches_counts() {
         let mut table = table(
-            &[("ticker:btc", DropPolicy::DropNewest), ("ticker:*", DropPolicy::Latest), ("*", DropPolicy::DropOldest)],
+            &[
+                ("ticker:btc", DropPolicy::DropNewest),
+                ("ticker:*", DropPolicy::Latest),
+                ("*", DropPolicy::DropOldest),
+            ],
             10,
         );
         for (name, policy) in [

@@ -11,7 +11,8 @@ use super::connection::{State, flag};
 use super::outbox::{QUEUED_BYTES, Reserve};
 use super::{FanOut, HeartbeatMode, Quiet, Shard};
 use crate::bus::{DrainOrder, Upstream};
-use crate::protocol::{CloseReason, Encoded, OpCode, Piece, close_frame, encode_header, notice_reconnect};
+use crate::protocol::dialect::raw::notice_reconnect;
+use crate::protocol::{CloseReason, Encoded, OpCode, Piece, encode_header};
 use crate::time::{Tick, elapsed_ms};
 
 /// Between two ticks.
@@ -29,7 +30,11 @@ pub(super) struct Sweep {
 
 impl Sweep {
     pub(super) fn new(now: Tick) -> Self {
-        Self { last: now, ping: Cursor::default(), check: Cursor::default() }
+        Self {
+            last: now,
+            ping: Cursor::default(),
+            check: Cursor::default(),
+        }
     }
 
     pub(super) const fn next_at(&self) -> Tick {
@@ -52,7 +57,9 @@ impl Cursor {
             return (0, 0);
         }
         self.debt += elapsed_us.min(round_us) * u64::from(length);
-        let count = u32::try_from(self.debt / round_us).unwrap_or(u32::MAX).min(length);
+        let count = u32::try_from(self.debt / round_us)
+            .unwrap_or(u32::MAX)
+            .min(length);
         self.debt %= round_us;
         let first = self.at % length;
         self.at = (first + count) % length;
@@ -92,7 +99,9 @@ impl Drain {
     pub(super) const fn window_is_over(&self, now: Tick) -> bool {
         match self.order {
             None | Some(DrainOrder::NotReady) => false,
-            Some(DrainOrder::Close { window_ms, .. }) => now.since(self.began) >= window_ms as u64 * 1_000,
+            Some(DrainOrder::Close { window_ms, .. }) => {
+                now.since(self.began) >= window_ms as u64 * 1_000
+            }
             Some(DrainOrder::Cut) => true,
         }
     }
@@ -144,7 +153,8 @@ impl Shard {
             if connection.state != State::Open || connection.has(flag::AWAITING_PONG) {
                 continue;
             }
-            if connection.flags & (flag::SENDING | flag::DIRTY) == 0 && connection.outbox.is_none() {
+            if connection.flags & (flag::SENDING | flag::DIRTY) == 0 && connection.outbox.is_none()
+            {
                 connection.set(flag::SENDING);
                 connection.queued_bytes = piece.byte_count();
                 connection.progress_ms = now_ms;
@@ -160,7 +170,10 @@ impl Shard {
             self.counters.pings_sent += 1;
         }
         if self.work.targets.len() > first_target {
-            self.work.fan_outs.push(FanOut { encoded, end: self.work.targets.len() });
+            self.work.fan_outs.push(FanOut {
+                encoded,
+                end: self.work.targets.len(),
+            });
         }
     }
 
@@ -184,9 +197,13 @@ impl Shard {
             }
             State::Open => {
                 let progress_ms_ago = elapsed_ms(now_ms, connection.progress_ms);
-                if connection.has(flag::SENDING) && progress_ms_ago >= options.write_stall_timeout_ms {
+                if connection.has(flag::SENDING)
+                    && progress_ms_ago >= options.write_stall_timeout_ms
+                {
                     self.cut(index, CloseReason::WriteStalled);
-                } else if connection.has(flag::AWAITING_PONG) && marked_ms_ago >= options.pong_timeout_ms {
+                } else if connection.has(flag::AWAITING_PONG)
+                    && marked_ms_ago >= options.pong_timeout_ms
+                {
                     let alive_ms_ago = elapsed_ms(now_ms, connection.heard_ms).min(progress_ms_ago);
                     if alive_ms_ago >= options.pong_timeout_ms {
                         self.cut(index, CloseReason::HeartbeatLost);
@@ -220,7 +237,9 @@ impl Shard {
 
     /// Closes as many connections as the window's elapsed share asks for; all of them once it is over.
     fn drain_step(&mut self) {
-        let Some(DrainOrder::Close { window_ms, notice }) = self.drain.order else { return };
+        let Some(DrainOrder::Close { window_ms, notice }) = self.drain.order else {
+            return;
+        };
         let length = self.connections.length();
         if self.drain.window_is_over(self.now) {
             for index in 0..length {
@@ -249,12 +268,11 @@ impl Shard {
         match connection.state {
             State::Open => {
                 if notice && !connection.has(flag::NO_NOTICES) {
-                    let after_ms = self.options.reconnect_after_ms + self.jittered(self.options.reconnect_after_ms);
+                    let after_ms = self.options.reconnect_after_ms
+                        + self.jittered(self.options.reconnect_after_ms);
                     self.queue_control(index, notice_reconnect(after_ms), Reserve::Control);
                 }
-                let mut frame = Vec::new();
-                close_frame(&mut frame, CloseReason::Draining.code(), CloseReason::Draining.label());
-                self.close_with(index, CloseReason::Draining, &frame);
+                self.fail(index, CloseReason::Draining);
             }
             State::Handshake | State::Joining => self.cut(index, CloseReason::Draining),
             State::Vacant | State::Closing | State::Dead => {}
@@ -263,7 +281,8 @@ impl Shard {
 
     /// Says once that nothing is left.
     pub(super) fn drain_progress(&mut self) {
-        if self.drain.is_closing() && self.drain.listeners_stopped && self.connections.count() == 0 {
+        if self.drain.is_closing() && self.drain.listeners_stopped && self.connections.count() == 0
+        {
             self.drain.done = true;
             self.forward(Upstream::Drained, 0);
         }
@@ -288,7 +307,10 @@ mod tests {
                         }
                     }
                 }
-                assert!(visits.iter().all(|&count| count == 5), "{ticks:?} over {length}: {visits:?}");
+                assert!(
+                    visits.iter().all(|&count| count == 5),
+                    "{ticks:?} over {length}: {visits:?}"
+                );
             }
         }
     }
