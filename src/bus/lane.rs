@@ -102,12 +102,22 @@ impl<T> LaneWriter<T> {
         LANE_BYTES_MAX.saturating_sub(usize::try_from(flying).unwrap_or(usize::MAX))
     }
 
+    /// Whether a data envelope with `bytes` of payload would be taken now.
+    ///
+    /// A single message may be larger than [`LANE_BYTES_MAX`] (its limit is a setting): a lane with no bytes in flight
+    /// takes it, so the bound is the larger of the two, and nothing waits for ever.
+    #[must_use]
+    pub fn fits(&self, bytes: u32) -> bool {
+        let room = self.bytes_room();
+        self.data_room() > 0 && (room >= bytes as usize || room == LANE_BYTES_MAX)
+    }
+
     /// Sends an envelope that carries `bytes` of payload.
     ///
     /// # Errors
     /// `LaneFull` gives the envelope back when only the control reserve is left, or the bytes do not fit.
     pub fn try_send_data(&mut self, envelope: T, bytes: u32) -> Result<(), LaneFull<T>> {
-        if self.data_room() == 0 || self.bytes_room() < bytes as usize {
+        if !self.fits(bytes) {
             return Err(LaneFull(envelope));
         }
         self.push(envelope, bytes)
@@ -201,6 +211,22 @@ mod tests {
         assert_eq!(writer.bytes_room(), 0);
         while reader.next_envelope().is_some() {}
         assert_eq!(writer.bytes_room(), 0, "not settled yet");
+        reader.settle();
+        assert_eq!(writer.bytes_room(), LANE_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_message_larger_than_the_lane_goes_when_nothing_else_is_in_flight() {
+        let (mut writer, mut reader) = lane::<&str>();
+        let huge = u32::try_from(LANE_BYTES_MAX).unwrap() + 10;
+        writer.try_send_data("small", 1).unwrap();
+        assert_eq!(writer.try_send_data("huge", huge), Err(LaneFull("huge")));
+        reader.next_envelope().unwrap();
+        reader.settle();
+        writer.try_send_data("huge", huge).unwrap();
+        assert_eq!(writer.bytes_room(), 0);
+        assert_eq!(writer.try_send_data("small", 1), Err(LaneFull("small")));
+        reader.next_envelope().unwrap();
         reader.settle();
         assert_eq!(writer.bytes_room(), LANE_BYTES_MAX);
     }
