@@ -2,4 +2,6 @@
 //!
 //! Rule of this room: it moves bytes, time and wake-ups, and decides nothing about rooms.
 
+pub mod cores;
+pub mod host;
 pub mod ring;
