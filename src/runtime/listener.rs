@@ -40,7 +40,11 @@ pub(super) fn bind(
 }
 
 fn socket(address: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
@@ -63,7 +67,9 @@ fn listening(address: SocketAddr, options: &SocketOptions) -> io::Result<Socket>
         socket.set_tcp_notsent_lowat(options.notsent_lowat_bytes)?;
     }
     if options.user_timeout_ms > 0 {
-        socket.set_tcp_user_timeout(Some(Duration::from_millis(u64::from(options.user_timeout_ms))))?;
+        socket.set_tcp_user_timeout(Some(Duration::from_millis(u64::from(
+            options.user_timeout_ms,
+        ))))?;
     }
     if let Some(keepalive) = options.keepalive {
         socket.set_tcp_keepalive(
@@ -163,6 +169,9 @@ mod tests {
         accepted.read_exact(&mut byte).unwrap();
         assert_eq!(&byte, b"x");
         listener.set_nonblocking(true).unwrap();
-        assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(
+            listener.accept().unwrap_err().kind(),
+            io::ErrorKind::WouldBlock
+        );
     }
 }

@@ -80,27 +80,38 @@ struct Loop {
 impl ShardCore {
     /// Runs until the process ends.
     pub(super) async fn run(mut self) -> Result<(), String> {
-        let mut state = Loop { listeners_left: self.listeners.len(), ..Loop::default() };
+        let mut state = Loop {
+            listeners_left: self.listeners.len(),
+            ..Loop::default()
+        };
         for listener in &self.listeners {
-            let listener = listener.try_clone().map_err(|error| format!("cannot duplicate a descriptor: {error}"))?;
+            let listener = listener
+                .try_clone()
+                .map_err(|error| format!("cannot duplicate a descriptor: {error}"))?;
             self.ring.listen(listener);
         }
         let mut turn_began = self.clock.now();
         while !self.stop.load(Ordering::Relaxed) {
             let now = self.clock.now();
             self.take_news(&mut state, now);
-            if self.shard.next_deadline().is_some_and(|deadline| deadline <= now) {
+            if self
+                .shard
+                .next_deadline()
+                .is_some_and(|deadline| deadline <= now)
+            {
                 self.shard.handle_deadline(now);
             }
             self.accept_progress(&mut state, now);
             self.shard.end_turn(self.clock.now());
             self.perform(&mut state);
-            self.ring.submit().map_err(|error| format!("io_uring_enter failed: {error}"))?;
+            self.ring
+                .submit()
+                .map_err(|error| format!("io_uring_enter failed: {error}"))?;
             let ended = self.clock.now();
             self.ring.record_turn(ended.since(turn_began));
             turn_began = ended;
             if state.held.is_empty() && self.downstream.is_empty() && !self.ring.has_events() {
-                self.sleep(&mut state, ended).await?;
+                self.sleep(&mut state, ended).await;
                 turn_began = self.clock.now();
             } else {
                 glommio::executor().yield_if_needed().await;
@@ -127,10 +138,23 @@ impl ShardCore {
         while let Some(event) = self.ring.next_event() {
             match event {
                 Event::Received { token, bytes } => {
-                    self.shard.handle(Input::Received { index: token, bytes }, now);
+                    self.shard.handle(
+                        Input::Received {
+                            index: token,
+                            bytes,
+                        },
+                        now,
+                    );
                 }
                 Event::Sent { token, bytes, done } => {
-                    self.shard.handle(Input::Written { index: token, bytes, done }, now);
+                    self.shard.handle(
+                        Input::Written {
+                            index: token,
+                            bytes,
+                            done,
+                        },
+                        now,
+                    );
                 }
                 Event::Accepted { token, peer, .. } => {
                     self.shard.handle(Input::Opened { index: token, peer }, now);
@@ -140,12 +164,24 @@ impl ShardCore {
                     }
                 }
                 Event::ReceiveEnded { token, error } => {
-                    self.shard.handle(Input::ReceiveEnded { index: token, broken: error.is_some() }, now);
+                    self.shard.handle(
+                        Input::ReceiveEnded {
+                            index: token,
+                            broken: error.is_some(),
+                        },
+                        now,
+                    );
                 }
-                Event::SendFailed { token, .. } => self.shard.handle(Input::WriteFailed { index: token }, now),
+                Event::SendFailed { token, .. } => {
+                    self.shard.handle(Input::WriteFailed { index: token }, now)
+                }
                 Event::Closed { token } => self.shard.handle(Input::Closed { index: token }, now),
                 Event::AcceptFailed { listener, error } => {
-                    if !state.resting.iter().any(|&(resting, _)| resting == listener) {
+                    if !state
+                        .resting
+                        .iter()
+                        .any(|&(resting, _)| resting == listener)
+                    {
                         tracing::warn!(%error, "cannot accept; trying again: see `throng check` for the limit");
                         state.resting.push((listener, Tick(now.0 + ACCEPT_REST_US)));
                     }
@@ -162,7 +198,9 @@ impl ShardCore {
             }
         }
         for _ in 0..LANE_TURN_ENVELOPE_COUNT_MAX {
-            let Some(envelope) = self.downstream.next_envelope() else { break };
+            let Some(envelope) = self.downstream.next_envelope() else {
+                break;
+            };
             self.shard.handle(Input::Downstream(envelope), now);
         }
         self.downstream.settle();
@@ -171,7 +209,10 @@ impl ShardCore {
     /// Accepts that rest, and queues that are being emptied.
     fn accept_progress(&mut self, state: &mut Loop, now: Tick) {
         if !state.resting.is_empty() {
-            let (due, resting) = state.resting.drain(..).partition(|&(_, until)| until <= now);
+            let (due, resting) = state
+                .resting
+                .drain(..)
+                .partition(|&(_, until)| until <= now);
             state.resting = resting;
             for (listener, _) in due {
                 self.ring.accept_again(listener);
@@ -183,7 +224,8 @@ impl ShardCore {
         {
             state.listeners_stopping = true;
             for listener in 0..state.listeners_left {
-                self.ring.stop_accepting(u32::try_from(listener).unwrap_or(u32::MAX));
+                self.ring
+                    .stop_accepting(u32::try_from(listener).unwrap_or(u32::MAX));
             }
         }
     }
@@ -194,15 +236,24 @@ impl ShardCore {
             match action {
                 Action::FanOut { encoded, targets } => self.ring.send_fan_out(encoded, targets),
                 Action::Send { index, pieces } => self.ring.send(index, pieces),
-                Action::Forward { mut envelope, bytes } => {
-                    if let Upstream::Answer { reply: Reply::Stats(snapshot), .. } = &mut envelope {
+                Action::Forward {
+                    mut envelope,
+                    bytes,
+                } => {
+                    if let Upstream::Answer {
+                        reply: Reply::Stats(snapshot),
+                        ..
+                    } = &mut envelope
+                    {
                         snapshot.processor = self.processor;
                         snapshot.ring = self.ring.counters().clone();
                         snapshot.gauges.bus_depth = self.downstream.depth() as u64;
                     }
                     if !state.held.is_empty() {
                         state.held.push_back((envelope, bytes));
-                    } else if let Err(LaneFull(envelope)) = send(&mut self.upstream, envelope, bytes) {
+                    } else if let Err(LaneFull(envelope)) =
+                        send(&mut self.upstream, envelope, bytes)
+                    {
                         state.held.push_back((envelope, bytes));
                     } else {
                         state.has_sent = true;
@@ -229,7 +280,7 @@ impl ShardCore {
     }
 
     /// Sleeps until a completion, an envelope or a deadline comes.
-    async fn sleep(&mut self, state: &mut Loop, now: Tick) -> Result<(), String> {
+    async fn sleep(&mut self, state: &mut Loop, now: Tick) {
         self.bell.doze();
         if self.downstream.is_empty() {
             let resting = state.resting.iter().map(|&(_, until)| until).min();
@@ -237,22 +288,35 @@ impl ShardCore {
                 .emptying
                 .filter(|_| !state.listeners_stopping)
                 .map(|(_, last)| Tick(last.0 + QUEUE_QUIET_US));
-            if let Some(deadline) = [self.shard.next_deadline(), resting, emptying].into_iter().flatten().min()
-                && state.alarm_at.is_none_or(|alarm_at| deadline < alarm_at || alarm_at <= now)
+            if let Some(deadline) = [self.shard.next_deadline(), resting, emptying]
+                .into_iter()
+                .flatten()
+                .min()
+                && state
+                    .alarm_at
+                    .is_none_or(|alarm_at| deadline < alarm_at || alarm_at <= now)
             {
-                self.ring.set_alarm(Duration::from_micros(deadline.since(now)));
+                self.ring
+                    .set_alarm(Duration::from_micros(deadline.since(now)));
                 state.alarm_at = Some(deadline);
             }
             if self.ring.prepare_sleep() {
-                self.bridge.woken().await.map_err(|error| format!("cannot wait for the ring: {error}"))?;
+                self.bridge.woken().await;
             }
             self.ring.awake();
         }
         self.bell.awake();
-        Ok(())
     }
 }
 
-fn send(lane: &mut LaneWriter<Upstream>, envelope: Upstream, bytes: u32) -> Result<(), LaneFull<Upstream>> {
-    if bytes > 0 { lane.try_send_data(envelope, bytes) } else { lane.try_send_control(envelope) }
+fn send(
+    lane: &mut LaneWriter<Upstream>,
+    envelope: Upstream,
+    bytes: u32,
+) -> Result<(), LaneFull<Upstream>> {
+    if bytes > 0 {
+        lane.try_send_data(envelope, bytes)
+    } else {
+        lane.try_send_control(envelope)
+    }
 }
