@@ -168,9 +168,13 @@ fn limit(resource: Resource) -> Limit {
     }
 }
 
-/// Looks at everything. `socket_count` is how large a shard's direct table is to be, `addresses` are those to bind.
+/// Looks at everything, with the limits raised as `serve` raises them (what is told is what held before). `socket_count` is how large a shard's direct table is to be, `addresses` are those to bind.
 #[must_use]
 pub fn collect(socket_count: u32, addresses: &[SocketAddr]) -> HostFacts {
+    let open_files = limit(Resource::Nofile);
+    let memory_lock = limit(Resource::Memlock);
+    // A refusal leaves the limits as they are, and the trial below tells what follows from it.
+    let _ = (raise_open_file_limit(), raise_memory_lock_limit());
     let files = numbers(&read("/proc/sys/fs/file-nr"));
     let status = read("/proc/self/status");
     let capabilities = status_field(&status, "CapEff")
@@ -185,11 +189,11 @@ pub fn collect(socket_count: u32, addresses: &[SocketAddr]) -> HostFacts {
             .to_string_lossy()
             .into_owned(),
         io_uring: io_uring(socket_count, &status),
-        open_files: limit(Resource::Nofile),
+        open_files,
         nr_open: sysctl("fs/nr_open"),
         file_max: sysctl("fs/file-max"),
         file_used: files.first().copied(),
-        memory_lock: limit(Resource::Memlock),
+        memory_lock,
         admin_capability: capabilities >> CAP_SYS_ADMIN & 1 == 1,
         resource_capability: capabilities >> CAP_SYS_RESOURCE & 1 == 1,
         port_range: ports.first().copied().zip(ports.get(1).copied()),
