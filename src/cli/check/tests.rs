@@ -25,7 +25,6 @@ fn facts() -> HostFacts {
             hard: None,
         },
         admin_capability: false,
-        resource_capability: false,
         port_range: Some((32_768, 60_999)),
         somaxconn: Some(4_096),
         syn_backlog: Some(4_096),
@@ -35,7 +34,6 @@ fn facts() -> HostFacts {
         processors: vec![0, 1, 2, 3],
         processor_quota_milli: None,
         memory_bytes: 32 * GIB,
-        memory_available_bytes: Some(30 * GIB),
         memory_group_bytes_max: None,
         conntrack: None,
         ports: vec![("0.0.0.0:8080".parse().unwrap(), PortState::Free)],
@@ -329,14 +327,17 @@ fn the_tightest_limit_is_named() {
     );
     let mut facts = facts();
     facts.open_files.hard = Some(20_000);
-    assert_eq!(first(&automatic, &facts), ("descriptors", 60_000));
+    assert_eq!(
+        first(&automatic, &facts),
+        ("descriptors", 3 * (20_000 - 1_024))
+    );
     facts.io_uring = IoUringFacts::Works {
         opcodes_missing: Vec::new(),
         direct_table: Err("no".into()),
     };
     assert_eq!(
         first(&automatic, &facts),
-        ("descriptors", 20_000 - 128 - 48)
+        ("descriptors", 20_000 - 128 - 48 - 1_024)
     );
     facts.memory_group_bytes_max = Some(64 << 20);
     assert_eq!(first(&automatic, &facts).0, "memory");
