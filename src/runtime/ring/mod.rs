@@ -3,6 +3,8 @@
 //! Every socket has a `token`, the index of its entry in this ring's table: the shard's slab index, too. The ring
 //! hands tokens out (accept, connect) and takes them back ([`Event::Closed`]); between the two it owns the socket.
 
+pub mod bare;
+
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
