@@ -1,1 +1,40 @@
-fn main() {}
+//! `throng-load`: the load generator for WebSocket room servers, and the bare loops to compare them with.
+#![forbid(unsafe_code)]
+
+mod clock;
+mod failure;
+mod floor;
+mod processor;
+mod stamp;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Loads a WebSocket room server, checks every delivery, and says what it cost.
+#[derive(Debug, Parser)]
+#[command(name = "throng-load", version)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a bare loop to compare a server with
+    #[command(subcommand)]
+    Floor(floor::Floor),
+}
+
+fn main() -> ExitCode {
+    let result = match CommandLine::parse().command {
+        Command::Floor(floor) => floor::run(&floor),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("throng-load: {failure}");
+            failure.exit_code()
+        }
+    }
+}
