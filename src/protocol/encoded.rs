@@ -48,7 +48,11 @@ impl Piece {
     #[must_use]
     pub fn whole(encoded: Encoded) -> Self {
         let end = u32::try_from(encoded.bytes().len()).expect("a batch is bounded far below 4 GiB");
-        Self { encoded, start: 0, end }
+        Self {
+            encoded,
+            start: 0,
+            end,
+        }
     }
 
     /// The bytes.
