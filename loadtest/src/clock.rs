@@ -7,6 +7,11 @@ pub fn now_ns() -> u64 {
     read(ClockId::Monotonic)
 }
 
+/// Processor time of this process so far, user and system, nanoseconds.
+pub fn process_cpu_ns() -> u64 {
+    read(ClockId::ProcessCPUTime)
+}
+
 /// Processor time of this thread so far, user and system, nanoseconds.
 pub fn thread_cpu_ns() -> u64 {
     read(ClockId::ThreadCPUTime)

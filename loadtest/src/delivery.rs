@@ -80,7 +80,11 @@ impl Deliveries {
             self.counts.delivered += 1;
             return true;
         }
-        if self.missing.get_mut(&index).is_some_and(|missing| missing.remove(&sequence)) {
+        if self
+            .missing
+            .get_mut(&index)
+            .is_some_and(|missing| missing.remove(&sequence))
+        {
             self.missing_count -= 1;
             self.counts.lost -= 1;
             self.counts.reordered += 1;
@@ -157,7 +161,11 @@ impl Counts {
 pub fn notice_missed(text: &[u8]) -> Option<u64> {
     let text = std::str::from_utf8(text).ok()?;
     let notice: serde_json::Value = serde_json::from_str(text).ok()?;
-    if notice.get("type")?.as_str()? == "gap" { notice.get("missed")?.as_u64() } else { None }
+    if notice.get("type")?.as_str()? == "gap" {
+        notice.get("missed")?.as_u64()
+    } else {
+        None
+    }
 }
 
 #[cfg(test)]
@@ -175,14 +183,58 @@ mod tests {
 
     #[test]
     fn each_fault_is_counted_as_what_it_is() {
-        let fine = Counts { delivered: 4, ..Counts::default() };
+        let fine = Counts {
+            delivered: 4,
+            ..Counts::default()
+        };
         assert_eq!(counts(&[0, 1, 2, 3], 4), fine);
-        assert_eq!(counts(&[0, 2, 3], 4), Counts { delivered: 3, lost: 1, ..Counts::default() });
-        assert_eq!(counts(&[0, 1, 1, 2, 3], 4), Counts { duplicated: 1, ..fine });
-        assert_eq!(counts(&[0, 2, 1, 3], 4), Counts { reordered: 1, ..fine });
-        assert_eq!(counts(&[0, 2, 1, 3, 1], 4), Counts { reordered: 1, duplicated: 1, ..fine });
-        assert_eq!(counts(&[0, 1], 4), Counts { delivered: 2, lost: 2, ..Counts::default() }, "the tail");
-        assert_eq!(counts(&[], 4), Counts { lost: 4, ..Counts::default() }, "all of it");
+        assert_eq!(
+            counts(&[0, 2, 3], 4),
+            Counts {
+                delivered: 3,
+                lost: 1,
+                ..Counts::default()
+            }
+        );
+        assert_eq!(
+            counts(&[0, 1, 1, 2, 3], 4),
+            Counts {
+                duplicated: 1,
+                ..fine
+            }
+        );
+        assert_eq!(
+            counts(&[0, 2, 1, 3], 4),
+            Counts {
+                reordered: 1,
+                ..fine
+            }
+        );
+        assert_eq!(
+            counts(&[0, 2, 1, 3, 1], 4),
+            Counts {
+                reordered: 1,
+                duplicated: 1,
+                ..fine
+            }
+        );
+        assert_eq!(
+            counts(&[0, 1], 4),
+            Counts {
+                delivered: 2,
+                lost: 2,
+                ..Counts::default()
+            },
+            "the tail"
+        );
+        assert_eq!(
+            counts(&[], 4),
+            Counts {
+                lost: 4,
+                ..Counts::default()
+            },
+            "all of it"
+        );
     }
 
     #[test]
@@ -191,13 +243,23 @@ mod tests {
         assert!(deliveries.delivered(0, 0, 500));
         assert!(deliveries.delivered(0, 0, 502));
         deliveries.close(0, 0, 503);
-        assert_eq!(deliveries.counts(), Counts { delivered: 2, lost: 1, ..Counts::default() });
+        assert_eq!(
+            deliveries.counts(),
+            Counts {
+                delivered: 2,
+                lost: 1,
+                ..Counts::default()
+            }
+        );
     }
 
     #[test]
     fn only_gap_notices_tell_of_gaps() {
         assert_eq!(notice_missed(br#"{"type":"gap","missed":12}"#), Some(12));
-        assert_eq!(notice_missed(br#"{"type":"reconnect","after_ms":12}"#), None);
+        assert_eq!(
+            notice_missed(br#"{"type":"reconnect","after_ms":12}"#),
+            None
+        );
         assert_eq!(notice_missed(b"gap"), None);
     }
 }

@@ -1,11 +1,17 @@
 //! `throng-load`: the load generator for WebSocket room servers, and the bare loops to compare them with.
 #![forbid(unsafe_code)]
 
+mod client;
 mod clock;
+mod delivery;
 mod failure;
 mod floor;
 mod processor;
+mod report;
+mod scenario;
+mod server;
 mod stamp;
+mod target;
 
 use std::process::ExitCode;
 
@@ -24,11 +30,14 @@ enum Command {
     /// Run a bare loop to compare a server with
     #[command(subcommand)]
     Floor(floor::Floor),
+    #[command(flatten)]
+    Scenario(scenario::Scenario),
 }
 
 fn main() -> ExitCode {
     let result = match CommandLine::parse().command {
         Command::Floor(floor) => floor::run(&floor),
+        Command::Scenario(scenario) => scenario::run(&scenario),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -26,7 +26,10 @@ pub struct Report {
 impl Report {
     /// An empty report.
     pub fn new(scenario: &'static str) -> Self {
-        Self { scenario, ..Self::default() }
+        Self {
+            scenario,
+            ..Self::default()
+        }
     }
 
     /// Adds a figure.
@@ -44,8 +47,17 @@ impl Report {
         if histogram.is_empty() {
             return;
         }
-        for (label, quantile) in [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99_9", 0.999), ("max", 1.0)] {
-            self.figure(&format!("{name}_{label}_ms"), histogram.value_at_quantile(quantile) as f64 / 1e6);
+        for (label, quantile) in [
+            ("p50", 0.5),
+            ("p90", 0.9),
+            ("p99", 0.99),
+            ("p99_9", 0.999),
+            ("max", 1.0),
+        ] {
+            self.figure(
+                &format!("{name}_{label}_ms"),
+                histogram.value_at_quantile(quantile) as f64 / 1e6,
+            );
         }
     }
 
@@ -55,10 +67,19 @@ impl Report {
         if count > 0 {
             let each = usage.cpu_us / count as f64;
             self.figure(&format!("server_cpu_us_per_{per}"), each);
-            self.figure(&format!("server_user_us_per_{per}"), each * usage.user_share);
-            self.figure(&format!("server_system_us_per_{per}"), each * (1.0 - usage.user_share));
+            self.figure(
+                &format!("server_user_us_per_{per}"),
+                each * usage.user_share,
+            );
+            self.figure(
+                &format!("server_system_us_per_{per}"),
+                each * (1.0 - usage.user_share),
+            );
         }
-        self.figure("server_cores_used", usage.cpu_us / 1e6 / usage.seconds.max(1e-9));
+        self.figure(
+            "server_cores_used",
+            usage.cpu_us / 1e6 / usage.seconds.max(1e-9),
+        );
         self.figure("server_busiest_thread_share", usage.busiest_share);
         self.count("server_rss_before_bytes", before.rss_bytes);
         self.count("server_rss_after_bytes", after.rss_bytes);
@@ -81,7 +102,10 @@ impl Report {
 
     /// A figure by name.
     pub fn get(&self, name: &str) -> Option<f64> {
-        self.figures.iter().find(|(found, _)| found == name).map(|(_, value)| *value)
+        self.figures
+            .iter()
+            .find(|(found, _)| found == name)
+            .map(|(_, value)| *value)
     }
 
     /// Compares with expectations such as `loss=0`; each that is not met becomes a fault.
@@ -107,7 +131,12 @@ impl Report {
 
     /// The report for a person.
     pub fn text(&self) -> String {
-        let width = self.figures.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+        let width = self
+            .figures
+            .iter()
+            .map(|(name, _)| name.len())
+            .max()
+            .unwrap_or(0);
         let mut text = String::new();
         for (name, value) in &self.figures {
             let _ = writeln!(text, "{name:width$}  {}", number(*value));
@@ -121,15 +150,19 @@ impl Report {
         text
     }
 
-    /// Writes the report as JSON: `scenario`, `figures` (name to number), `notes`, `faults`.
+    /// Writes the report as JSON: `scenario`, `command`, `figures` (name to number), `notes`, `faults`.
     ///
     /// # Errors
     /// When the file cannot be written.
     pub fn write_json(&self, path: &Path) -> Result<(), Failure> {
-        let figures: Map<String, Value> =
-            self.figures.iter().map(|(name, value)| (name.clone(), json!(value))).collect();
+        let figures: Map<String, Value> = self
+            .figures
+            .iter()
+            .map(|(name, value)| (name.clone(), json!(value)))
+            .collect();
+        let command = std::env::args().collect::<Vec<_>>().join(" ");
         let document = json!({
-            "scenario": self.scenario, "figures": figures, "notes": self.notes, "faults": self.faults,
+            "scenario": self.scenario, "command": command, "figures": figures, "notes": self.notes, "faults": self.faults,
         });
         std::fs::write(path, format!("{document:#}\n"))
             .map_err(|error| Failure::Usage(format!("--json {}: {error}", path.display())))
@@ -149,7 +182,11 @@ impl Report {
 
 /// Whole numbers whole, others with three places.
 fn number(value: f64) -> String {
-    if value.fract() == 0.0 { format!("{value:.0}") } else { format!("{value:.3}") }
+    if value.fract() == 0.0 {
+        format!("{value:.0}")
+    } else {
+        format!("{value:.3}")
+    }
 }
 
 struct Expectation<'a> {
@@ -161,15 +198,24 @@ struct Expectation<'a> {
 impl<'a> Expectation<'a> {
     fn parse(text: &'a str) -> Result<Self, Failure> {
         let wrong = || {
-            Failure::Usage(format!("--expect {text}: write NAME<VALUE, NAME<=VALUE, NAME=VALUE, NAME>=VALUE or NAME>VALUE"))
+            Failure::Usage(format!(
+                "--expect {text}: write NAME<VALUE, NAME<=VALUE, NAME=VALUE, NAME>=VALUE or NAME>VALUE"
+            ))
         };
         let (start, operator) = ["<=", ">=", "<", ">", "="]
             .into_iter()
             .filter_map(|operator| Some((text.find(operator)?, operator)))
             .min_by_key(|(start, operator)| (*start, 2 - operator.len()))
             .ok_or_else(wrong)?;
-        let bound = text[start + operator.len()..].trim().parse().map_err(|_| wrong())?;
-        Ok(Self { name: text[..start].trim(), operator, bound })
+        let bound = text[start + operator.len()..]
+            .trim()
+            .parse()
+            .map_err(|_| wrong())?;
+        Ok(Self {
+            name: text[..start].trim(),
+            operator,
+            bound,
+        })
     }
 
     fn is_met(&self, value: f64) -> bool {
@@ -188,7 +234,9 @@ impl<'a> Expectation<'a> {
 /// # Errors
 /// The first that is not readable.
 pub fn check_expectations(expectations: &[String]) -> Result<(), Failure> {
-    expectations.iter().try_for_each(|text| Expectation::parse(text).map(|_| ()))
+    expectations
+        .iter()
+        .try_for_each(|text| Expectation::parse(text).map(|_| ()))
 }
 
 #[cfg(test)]
@@ -200,7 +248,13 @@ mod tests {
         let mut report = Report::new("test");
         report.count("lost", 0);
         report.figure("latency_p99_ms", 4.5);
-        report.expect(&["lost=0".into(), "latency_p99_ms<=4.5".into(), "latency_p99_ms > 4".into()]).unwrap();
+        report
+            .expect(&[
+                "lost=0".into(),
+                "latency_p99_ms<=4.5".into(),
+                "latency_p99_ms > 4".into(),
+            ])
+            .unwrap();
         assert_eq!(report.verdict(), Ok(()));
         report.expect(&["latency_p99_ms<4.5".into()]).unwrap();
         assert!(matches!(report.verdict(), Err(Failure::Broken(_))));

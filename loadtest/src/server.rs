@@ -42,18 +42,35 @@ pub struct Sample {
 /// When there is no such process, or it may not be looked at.
 pub fn sample(pid: u32) -> Result<Sample, Failure> {
     let read = |path: &str| {
-        fs::read_to_string(path).map_err(|error| Failure::Usage(format!("--server-pid {pid}: {path}: {error}")))
+        fs::read_to_string(path)
+            .map_err(|error| Failure::Usage(format!("--server-pid {pid}: {path}: {error}")))
     };
     let stat = read(&format!("/proc/{pid}/stat"))?;
     let (user_ticks, system_ticks) = stat_times(&stat).unwrap_or_default();
-    let mut sample = Sample { at_ns: now_ns(), user_ticks, system_ticks, ..Sample::default() };
+    let mut sample = Sample {
+        at_ns: now_ns(),
+        user_ticks,
+        system_ticks,
+        ..Sample::default()
+    };
     if let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) {
         for task in tasks.flatten() {
             let path = task.path();
-            let Some(id) = path.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
-            let Ok(schedstat) = fs::read_to_string(path.join("schedstat")) else { continue }; // it has ended
+            let Some(id) = path
+                .file_name()
+                .and_then(|name| name.to_str()?.parse().ok())
+            else {
+                continue;
+            };
+            let Ok(schedstat) = fs::read_to_string(path.join("schedstat")) else {
+                continue;
+            }; // it has ended
             let name = fs::read_to_string(path.join("comm")).unwrap_or_default();
-            let cpu_ns = schedstat.split_whitespace().next().and_then(|field| field.parse().ok()).unwrap_or(0);
+            let cpu_ns = schedstat
+                .split_whitespace()
+                .next()
+                .and_then(|field| field.parse().ok())
+                .unwrap_or(0);
             sample.cpu_ns += cpu_ns;
             sample.threads.push((id, name.trim().to_owned(), cpu_ns));
         }
@@ -62,7 +79,8 @@ pub fn sample(pid: u32) -> Result<Sample, Failure> {
     sample.rss_bytes = kib_field(&rollup, "Rss:");
     sample.pss_bytes = kib_field(&rollup, "Pss:");
     sample.anonymous_bytes = kib_field(&rollup, "Anonymous:");
-    sample.descriptor_count = fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |list| list.count() as u64);
+    sample.descriptor_count =
+        fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |list| list.count() as u64);
     let sockstat = fs::read_to_string("/proc/net/sockstat").unwrap_or_default();
     if let Some(line) = sockstat.lines().find(|line| line.starts_with("TCP:")) {
         let field = |name: &str| {
@@ -73,7 +91,10 @@ pub fn sample(pid: u32) -> Result<Sample, Failure> {
         sample.tcp_socket_count = field("alloc").unwrap_or(0);
         sample.tcp_memory_bytes = field("mem").unwrap_or(0) * rustix::param::page_size() as u64;
     }
-    sample.slab_bytes = kib_field(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "Slab:");
+    sample.slab_bytes = kib_field(
+        &fs::read_to_string("/proc/meminfo").unwrap_or_default(),
+        "Slab:",
+    );
     Ok(sample)
 }
 
@@ -110,7 +131,11 @@ impl Usage {
         let user = after.user_ticks.saturating_sub(before.user_ticks) as f64;
         let system = after.system_ticks.saturating_sub(before.system_ticks) as f64;
         let busiest_ns = after.threads.iter().map(|(id, _, cpu_ns)| {
-            let earlier = before.threads.iter().find(|(earlier_id, ..)| earlier_id == id).map_or(0, |found| found.2);
+            let earlier = before
+                .threads
+                .iter()
+                .find(|(earlier_id, ..)| earlier_id == id)
+                .map_or(0, |found| found.2);
             cpu_ns.saturating_sub(earlier)
         });
         Self {
@@ -144,7 +169,10 @@ mod tests {
         let after = sample(pid).unwrap();
         let usage = Usage::between(&before, &after);
         assert!(usage.cpu_us > 1_000.0, "{usage:?}");
-        assert!(usage.busiest_share > 0.01 && usage.busiest_share < 1.5, "{usage:?}");
+        assert!(
+            usage.busiest_share > 0.01 && usage.busiest_share < 1.5,
+            "{usage:?}"
+        );
         assert!(before.rss_bytes > 100_000 && before.descriptor_count > 2);
         assert!(sample(u32::MAX).is_err());
     }

@@ -22,16 +22,26 @@ impl Target {
     ///
     /// # Errors
     /// In words: not such a URL, a name that does not resolve, or an address outside this machine without leave.
-    pub fn new(url: &str, path_template: Option<&str>, allow_remote: bool) -> Result<Self, Failure> {
-        let wrong = |what: &str| Failure::Usage(format!("--target {url}: {what}; write ws://HOST:PORT"));
+    pub fn new(
+        url: &str,
+        path_template: Option<&str>,
+        allow_remote: bool,
+    ) -> Result<Self, Failure> {
+        let wrong =
+            |what: &str| Failure::Usage(format!("--target {url}: {what}; write ws://HOST:PORT"));
         let rest = match url.split_once("://") {
             Some(("ws", rest)) => rest,
             Some(("wss", _)) => return Err(wrong("TLS is not spoken")),
             Some(_) => return Err(wrong("not a WebSocket URL")),
             None => url,
         };
-        let (host, path) = rest.find('/').map_or((rest, ""), |slash| rest.split_at(slash));
-        let authority = if host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
+        let (host, path) = rest
+            .find('/')
+            .map_or((rest, ""), |slash| rest.split_at(slash));
+        let authority = if host
+            .rsplit_once(':')
+            .is_some_and(|(_, port)| port.parse::<u16>().is_ok())
+        {
             host.to_owned()
         } else {
             format!("{host}:80")
@@ -51,10 +61,18 @@ impl Target {
             (None, "" | "/") => "/rooms/{room}",
             (None, path) => path,
         };
-        if !path_template.starts_with('/') || path_template.contains(|char: char| char.is_ascii_control() || char == ' ') {
-            return Err(Failure::Usage(format!("--path {path_template}: begin with / and write no spaces")));
+        if !path_template.starts_with('/')
+            || path_template.contains(|char: char| char.is_ascii_control() || char == ' ')
+        {
+            return Err(Failure::Usage(format!(
+                "--path {path_template}: begin with / and write no spaces"
+            )));
         }
-        Ok(Self { address, host: host.to_owned(), path_template: path_template.to_owned() })
+        Ok(Self {
+            address,
+            host: host.to_owned(),
+            path_template: path_template.to_owned(),
+        })
     }
 
     /// The path of a room.
@@ -75,13 +93,21 @@ impl Target {
 ///
 /// # Errors
 /// In words: not a range, or too few ports in it.
-pub fn sources(range: Option<&str>, target: &Target, connection_count: u32) -> Result<Vec<IpAddr>, Failure> {
-    let needed = connection_count.div_ceil(SOURCE_CONNECTION_COUNT_MAX).max(1);
+pub fn sources(
+    range: Option<&str>,
+    target: &Target,
+    connection_count: u32,
+) -> Result<Vec<IpAddr>, Failure> {
+    let needed = connection_count
+        .div_ceil(SOURCE_CONNECTION_COUNT_MAX)
+        .max(1);
     let Some(range) = range else {
         return Ok(match target.address.ip() {
             IpAddr::V4(address) if address.is_loopback() => {
                 let first = u32::from(Ipv4Addr::LOCALHOST);
-                (first..first + needed).map(|address| Ipv4Addr::from(address).into()).collect()
+                (first..first + needed)
+                    .map(|address| Ipv4Addr::from(address).into())
+                    .collect()
             }
             _ if needed > 1 => {
                 return Err(Failure::Usage(format!(
@@ -92,22 +118,39 @@ pub fn sources(range: Option<&str>, target: &Target, connection_count: u32) -> R
         });
     };
     let parse = |text: &str| {
-        text.trim()
-            .parse::<IpAddr>()
-            .map_err(|error| Failure::Usage(format!("--source {range}: {text}: {error}; write FIRST-LAST, as 127.0.0.1-127.0.0.64")))
+        text.trim().parse::<IpAddr>().map_err(|error| {
+            Failure::Usage(format!(
+                "--source {range}: {text}: {error}; write FIRST-LAST, as 127.0.0.1-127.0.0.64"
+            ))
+        })
     };
     let (first, last) = range.split_once('-').unwrap_or((range, range));
     let list: Vec<IpAddr> = match (parse(first)?, parse(last)?) {
-        (IpAddr::V4(first), IpAddr::V4(last)) if first <= last && u32::from(last) - u32::from(first) < 65_536 => {
-            (u32::from(first)..=u32::from(last)).map(|address| Ipv4Addr::from(address).into()).collect()
+        (IpAddr::V4(first), IpAddr::V4(last))
+            if first <= last && u32::from(last) - u32::from(first) < 65_536 =>
+        {
+            (u32::from(first)..=u32::from(last))
+                .map(|address| Ipv4Addr::from(address).into())
+                .collect()
         }
-        (IpAddr::V6(first), IpAddr::V6(last)) if first <= last && u128::from(last) - u128::from(first) < 65_536 => {
-            (u128::from(first)..=u128::from(last)).map(|address| std::net::Ipv6Addr::from(address).into()).collect()
+        (IpAddr::V6(first), IpAddr::V6(last))
+            if first <= last && u128::from(last) - u128::from(first) < 65_536 =>
+        {
+            (u128::from(first)..=u128::from(last))
+                .map(|address| std::net::Ipv6Addr::from(address).into())
+                .collect()
         }
-        _ => return Err(Failure::Usage(format!("--source {range}: not a range of at most 65536 addresses of one family"))),
+        _ => {
+            return Err(Failure::Usage(format!(
+                "--source {range}: not a range of at most 65536 addresses of one family"
+            )));
+        }
     };
     if list[0].is_ipv4() != target.address.is_ipv4() {
-        return Err(Failure::Usage(format!("--source {range} and the target {} are of two families", target.address)));
+        return Err(Failure::Usage(format!(
+            "--source {range} and the target {} are of two families",
+            target.address
+        )));
     }
     if (list.len() as u64) < u64::from(needed) {
         return Err(Failure::Usage(format!(
@@ -125,12 +168,35 @@ mod tests {
     #[test]
     fn a_target_is_read_with_and_without_its_parts() {
         let target = Target::new("ws://127.0.0.1:9000", None, false).unwrap();
-        assert_eq!((target.address, target.path("a")), ("127.0.0.1:9000".parse().unwrap(), "/rooms/a".into()));
-        assert_eq!(Target::new("127.0.0.1:9000/echo", None, false).unwrap().path("a"), "/echo");
-        assert_eq!(Target::new("ws://127.0.0.1/x", Some("/c/{room}?v=1"), false).unwrap().path("b"), "/c/b?v=1");
-        assert_eq!(Target::new("ws://[::1]:81", None, false).unwrap().address, "[::1]:81".parse().unwrap());
-        for wrong in ["wss://127.0.0.1:1", "http://127.0.0.1:1", "ws://127.0.0.1:1/a b"] {
-            assert!(matches!(Target::new(wrong, None, false), Err(Failure::Usage(_))), "{wrong}");
+        assert_eq!(
+            (target.address, target.path("a")),
+            ("127.0.0.1:9000".parse().unwrap(), "/rooms/a".into())
+        );
+        assert_eq!(
+            Target::new("127.0.0.1:9000/echo", None, false)
+                .unwrap()
+                .path("a"),
+            "/echo"
+        );
+        assert_eq!(
+            Target::new("ws://127.0.0.1/x", Some("/c/{room}?v=1"), false)
+                .unwrap()
+                .path("b"),
+            "/c/b?v=1"
+        );
+        assert_eq!(
+            Target::new("ws://[::1]:81", None, false).unwrap().address,
+            "[::1]:81".parse().unwrap()
+        );
+        for wrong in [
+            "wss://127.0.0.1:1",
+            "http://127.0.0.1:1",
+            "ws://127.0.0.1:1/a b",
+        ] {
+            assert!(
+                matches!(Target::new(wrong, None, false), Err(Failure::Usage(_))),
+                "{wrong}"
+            );
         }
     }
 
@@ -145,7 +211,12 @@ mod tests {
         let target = Target::new("ws://127.0.0.1:9000", None, false).unwrap();
         assert_eq!(sources(None, &target, 20_000).unwrap().len(), 1);
         assert_eq!(sources(None, &target, 20_001).unwrap().len(), 2);
-        assert_eq!(sources(Some("127.0.0.1-127.0.1.0"), &target, 5).unwrap().len(), 256);
+        assert_eq!(
+            sources(Some("127.0.0.1-127.0.1.0"), &target, 5)
+                .unwrap()
+                .len(),
+            256
+        );
         assert!(sources(Some("127.0.0.1"), &target, 20_001).is_err());
         assert!(sources(Some("127.0.0.9-127.0.0.1"), &target, 1).is_err());
         assert!(sources(Some("::1"), &target, 1).is_err());

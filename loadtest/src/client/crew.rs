@@ -28,7 +28,11 @@ impl Timetable {
     pub fn starting_now(warm_up: Duration, duration: Duration) -> Self {
         let traffic_from_ns = now_ns() + 20_000_000; // every worker has heard of it by then
         let measure_from_ns = traffic_from_ns + warm_up.as_nanos() as u64;
-        Self { traffic_from_ns, measure_from_ns, measure_to_ns: measure_from_ns + duration.as_nanos() as u64 }
+        Self {
+            traffic_from_ns,
+            measure_from_ns,
+            measure_to_ns: measure_from_ns + duration.as_nanos() as u64,
+        }
     }
 
     /// Whether `moment` is within the window.
@@ -81,7 +85,10 @@ pub struct Shared {
 impl Shared {
     /// The orders in force.
     pub fn orders(&self) -> Orders {
-        self.orders.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        self.orders
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -102,30 +109,58 @@ impl<B: Behaviour + Send + 'static> Crew<B> {
     ///
     /// # Errors
     /// When a thread cannot be started, pinned, or given a ring.
-    pub fn start(plan: &Arc<Plan>, behaviours: Vec<(u32, B)>, time_limit: Duration) -> Result<Self, Failure> {
+    pub fn start(
+        plan: &Arc<Plan>,
+        behaviours: Vec<(u32, B)>,
+        time_limit: Duration,
+    ) -> Result<Self, Failure> {
         let mut workers = Vec::new();
         for (index, (member_count, behaviour)) in behaviours.into_iter().enumerate() {
             let shared = Arc::new(Shared::default());
             let (worker_shared, plan) = (Arc::clone(&shared), Arc::clone(plan));
-            let thread = std::thread::Builder::new().name(format!("load-{index}")).spawn(move || {
-                if let Some(core) = plan.core {
-                    processor::pin(core).map_err(|failure| io::Error::other(failure.to_string()))?;
-                }
-                let result = Engine::new(plan, Arc::clone(&worker_shared), member_count, index as u32, behaviour)
+            let thread = std::thread::Builder::new()
+                .name(format!("load-{index}"))
+                .spawn(move || {
+                    if let Some(core) = plan.core {
+                        processor::pin(core)
+                            .map_err(|failure| io::Error::other(failure.to_string()))?;
+                    }
+                    let result = Engine::new(
+                        plan,
+                        Arc::clone(&worker_shared),
+                        member_count,
+                        index as u32,
+                        behaviour,
+                    )
                     .and_then(Engine::run);
-                worker_shared.progress.finished.store(true, Ordering::Release);
-                result
+                    worker_shared
+                        .progress
+                        .finished
+                        .store(true, Ordering::Release);
+                    result
+                });
+            let thread = thread
+                .map_err(|error| Failure::Usage(format!("cannot start a thread: {error}")))?;
+            workers.push(Worker {
+                shared,
+                member_count,
+                thread,
             });
-            let thread = thread.map_err(|error| Failure::Usage(format!("cannot start a thread: {error}")))?;
-            workers.push(Worker { shared, member_count, thread });
         }
-        Ok(Self { workers, time_limit_ns: now_ns() + time_limit.as_nanos() as u64 })
+        Ok(Self {
+            workers,
+            time_limit_ns: now_ns() + time_limit.as_nanos() as u64,
+        })
     }
 
     /// Changes the orders of all workers. `change` is given each worker's member count.
     pub fn order(&self, mut change: impl FnMut(&mut Orders, u32)) {
         for worker in &self.workers {
-            let mut orders = worker.shared.orders.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let mut orders = worker
+                .shared
+                .orders
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
             change(&mut orders, worker.member_count);
             drop(orders);
             worker.shared.generation.fetch_add(1, Ordering::Release);
@@ -134,12 +169,20 @@ impl<B: Behaviour + Send + 'static> Crew<B> {
 
     /// Sums one of the counters.
     pub fn sum(&self, counter: impl Fn(&Progress) -> &AtomicU64) -> u64 {
-        self.workers.iter().map(|worker| counter(&worker.shared.progress).load(Ordering::Relaxed)).sum()
+        self.workers
+            .iter()
+            .map(|worker| counter(&worker.shared.progress).load(Ordering::Relaxed))
+            .sum()
     }
 
     /// Waits until `done`, looking every few milliseconds. False: a worker returned early, the time limit of the run
     /// is over, or `progress` has not changed for `patience`.
-    pub fn wait(&self, patience: Duration, done: impl Fn(&Self) -> bool, progress: impl Fn(&Self) -> u64) -> bool {
+    pub fn wait(
+        &self,
+        patience: Duration,
+        done: impl Fn(&Self) -> bool,
+        progress: impl Fn(&Self) -> u64,
+    ) -> bool {
         let mut last = (progress(self), now_ns());
         loop {
             if done(self) {
@@ -150,7 +193,10 @@ impl<B: Behaviour + Send + 'static> Crew<B> {
             if current != last.0 {
                 last = (current, now);
             }
-            let finished = self.workers.iter().any(|worker| worker.shared.progress.finished.load(Ordering::Acquire));
+            let finished = self
+                .workers
+                .iter()
+                .any(|worker| worker.shared.progress.finished.load(Ordering::Acquire));
             if finished || now > self.time_limit_ns || now - last.1 > patience.as_nanos() as u64 {
                 return false;
             }
@@ -170,7 +216,10 @@ impl<B: Behaviour + Send + 'static> Crew<B> {
             if now >= moment_ns {
                 return true;
             }
-            let finished = self.workers.iter().any(|worker| worker.shared.progress.finished.load(Ordering::Acquire));
+            let finished = self
+                .workers
+                .iter()
+                .any(|worker| worker.shared.progress.finished.load(Ordering::Acquire));
             if finished || now > self.time_limit_ns {
                 return false;
             }
@@ -187,7 +236,10 @@ impl<B: Behaviour + Send + 'static> Crew<B> {
         let mut outcome = Outcome::new();
         let mut behaviours = Vec::new();
         for worker in self.workers {
-            let result = worker.thread.join().map_err(|_| Failure::Broken("a worker panicked".into()))?;
+            let result = worker
+                .thread
+                .join()
+                .map_err(|_| Failure::Broken("a worker panicked".into()))?;
             let (worker_outcome, behaviour) =
                 result.map_err(|error| Failure::Usage(format!("the client's engine: {error}")))?;
             outcome.merge(worker_outcome);

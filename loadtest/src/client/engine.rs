@@ -13,7 +13,7 @@ use throng::runtime::ring::{Event, Options, Ring};
 use super::crew::{Orders, Shared, Timetable};
 use super::link::{Link, Message, State, append_frame, read_messages};
 use super::outcome::Outcome;
-use crate::clock::{now_ns, thread_cpu_ns};
+use crate::clock::now_ns;
 use crate::target::Target;
 
 /// At the latest after this, a worker looks at its orders.
@@ -81,7 +81,13 @@ pub struct Posts {
 impl Posts {
     /// Adds a binary frame for `local`; `write` fills its payload.
     pub fn add(&mut self, local: u32, payload_bytes: usize, write: impl FnOnce(&mut [u8])) {
-        append_frame(&mut self.bytes, OpCode::Binary, self.masks.next(), payload_bytes, write);
+        append_frame(
+            &mut self.bytes,
+            OpCode::Binary,
+            self.masks.next(),
+            payload_bytes,
+            write,
+        );
         match self.ends.last_mut() {
             Some((last, end)) if *last == local => *end = self.bytes.len(),
             _ => self.ends.push((local, self.bytes.len())),
@@ -151,7 +157,6 @@ pub struct Engine<B> {
     alive_count: u32,
     connects_from_ns: Option<u64>,
     alarm_at_ns: Option<u64>,
-    window_cpu_from_ns: Option<u64>,
     stop_at_ns: Option<u64>,
 }
 
@@ -179,14 +184,19 @@ impl<B: Behaviour> Engine<B> {
             links: Vec::new(),
             tokens: vec![TOKEN_NONE; member_count as usize],
             stalled: Vec::new(),
-            reply: Reply { masks: masks(1), ..Reply::default() },
-            posts: Posts { masks: masks(2), ..Posts::default() },
+            reply: Reply {
+                masks: masks(1),
+                ..Reply::default()
+            },
+            posts: Posts {
+                masks: masks(2),
+                ..Posts::default()
+            },
             member_next: 0,
             connecting_count: 0,
             alive_count: 0,
             connects_from_ns: None,
             alarm_at_ns: None,
-            window_cpu_from_ns: None,
             stop_at_ns: None,
             plan,
         })
@@ -199,8 +209,10 @@ impl<B: Behaviour> Engine<B> {
             self.obey(now);
             self.connect(now);
             let due_ns = self.post(now);
-            self.watch_window(now);
-            if self.stop_at_ns.is_some_and(|stop_at_ns| self.alive_count == 0 || now > stop_at_ns) {
+            if self
+                .stop_at_ns
+                .is_some_and(|stop_at_ns| self.alive_count == 0 || now > stop_at_ns)
+            {
                 return Ok((self.outcome, self.behaviour));
             }
             self.arm(now, due_ns);
@@ -217,9 +229,10 @@ impl<B: Behaviour> Engine<B> {
         }
         self.generation = generation;
         let before = std::mem::replace(&mut self.orders, self.shared.orders());
-        if self.orders.timetable != before.timetable && let Some(timetable) = self.orders.timetable {
+        if self.orders.timetable != before.timetable
+            && let Some(timetable) = self.orders.timetable
+        {
             self.behaviour.schedule(timetable);
-            self.window_cpu_from_ns = None;
         }
         if self.orders.open_until != before.open_until {
             self.connects_from_ns = None;
@@ -234,23 +247,13 @@ impl<B: Behaviour> Engine<B> {
         if self.orders.stop && self.stop_at_ns.is_none() {
             self.stop_at_ns = Some(now + STOP_PATIENCE.as_nanos() as u64);
             for token in 0..self.links.len() as u32 {
-                if !matches!(self.links[token as usize].state, State::Free | State::Closing) {
+                if !matches!(
+                    self.links[token as usize].state,
+                    State::Free | State::Closing
+                ) {
                     self.close(token);
                 }
             }
-        }
-    }
-
-    /// The processor time of this thread within the window.
-    fn watch_window(&mut self, now: u64) {
-        let Some(timetable) = self.orders.timetable else { return };
-        match self.window_cpu_from_ns {
-            None if timetable.measures(now) => self.window_cpu_from_ns = Some(thread_cpu_ns()),
-            Some(from_ns) if from_ns < u64::MAX && now >= timetable.measure_to_ns => {
-                self.outcome.window_cpu_ns += thread_cpu_ns() - from_ns;
-                self.window_cpu_from_ns = Some(u64::MAX); // once a window
-            }
-            _ => {}
         }
     }
 
@@ -268,7 +271,9 @@ impl<B: Behaviour> Engine<B> {
                 if now < connects_from_ns {
                     break;
                 }
-                self.connects_from_ns = self.connects_from_ns.map(|at| at + (1e9 / self.plan.connects_per_s) as u64);
+                self.connects_from_ns = self
+                    .connects_from_ns
+                    .map(|at| at + (1e9 / self.plan.connects_per_s) as u64);
                 if self.connects_from_ns.is_some_and(|at| at > now) && self.connecting_count > 0 {
                     break;
                 }
@@ -276,21 +281,30 @@ impl<B: Behaviour> Engine<B> {
             let local = self.member_next;
             self.member_next += 1;
             let sources = &self.plan.sources;
-            let source = (!sources.is_empty())
-                .then(|| SocketAddr::new(sources[(local as usize + self.worker as usize) % sources.len()], 0));
+            let source = (!sources.is_empty()).then(|| {
+                SocketAddr::new(
+                    sources[(local as usize + self.worker as usize) % sources.len()],
+                    0,
+                )
+            });
             match self.ring.connect(self.plan.target.address, source) {
                 Ok(token) => {
                     if self.links.len() <= token as usize {
                         self.links.resize_with(token as usize + 1, || Link::FREE);
                     }
-                    self.links[token as usize] =
-                        Link { state: State::Connecting, local, started_ns: now_ns(), ..Link::FREE };
+                    self.links[token as usize] = Link {
+                        state: State::Connecting,
+                        local,
+                        started_ns: now_ns(),
+                        ..Link::FREE
+                    };
                     self.connecting_count += 1;
                     self.alive_count += 1;
                 }
                 Err(error) => {
                     self.outcome.connect_failed += 1;
-                    self.outcome.error(|| format!("connect from {source:?}: {error}"));
+                    self.outcome
+                        .error(|| format!("connect from {source:?}: {error}"));
                     self.shared.progress.failed.fetch_add(1, Ordering::Relaxed);
                 }
             }
@@ -319,11 +333,16 @@ impl<B: Behaviour> Engine<B> {
 
     fn arm(&mut self, now: u64, due_ns: Option<u64>) {
         let mut alarm_at_ns = now + TICK.as_nanos() as u64;
-        let connects = self.connects_from_ns.filter(|at| *at > now && self.member_next < self.orders.open_until);
+        let connects = self
+            .connects_from_ns
+            .filter(|at| *at > now && self.member_next < self.orders.open_until);
         for due_ns in [due_ns, connects].into_iter().flatten() {
             alarm_at_ns = alarm_at_ns.min(due_ns.max(now + 1_000));
         }
-        if self.alarm_at_ns.is_none_or(|armed_at_ns| alarm_at_ns < armed_at_ns) {
+        if self
+            .alarm_at_ns
+            .is_none_or(|armed_at_ns| alarm_at_ns < armed_at_ns)
+        {
             self.ring.set_alarm(Duration::from_nanos(alarm_at_ns - now));
             self.alarm_at_ns = Some(alarm_at_ns);
         }
@@ -331,14 +350,25 @@ impl<B: Behaviour> Engine<B> {
 
     fn tell(&self) {
         let (published, received) = self.behaviour.progress();
-        self.shared.progress.published.store(published, Ordering::Relaxed);
-        self.shared.progress.received.store(received, Ordering::Relaxed);
-        self.shared.progress.upgraded.store(self.outcome.upgraded, Ordering::Relaxed);
+        self.shared
+            .progress
+            .published
+            .store(published, Ordering::Relaxed);
+        self.shared
+            .progress
+            .received
+            .store(received, Ordering::Relaxed);
+        self.shared
+            .progress
+            .upgraded
+            .store(self.outcome.upgraded, Ordering::Relaxed);
     }
 
     /// Handles one event. False: there is none.
     fn step(&mut self) -> bool {
-        let Some(event) = self.ring.next_event() else { return false };
+        let Some(event) = self.ring.next_event() else {
+            return false;
+        };
         let (token, then) = match event {
             Event::Received { token, bytes } => {
                 let link = &mut self.links[token as usize];
@@ -354,7 +384,9 @@ impl<B: Behaviour> Engine<B> {
                 };
                 (token, reader.received(token, link, bytes))
             }
-            Event::Sent { token, done, .. } => (token, if done { Then::Flush } else { Then::Nothing }),
+            Event::Sent { token, done, .. } => {
+                (token, if done { Then::Flush } else { Then::Nothing })
+            }
             Event::Connected { token } => (token, Then::Request),
             Event::ConnectFailed { token, error } => {
                 self.outcome.connect_failed += 1;
@@ -382,7 +414,9 @@ impl<B: Behaviour> Engine<B> {
                 self.alarm_at_ns = None;
                 (0, Then::Nothing)
             }
-            Event::Accepted { .. } | Event::AcceptFailed { .. } | Event::ListenerStopped { .. } => (0, Then::Nothing),
+            Event::Accepted { .. } | Event::AcceptFailed { .. } | Event::ListenerStopped { .. } => {
+                (0, Then::Nothing)
+            }
         };
         self.perform(token, then);
         true
@@ -391,11 +425,17 @@ impl<B: Behaviour> Engine<B> {
     /// Counts a stream that ended without our doing.
     fn ended(&mut self, token: u32, error: Option<&io::Error>) {
         let link = &self.links[token as usize];
-        let words = || error.map_or_else(|| "the server ended the stream".to_owned(), ToString::to_string);
+        let words = || {
+            error.map_or_else(
+                || "the server ended the stream".to_owned(),
+                ToString::to_string,
+            )
+        };
         match link.state {
             State::Connecting | State::Upgrading => {
                 self.outcome.handshake_broken += 1;
-                self.outcome.error(|| format!("before the upgrade's answer: {}", words()));
+                self.outcome
+                    .error(|| format!("before the upgrade's answer: {}", words()));
                 self.connecting_count -= 1;
                 self.shared.progress.failed.fetch_add(1, Ordering::Relaxed);
             }
@@ -403,10 +443,19 @@ impl<B: Behaviour> Engine<B> {
                 let local = link.local;
                 self.tokens[local as usize] = TOKEN_NONE;
                 if self.behaviour.closed_by_server(local) {
-                    *self.outcome.closed_by_server_expected.entry(CLOSE_ABNORMAL).or_default() += 1;
+                    *self
+                        .outcome
+                        .closed_by_server_expected
+                        .entry(CLOSE_ABNORMAL)
+                        .or_default() += 1;
                 } else {
-                    *self.outcome.closed_by_server.entry(CLOSE_ABNORMAL).or_default() += 1;
-                    self.outcome.error(|| format!("without a close frame: {}", words()));
+                    *self
+                        .outcome
+                        .closed_by_server
+                        .entry(CLOSE_ABNORMAL)
+                        .or_default() += 1;
+                    self.outcome
+                        .error(|| format!("without a close frame: {}", words()));
                 }
             }
             State::Free | State::Ending | State::Closing => {}
@@ -532,7 +581,10 @@ impl<B: Behaviour> Reader<'_, B> {
                 &joined
             }
         };
-        match parse_response(bytes, &handshake_key(self.plan.seed, self.worker, link.local)) {
+        match parse_response(
+            bytes,
+            &handshake_key(self.plan.seed, self.worker, link.local),
+        ) {
             Ok(None) => {
                 link.partial.get_or_insert_default().bytes = bytes.to_vec();
                 Then::Nothing
@@ -542,13 +594,20 @@ impl<B: Behaviour> Reader<'_, B> {
                 self.tokens[link.local as usize] = token;
                 *self.connecting_count -= 1;
                 self.outcome.upgraded += 1;
-                self.outcome.handshake.saturating_record(now_ns().saturating_sub(link.started_ns));
+                self.outcome
+                    .handshake
+                    .saturating_record(now_ns().saturating_sub(link.started_ns));
                 self.behaviour.opened(link.local, self.reply);
                 self.messages(link, &bytes[head_bytes..])
             }
             Err(error) => {
-                *self.outcome.refused.entry(error.status.unwrap_or(0)).or_default() += 1;
-                self.outcome.error(|| format!("the upgrade was refused: {error}"));
+                *self
+                    .outcome
+                    .refused
+                    .entry(error.status.unwrap_or(0))
+                    .or_default() += 1;
+                self.outcome
+                    .error(|| format!("the upgrade was refused: {error}"));
                 *self.connecting_count -= 1;
                 self.shared.progress.failed.fetch_add(1, Ordering::Relaxed);
                 Then::Close
@@ -561,17 +620,25 @@ impl<B: Behaviour> Reader<'_, B> {
         let local = link.local;
         let mut closed_with = None;
         let read = read_messages(&mut link.partial, bytes, |message| match message.opcode {
-            OpCode::Text | OpCode::Binary => self.behaviour.message(local, message, now, self.reply),
+            OpCode::Text | OpCode::Binary => {
+                self.behaviour.message(local, message, now, self.reply)
+            }
             OpCode::Ping => answer_control(self.reply, OpCode::Pong, message.payload),
             OpCode::Close => {
-                closed_with = Some(parse_close(message.payload).ok().flatten().map_or(1005, |(code, _)| code));
+                closed_with = Some(
+                    parse_close(message.payload)
+                        .ok()
+                        .flatten()
+                        .map_or(1005, |(code, _)| code),
+                );
                 answer_control(self.reply, OpCode::Close, message.payload);
             }
             OpCode::Pong | OpCode::Continuation => {}
         });
         if let Err(error) = read {
             self.outcome.stream_errors += 1;
-            self.outcome.error(|| format!("no stream of server frames: {error:?}"));
+            self.outcome
+                .error(|| format!("no stream of server frames: {error:?}"));
             self.tokens[local as usize] = TOKEN_NONE;
             self.behaviour.closed_by_server(local);
             return Then::Close;
@@ -582,7 +649,8 @@ impl<B: Behaviour> Reader<'_, B> {
             let counts = if self.behaviour.closed_by_server(local) {
                 &mut self.outcome.closed_by_server_expected
             } else {
-                self.outcome.error(|| format!("the server closed with {code}"));
+                self.outcome
+                    .error(|| format!("the server closed with {code}"));
                 &mut self.outcome.closed_by_server
             };
             *counts.entry(code).or_default() += 1;
@@ -594,7 +662,9 @@ impl<B: Behaviour> Reader<'_, B> {
 #[cold]
 fn answer_control(reply: &mut Reply, opcode: OpCode, payload: &[u8]) {
     let mask = reply.masks.next();
-    append_frame(&mut reply.bytes, opcode, mask, payload.len(), |out| out.copy_from_slice(payload));
+    append_frame(&mut reply.bytes, opcode, mask, payload.len(), |out| {
+        out.copy_from_slice(payload)
+    });
 }
 
 /// The key of a member's request; made again when the answer is checked, so that it need not be kept.

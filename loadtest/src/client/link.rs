@@ -1,6 +1,8 @@
 //! One connection as its client sees it, and the frames in what it receives.
 
-use throng::protocol::{FrameError, OpCode, Role, decode_header, encode_client_header, unmask_in_place};
+use throng::protocol::{
+    FrameError, OpCode, Role, decode_header, encode_client_header, unmask_in_place,
+};
 
 /// Bytes of a message at most; a server that sends more is broken or not what this tool is for.
 const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -41,8 +43,14 @@ pub struct Link {
 
 impl Link {
     /// A token nobody uses.
-    pub const FREE: Self =
-        Self { state: State::Free, sending: false, local: 0, started_ns: 0, pending: Vec::new(), partial: None };
+    pub const FREE: Self = Self {
+        state: State::Free,
+        sending: false,
+        local: 0,
+        started_ns: 0,
+        pending: Vec::new(),
+        partial: None,
+    };
 }
 
 /// What has come in part only: a frame's beginning, a message's first fragments.
@@ -87,7 +95,10 @@ pub fn read_messages(
         let mut fresh = None;
         let taken_bytes = read_frames(bytes, &mut fresh, &mut on_message)?;
         if taken_bytes < bytes.len() {
-            fresh.get_or_insert_default().bytes.extend_from_slice(&bytes[taken_bytes..]);
+            fresh
+                .get_or_insert_default()
+                .bytes
+                .extend_from_slice(&bytes[taken_bytes..]);
         }
         *partial = fresh;
         return Ok(());
@@ -117,11 +128,20 @@ fn read_frames(
             return Err(StreamError::TooBig);
         }
         let header_bytes = usize::from(header.header_bytes);
-        let Some(payload) = rest.get(header_bytes..header_bytes + payload_bytes) else { break };
+        let Some(payload) = rest.get(header_bytes..header_bytes + payload_bytes) else {
+            break;
+        };
         rest = &rest[header_bytes + payload_bytes..];
-        let in_fragments = partial.as_ref().is_some_and(|partial| partial.opcode.is_some());
-        if header.opcode.is_control() || header.fin && !in_fragments && header.opcode != OpCode::Continuation {
-            on_message(Message { opcode: header.opcode, payload });
+        let in_fragments = partial
+            .as_ref()
+            .is_some_and(|partial| partial.opcode.is_some());
+        if header.opcode.is_control()
+            || header.fin && !in_fragments && header.opcode != OpCode::Continuation
+        {
+            on_message(Message {
+                opcode: header.opcode,
+                payload,
+            });
             continue;
         }
         if in_fragments != (header.opcode == OpCode::Continuation) {
@@ -134,7 +154,10 @@ fn read_frames(
         }
         assembly.fragments.extend_from_slice(payload);
         if header.fin {
-            on_message(Message { opcode, payload: &assembly.fragments });
+            on_message(Message {
+                opcode,
+                payload: &assembly.fragments,
+            });
             assembly.fragments = Vec::new();
             assembly.opcode = None;
         }
@@ -143,7 +166,13 @@ fn read_frames(
 }
 
 /// Appends a masked frame whose payload of `payload_bytes` bytes is written by `write`.
-pub fn append_frame(out: &mut Vec<u8>, opcode: OpCode, mask: [u8; 4], payload_bytes: usize, write: impl FnOnce(&mut [u8])) {
+pub fn append_frame(
+    out: &mut Vec<u8>,
+    opcode: OpCode,
+    mask: [u8; 4],
+    payload_bytes: usize,
+    write: impl FnOnce(&mut [u8]),
+) {
     out.reserve(payload_bytes + throng::limits::CLIENT_HEADER_BYTES_MAX);
     encode_client_header(out, true, opcode, payload_bytes, mask);
     let start = out.len();
@@ -160,7 +189,9 @@ mod tests {
         let mut partial = None;
         let mut messages = Vec::new();
         for chunk in bytes.chunks(chunk_bytes) {
-            read_messages(&mut partial, chunk, |message| messages.push((message.opcode, message.payload.to_vec())))?;
+            read_messages(&mut partial, chunk, |message| {
+                messages.push((message.opcode, message.payload.to_vec()))
+            })?;
         }
         assert!(partial.is_none(), "whole messages leave nothing behind");
         Ok(messages)
@@ -179,15 +210,36 @@ mod tests {
             (OpCode::Binary, vec![7; 200]),
         ];
         for chunk_bytes in 1..=bytes.len() {
-            assert_eq!(read_split(&bytes, chunk_bytes).as_ref(), Ok(&expected), "chunks of {chunk_bytes}");
+            assert_eq!(
+                read_split(&bytes, chunk_bytes).as_ref(),
+                Ok(&expected),
+                "chunks of {chunk_bytes}"
+            );
         }
     }
 
     #[test]
     fn what_no_server_may_send_is_an_error() {
-        assert_eq!(read_split(&[0x80, 0], 2), Err(StreamError::Fragments), "a continuation of nothing");
-        assert_eq!(read_split(&[0x02, 0, 0x82, 0], 4), Err(StreamError::Fragments), "a message within a message");
-        assert!(matches!(read_split(&[0x82, 0x81, 0, 0, 0, 0, 1], 7), Err(StreamError::Frame(_))), "a masked frame");
-        assert_eq!(read_split(&[0x82, 127, 0, 0, 0, 1, 0, 0, 0, 0], 10), Err(StreamError::TooBig));
+        assert_eq!(
+            read_split(&[0x80, 0], 2),
+            Err(StreamError::Fragments),
+            "a continuation of nothing"
+        );
+        assert_eq!(
+            read_split(&[0x02, 0, 0x82, 0], 4),
+            Err(StreamError::Fragments),
+            "a message within a message"
+        );
+        assert!(
+            matches!(
+                read_split(&[0x82, 0x81, 0, 0, 0, 0, 1], 7),
+                Err(StreamError::Frame(_))
+            ),
+            "a masked frame"
+        );
+        assert_eq!(
+            read_split(&[0x82, 127, 0, 0, 0, 1, 0, 0, 0, 0], 10),
+            Err(StreamError::TooBig)
+        );
     }
 }

@@ -14,7 +14,6 @@ mod engine;
 mod link;
 mod outcome;
 
-pub use crew::{Crew, Orders, Progress, Timetable};
+pub use crew::{Crew, Timetable};
 pub use engine::{Behaviour, Ending, Plan, Posts, Reply};
 pub use link::{Message, append_frame};
-pub use outcome::Outcome;

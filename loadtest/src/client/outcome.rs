@@ -29,8 +29,6 @@ pub struct Outcome {
     pub first_error: Option<String>,
     /// From connect to the upgrade's answer, nanoseconds.
     pub handshake: Histogram<u64>,
-    /// Processor time of the worker within the window, nanoseconds.
-    pub window_cpu_ns: u64,
 }
 
 impl Outcome {
@@ -47,7 +45,6 @@ impl Outcome {
             unsent_bytes: 0,
             first_error: None,
             handshake: latency_histogram(),
-            window_cpu_ns: 0,
         }
     }
 
@@ -65,7 +62,10 @@ impl Outcome {
         for (mine, theirs) in [
             (&mut self.refused, other.refused),
             (&mut self.closed_by_server, other.closed_by_server),
-            (&mut self.closed_by_server_expected, other.closed_by_server_expected),
+            (
+                &mut self.closed_by_server_expected,
+                other.closed_by_server_expected,
+            ),
         ] {
             for (key, count) in theirs {
                 *mine.entry(key).or_default() += count;
@@ -77,8 +77,9 @@ impl Outcome {
         if self.first_error.is_none() {
             self.first_error = other.first_error;
         }
-        self.handshake.add(&other.handshake).expect("all have the same bounds");
-        self.window_cpu_ns += other.window_cpu_ns;
+        self.handshake
+            .add(&other.handshake)
+            .expect("all have the same bounds");
     }
 
     /// Adds it to a report: figures, and a fault for each kind of connection that was not served.
@@ -87,7 +88,10 @@ impl Outcome {
         report.latency("handshake", &self.handshake);
         let refused: u64 = self.refused.values().sum();
         let closed: u64 = self.closed_by_server.values().sum();
-        report.count("connections_failed", self.connect_failed + self.handshake_broken + refused);
+        report.count(
+            "connections_failed",
+            self.connect_failed + self.handshake_broken + refused,
+        );
         report.count("connections_lost", closed + self.stream_errors);
         for (status, count) in &self.refused {
             report.count(&format!("refused_with_{status}"), *count);
@@ -97,7 +101,10 @@ impl Outcome {
         }
         for (count, what) in [
             (self.connect_failed, "connects failed"),
-            (self.handshake_broken, "connections ended before the upgrade was answered"),
+            (
+                self.handshake_broken,
+                "connections ended before the upgrade was answered",
+            ),
             (refused, "upgrades were refused"),
             (closed, "connections were closed by the server"),
             (self.stream_errors, "streams broke the protocol"),
@@ -108,7 +115,10 @@ impl Outcome {
             }
         }
         if self.unsent_bytes > 0 {
-            report.fault(format!("{} bytes could not be sent: the server did not read", self.unsent_bytes));
+            report.fault(format!(
+                "{} bytes could not be sent: the server did not read",
+                self.unsent_bytes
+            ));
         }
     }
 }
