@@ -91,27 +91,18 @@ pub fn read_messages(
     bytes: &[u8],
     mut on_message: impl FnMut(Message<'_>),
 ) -> Result<(), StreamError> {
-    let Some(mut kept) = partial.take() else {
-        let mut fresh = None;
-        let taken_bytes = read_frames(bytes, &mut fresh, &mut on_message)?;
-        if taken_bytes < bytes.len() {
-            fresh
-                .get_or_insert_default()
-                .bytes
-                .extend_from_slice(&bytes[taken_bytes..]);
-        }
-        *partial = fresh;
-        return Ok(());
-    };
-    let mut joined = std::mem::take(&mut kept.bytes);
-    joined.extend_from_slice(bytes);
-    let mut kept = Some(kept);
-    let taken_bytes = read_frames(&joined, &mut kept, &mut on_message)?;
-    joined.drain(..taken_bytes);
-    if let Some(mut kept) = kept.filter(|kept| !joined.is_empty() || kept.opcode.is_some()) {
-        kept.bytes = joined;
-        *partial = Some(kept);
+    let mut kept = partial.take();
+    let joined = kept.as_mut().map(|kept| {
+        let mut joined = std::mem::take(&mut kept.bytes);
+        joined.extend_from_slice(bytes);
+        joined
+    });
+    let bytes = joined.as_deref().unwrap_or(bytes);
+    let taken_bytes = read_frames(bytes, &mut kept, &mut on_message)?;
+    if taken_bytes < bytes.len() {
+        kept.get_or_insert_default().bytes = bytes[taken_bytes..].to_vec();
     }
+    *partial = kept.filter(|kept| !kept.bytes.is_empty() || kept.opcode.is_some());
     Ok(())
 }
 
