@@ -2,9 +2,9 @@
 //!
 //! They speak just enough WebSocket to be driven by the same client in the same run.
 
-mod epoll;
+pub mod epoll;
 mod fan_out;
-mod wire;
+pub mod wire;
 
 use std::io;
 use std::net::SocketAddr;

@@ -89,13 +89,7 @@ pub struct Common {
 
 /// Runs a scenario and reports it.
 pub fn run(scenario: &Scenario) -> Result<(), Failure> {
-    let (common, mut report) = match scenario {
-        Scenario::Idle(arguments) => (&arguments.common, idle::run(arguments)?),
-        Scenario::Echo(arguments) => (&arguments.common, echo::run(arguments)?),
-        Scenario::Fanout(arguments) => (&arguments.common, fan_out::run(arguments)?),
-        Scenario::Churn(arguments) => (&arguments.common, churn::run(arguments)?),
-        Scenario::Slow(arguments) => (&arguments.common, slow::run(arguments)?),
-    };
+    let (common, mut report) = measure(scenario)?;
     let expected = report.expect(&common.expect);
     print!("{}", report.text());
     if let Some(path) = &common.json {
@@ -103,6 +97,16 @@ pub fn run(scenario: &Scenario) -> Result<(), Failure> {
     }
     expected?;
     report.verdict()
+}
+
+fn measure(scenario: &Scenario) -> Result<(&Common, Report), Failure> {
+    Ok(match scenario {
+        Scenario::Idle(arguments) => (&arguments.common, idle::run(arguments)?),
+        Scenario::Echo(arguments) => (&arguments.common, echo::run(arguments)?),
+        Scenario::Fanout(arguments) => (&arguments.common, fan_out::run(arguments)?),
+        Scenario::Churn(arguments) => (&arguments.common, churn::run(arguments)?),
+        Scenario::Slow(arguments) => (&arguments.common, slow::run(arguments)?),
+    })
 }
 
 impl Common {
@@ -321,3 +325,6 @@ fn probe(target: &Target) -> Result<(), Failure> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
