@@ -2,4 +2,5 @@
 //!
 //! Rule of this room: it moves bytes, time and wake-ups, and decides nothing about rooms.
 
+pub mod bridge;
 pub mod ring;

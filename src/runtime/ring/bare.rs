@@ -97,7 +97,6 @@ impl BareFanOut {
             // SAFETY: `frame` is not touched until `in_flight` is 0 again; should it never be (an `enter` that
             // fails), it is leaked. The slot is below `socket_count`, all of which are registered.
             // JUSTIFICATION: submission entries have no safe form in the io-uring crate.
-            #[allow(unsafe_code)]
             unsafe {
                 queue.push(&entry).expect("a batch fits the empty queue");
             }
