@@ -21,7 +21,7 @@ from harness.wire import PING, TEXT
 MESSAGE_BYTES = 1024
 SETTINGS = """
 connection_queue_bytes_max = 65536
-send_buffer_bytes = 16384
+socket_send_buffer_bytes = 16384
 
 [[rooms]]
 match = "oldest:*"

@@ -2,11 +2,10 @@
 
 from .eventually import eventually
 from .metrics import Metrics
-from .server import Answer, Server, free_port
+from .server import Server, free_port, run
 from .wire import Closed, Frame, Response, Wire, http_get, raw_exchange
 
 __all__ = [
-    "Answer",
     "Closed",
     "Frame",
     "Metrics",
@@ -17,4 +16,5 @@ __all__ = [
     "free_port",
     "http_get",
     "raw_exchange",
+    "run",
 ]

@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -9,10 +10,9 @@ from pathlib import Path
 
 from .eventually import eventually
 from .metrics import Metrics
-from .wire import Response, Wire, http_get
+from .wire import Wire, http_get
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-Answer = Response
 
 
 def binary():
@@ -46,9 +46,9 @@ class Server:
     does not end with `exit_code` by itself fails the test.
     """
 
-    def __init__(self, directory, settings="", flags=(), shards=2, env=None, admin_key=None, listen_host="127.0.0.1"):
+    def __init__(self, directory, settings="", flags=(), shards=2, env=None, admin_key=None, open_files=None):
         self.directory = Path(directory)
-        self.address = (listen_host, free_port())
+        self.address = ("127.0.0.1", free_port())
         self.admin_address = ("127.0.0.1", free_port())
         self.admin_key = admin_key
         self.log_path = self.directory / f"throng-{self.address[1]}.log"
@@ -68,6 +68,9 @@ class Server:
             config.write_text(settings)
             self.command += ["--config", str(config)]
         self.environment = clean_environment() | (env or {})
+        if admin_key:
+            self.environment["THRONG_ADMIN_KEY"] = admin_key
+        self.open_files = open_files
         self.process = None
         self.stopped = False
 
@@ -91,10 +94,18 @@ class Server:
     def start(self):
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
-                self.command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=self.environment
+                self.command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=self.environment,
+                preexec_fn=self._limit_open_files if self.open_files else None,
             )
         eventually(self._ready, "readyz answers 200")
         return self
+
+    def _limit_open_files(self):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (self.open_files, self.open_files))
 
     def _ready(self):
         assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.log()}"
@@ -193,3 +204,16 @@ class Server:
                 return int(line.split()[1]) * 1024
         raise AssertionError("no VmRSS")
 
+
+
+def run(*arguments, env=None, stdin=None, timeout_s=20):
+    """Runs the program to its end: a `CompletedProcess` with text."""
+    return subprocess.run(
+        [binary(), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        input=stdin,
+        timeout=timeout_s,
+        env=clean_environment() | (env or {}),
+        check=False,
+    )
