@@ -47,7 +47,7 @@ def test_what_happens_is_counted(server):
         metrics = server.metrics()
         return {
             "in": metrics.sum("throng_messages_received_total"),
-            "bytes in": metrics.sum("throng_message_bytes_received_total"),
+            "bytes in": metrics.sum("throng_messages_received_bytes_total"),
             "deliveries": metrics.sum("throng_deliveries_total"),
             "upgraded": metrics.sum("throng_handshakes_total", outcome="upgraded"),
             "closed": metrics.sum("throng_connections_closed_total", reason="peer_closed"),

@@ -166,7 +166,7 @@ def test_connecting_and_leaving_at_once_leaves_nothing_behind(serve):
         if index % 3 == 1:
             wire.send(request())
         wire.cut(reset=index % 2 == 0)
-    eventually(lambda: server.metric("throng_sockets_open") == 0, "every socket is given back")
+    eventually(lambda: server.metric("throng_sockets") == 0, "every socket is given back")
     assert_serves(server)
 
 

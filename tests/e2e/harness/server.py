@@ -192,7 +192,7 @@ class Server:
 
     def open_count(self):
         """Upgraded connections."""
-        return self.metric("throng_connections_open")
+        return self.metric("throng_connections")
 
     def await_open(self, count, timeout_s=10.0):
         eventually(lambda: self.open_count() == count, f"{count} connections open", timeout_s)
