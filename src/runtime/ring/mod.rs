@@ -43,7 +43,11 @@ pub struct Options {
 #[derive(Debug)]
 pub enum Event<'a> {
     /// A socket was accepted; it does not receive before [`Ring::receive`].
-    Accepted { token: u32, listener: u32, peer: SocketAddr },
+    Accepted {
+        token: u32,
+        listener: u32,
+        peer: SocketAddr,
+    },
     /// Accepting failed (descriptors, memory); that accept is not in flight any more until [`Ring::accept_again`].
     AcceptFailed { listener: u32, error: io::Error },
     /// No accept of this listener is in flight any more, after [`Ring::stop_accepting`].
@@ -55,7 +59,10 @@ pub enum Event<'a> {
     /// Bytes came.
     Received { token: u32, bytes: &'a [u8] },
     /// The peer ended its stream (`error` is `None`), or the connection broke. Nothing more will be received.
-    ReceiveEnded { token: u32, error: Option<io::Error> },
+    ReceiveEnded {
+        token: u32,
+        error: Option<io::Error>,
+    },
     /// `bytes` more of what was given to be sent have been taken by the kernel; `done` when it was all of it, so that
     /// the next send may be given.
     Sent { token: u32, bytes: u32, done: bool },
