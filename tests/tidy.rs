@@ -31,6 +31,14 @@ impl Source {
         below.split(['/', '.']).next().unwrap_or_default()
     }
 
+    /// The source without its tests, which stand at its end.
+    fn shipped(&self) -> Self {
+        Self::new(
+            &self.path,
+            self.text.split("#[cfg(test)]").next().unwrap_or_default(),
+        )
+    }
+
     /// Lines of code in which one of `words` stands as a word of its own.
     fn naming(&self, words: &[&str], why: &str) -> Vec<String> {
         let mut findings = Vec::new();
@@ -207,7 +215,7 @@ fn only_runtime_touches_the_world(source: &Source) -> Vec<String> {
         &["RandomState", "getrandom", "thread_rng", "rand"],
         "only runtime has a random source; take a seed",
     ));
-    findings.extend(source.naming(
+    findings.extend(source.shipped().naming(
         &["thread::sleep", "thread::spawn", "std::thread"],
         "only runtime has threads",
     ));
