@@ -63,13 +63,12 @@ class Admin:
             return None
 
     def shard_of_port(self, room):
-        """For each member of a room, by the port it comes from: its shard. The first byte of an id is the shard."""
+        """For each member of a room, by the port it comes from: its shard."""
         about = json.loads(self.get("/v1/rooms/" + urllib.request.quote(room, safe="")))
         shards = {}
         for member in about["connections"]:
-            identity = member["id"] if isinstance(member, dict) else member
-            peer = json.loads(self.get(f"/v1/connections/{identity}"))["peer"]
-            shards[int(peer.rsplit(":", 1)[1])] = int(identity[:2], 16)
+            connection = json.loads(self.get(f"/v1/connections/{member}"))
+            shards[int(connection["peer"].rsplit(":", 1)[1])] = connection["shard"]
         return shards
 
 
@@ -174,12 +173,9 @@ async def talk(people, node):
 def show_stats(admin):
     stats = json.loads(admin.get("/v1/stats"))
     for shard in stats["shards"]:
-        gauges = shard.get("gauges", shard)
-        counters = shard.get("counters", shard)
-        count = gauges["connections_open"]
         say(
-            f"shard {shard['shard']}: {count} connections, {gauges['rooms']} rooms, "
-            f"{counters['messages_in']} messages in, {counters['deliveries']} deliveries"
+            f"shard {shard['shard']} on processor {shard['processor']}: {shard['connections']} connections, "
+            f"{shard['rooms']} rooms, {shard['messages_received']} messages in, {shard['deliveries']} deliveries"
         )
 
 

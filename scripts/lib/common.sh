@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2034
 # What run.sh and test.sh share: words for people, packages that are missing, a Python environment.
 # Sourced, not run. Expects `set -euo pipefail`.
 

@@ -73,7 +73,16 @@ def judged(server, directory):
 def story(reports, case):
     """What the suite says happened in a case."""
     report = json.loads((reports / f"throng_case_{case.replace('.', '_')}.json").read_text())
-    keys = ("description", "expectation", "result", "resultClose", "remoteCloseCode", "remoteCloseReason", "expected", "received")
+    keys = (
+        "description",
+        "expectation",
+        "result",
+        "resultClose",
+        "remoteCloseCode",
+        "remoteCloseReason",
+        "expected",
+        "received",
+    )
     return "\n".join(f"    {key}: {str(report.get(key))[:300]}" for key in keys)
 
 

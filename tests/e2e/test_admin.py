@@ -19,7 +19,7 @@ def test_livez_and_readyz_answer_200(server):
 
 
 def test_metrics_are_openmetrics_with_help_and_type_for_each(server):
-    answer = server.admin("/metrics")
+    answer = server.admin("/metrics", headers=["Accept: application/openmetrics-text; version=1.0.0"])
     assert answer.headers["content-type"].startswith("application/openmetrics-text"), answer.headers
     metrics = Metrics(answer.body.decode())
     families = set(metrics.types)
@@ -31,6 +31,13 @@ def test_metrics_are_openmetrics_with_help_and_type_for_each(server):
             if family not in families and family.endswith(suffix):
                 family = family[: -len(suffix)]
         assert family in families, f"{sample} has no TYPE"
+
+
+def test_who_does_not_ask_for_openmetrics_gets_the_text_format(server):
+    answer = server.admin("/metrics", headers=["Accept: text/plain"])
+    assert answer.headers["content-type"].startswith("text/plain"), answer.headers
+    assert b"# TYPE throng_connections gauge" in answer.body
+    assert b"# EOF" not in answer.body
 
 
 def test_promtool_finds_nothing_to_say(server):
@@ -161,11 +168,11 @@ def test_a_connection_can_be_looked_at_and_disconnected(server):
         )
         by_port = {}
         for connection in connections:
-            identity = connection["id"] if isinstance(connection, dict) else connection
-            about = server.admin(f"/v1/connections/{identity}").json
+            about = server.admin(f"/v1/connections/{connection}").json
+            assert about["id"] == connection
             assert about["room"] == "looked-at"
             assert about["state"] == "open"
-            by_port[int(about["peer"].rsplit(":", 1)[1])] = identity
+            by_port[int(about["peer"].rsplit(":", 1)[1])] = connection
         victim = by_port[ada.source_port]
         assert server.admin(f"/v1/connections/{victim}", "DELETE").status in (200, 202, 204)
         assert ada.read_close().code == 4001
@@ -281,4 +288,3 @@ def test_garbage_on_the_admin_port_is_survived(server):
                 pass
             wire.at_end(8)
     assert server.admin("/livez").status == 200
-

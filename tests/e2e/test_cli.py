@@ -16,7 +16,14 @@ MISTAKEN = 2
 def serve_that_fails(*flags, env=None, stdin=None):
     """`throng serve` on free ports that must not start: what it says, and how it ends."""
     done = run(
-        "serve", "--listen", f"127.0.0.1:{free_port()}", "--admin", f"127.0.0.1:{free_port()}", *flags, env=env, stdin=stdin
+        "serve",
+        "--listen",
+        f"127.0.0.1:{free_port()}",
+        "--admin",
+        f"127.0.0.1:{free_port()}",
+        *flags,
+        env=env,
+        stdin=stdin,
     )
     assert done.returncode not in (0, None), done
     return done
@@ -48,8 +55,17 @@ def test_all_mistakes_are_told_at_once_and_nothing_starts(tmp_path):
     assert done.returncode == MISTAKEN, done
     said = done.stderr
     for needle in (
-        "shrads", "shards", "ping_interval_ms", "message_bytes_max", "heartbeat", "a*b", "never", "--pong-timeout-ms",
-        "--shards", "THRONG_IDLE_TIMEOUT", "THRONG_IDLE_TIMEOUT_MS",
+        "shrads",
+        "shards",
+        "ping_interval_ms",
+        "message_bytes_max",
+        "heartbeat",
+        "a*b",
+        "never",
+        "--pong-timeout-ms",
+        "--shards",
+        "THRONG_IDLE_TIMEOUT",
+        "THRONG_IDLE_TIMEOUT_MS",
     ):
         assert needle in said, f"{needle} is not told:\n{said}"
     for line in (1, 2, 3, 4):
@@ -132,10 +148,9 @@ def test_a_server_runs_on_its_own_printed_settings(tmp_path):
     first = run("config", "--message-bytes-max", "777")
     assert first.returncode == 0, first
     settings = first.stdout
-    with Server(tmp_path, settings) as server:
-        with server.join("fed-back") as ada:
-            ada.send_binary(b"x" * 778)
-            assert ada.read_close().code == 1009
+    with Server(tmp_path, settings) as server, server.join("fed-back") as ada:
+        ada.send_binary(b"x" * 778)
+        assert ada.read_close().code == 1009
 
 
 def test_every_setting_is_printed_with_what_it_is_and_where_it_came_from():
@@ -271,10 +286,9 @@ def test_a_killed_server_can_be_started_again_at_once(tmp_path):
         second = Server(tmp_path, shards=2)
         second.command = first.command
         second.address, second.admin_address = first.address, first.admin_address
-        with second:
-            with second.join("crash") as ada:
-                ada.send_text("back")
-                assert ada.read_text() == "back"
+        with second, second.join("crash") as ada:
+            ada.send_text("back")
+            assert ada.read_text() == "back"
 
 
 def test_it_needs_no_home_and_no_writable_directory(tmp_path):

@@ -194,10 +194,13 @@ async def test_a_page_sends_and_hears_text_and_bytes_and_closes(server, tmp_path
 @needs_chromium
 async def test_a_page_of_another_origin_is_refused(serve, tmp_path, origin):
     server = serve(f'origins = ["{origin}"]\n', shards=1)
-    script = JOIN + f"""
+    script = (
+        JOIN
+        + f"""
         try {{ const ada = await join({server.url("/rooms/origin")!r}); ada.socket.close(); return 'in'; }}
         catch (error) {{ return error.message; }}
     """
+    )
     async with chromium.Chromium(tmp_path) as browser:
         allowed = await browser.page(f"{origin}/page.html")
         assert await allowed(script) == "in"

@@ -5,6 +5,7 @@ import json
 import signal
 import socket
 import time
+from pathlib import Path
 
 import pytest
 from harness import eventually
@@ -114,7 +115,7 @@ def test_readiness_and_health_say_no_while_draining_and_nobody_new_is_let_in(ser
 def listening(server):
     """Whether the kernel still has a listener on the port."""
     wanted = f":{server.address[1]:04X} "
-    for line in open("/proc/net/tcp").read().splitlines()[1:]:
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
         if (fields[1] + " ").endswith(wanted) and fields[3] == "0A":
             return True

@@ -118,7 +118,6 @@ def test_any_utf8_room_name_works_percent_encoded(server, room):
         assert bob.read_text() == room
 
 
-
 def test_an_encoded_and_a_plain_name_are_the_same_room(server):
     with server.join("plain-name") as ada, server.join("%70lain%2Dname") as bob:
         ada.send_text("one room")

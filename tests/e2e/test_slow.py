@@ -251,5 +251,3 @@ def test_a_half_closed_client_is_let_go(serve):
         half.socket.shutdown(socket.SHUT_WR)
         assert half.at_end(10)
         server.await_open(0)
-
-

@@ -169,7 +169,7 @@ class Server:
         return http_get(self.address, path, method, headers)
 
     def metrics(self):
-        answer = self.admin("/metrics")
+        answer = self.admin("/metrics", headers=["Accept: application/openmetrics-text; version=1.0.0"])
         assert answer.status == 200, answer
         return Metrics(answer.body.decode())
 
@@ -203,7 +203,6 @@ class Server:
             if line.startswith("VmRSS:"):
                 return int(line.split()[1]) * 1024
         raise AssertionError("no VmRSS")
-
 
 
 def run(*arguments, env=None, stdin=None, timeout_s=20):
