@@ -83,7 +83,7 @@ fn setting_args() -> impl Iterator<Item = Arg> {
                         .to_ascii_uppercase(),
                 )
                 .action(ArgAction::Append)
-                .allow_hyphen_values(true)
+                .allow_negative_numbers(true)
                 .help(help(definition))
                 .help_heading(definition.group.title())
         })

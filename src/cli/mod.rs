@@ -5,9 +5,10 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod check;
 mod logs;
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::process::ExitCode;
 
 use crate::config::{self, Effective, Machine, Mistake, ServeArgs, Settings};
@@ -29,7 +30,8 @@ pub fn run() -> ExitCode {
         Some(Asked::Serve(args)) => serve(&args),
         Some(Asked::Config(args)) => config(&args),
         Some(Asked::Reference) => print(&config::reference_markdown()),
-        Some(Asked::Check { .. }) | None => ExitCode::from(EXIT_MISTAKES),
+        Some(Asked::Check { args, json }) => check(&args, json),
+        None => ExitCode::from(EXIT_MISTAKES),
     }
 }
 
@@ -67,6 +69,39 @@ fn config(args: &ServeArgs) -> ExitCode {
     match load(args, &host::machine()) {
         Ok((_, effective)) => print(&effective.to_toml()),
         Err(mistakes) => tell(&mistakes),
+    }
+}
+
+fn check(args: &ServeArgs, json: bool) -> ExitCode {
+    let machine = host::machine();
+    // Settings that cannot be are told, and the host is judged by the defaults: one run tells all there is to mend.
+    let (settings, mistakes) = match load(args, &machine) {
+        Ok((settings, _)) => (settings, Vec::new()),
+        Err(mistakes) => {
+            let no_file = |_: &str| Err(io::Error::from(io::ErrorKind::NotFound));
+            let defaults =
+                config::load(&ServeArgs::default(), std::iter::empty(), no_file, &machine);
+            match defaults {
+                Ok((settings, _)) => (settings, mistakes),
+                Err(_) => return tell(&mistakes),
+            }
+        }
+    };
+    let addresses: Vec<_> = settings
+        .listen
+        .iter()
+        .chain(&settings.admin)
+        .copied()
+        .collect();
+    let facts = host::collect(settings.ring.socket_count_max, &addresses);
+    let report = check::evaluate(&settings, &facts, &mistakes);
+    let printed = match json {
+        true => print(&format!("{:#}\n", report.to_json())),
+        false => print(&report.to_text(io::stdout().is_terminal())),
+    };
+    match report.fails() {
+        true => ExitCode::from(EXIT_FAILED),
+        false => printed,
     }
 }
 

@@ -17,7 +17,7 @@ pub const DIRECT_TABLE_COUNT_MAX: u64 = 1 << 20;
 pub const FILES_RESERVED: u64 = 128;
 /// Descriptors that each shard needs for other things than clients: its rings, eventfds and listeners.
 pub const FILES_RESERVED_PER_SHARD: u64 = 16;
-/// Table entries of a shard beyond its connections: sockets that are answered with an HTTP status and closed.
+/// Table entries kept for sockets that are only answered with an HTTP status and closed: a full node still says so.
 pub const SOCKETS_PASSING: u64 = 1_024;
 
 /// Sockets that one table may hold: a shard's own with direct descriptors, the process's with plain ones.
@@ -30,15 +30,23 @@ pub fn table_count_max(descriptors: Descriptors, open_files_max: u64) -> u64 {
     .min(u64::from(SHARD_CONNECTION_COUNT_MAX))
 }
 
-/// Connections that the node's descriptor tables hold. A direct table is each shard's own; the process's is shared.
+/// Connections that the node's descriptor tables hold, beside the sockets passing through. A direct table is each
+/// shard's own; the process's is shared.
 #[must_use]
 pub fn by_files(descriptors: Descriptors, open_files_max: u64, shard_count: usize) -> u64 {
     let table = table_count_max(descriptors, open_files_max);
     let shards = shard_count as u64;
     match descriptors {
-        Descriptors::Plain => table.saturating_sub(shards * FILES_RESERVED_PER_SHARD),
-        Descriptors::Auto | Descriptors::Direct => table.saturating_mul(shards),
+        Descriptors::Plain => {
+            without_passing(table.saturating_sub(shards * FILES_RESERVED_PER_SHARD))
+        }
+        Descriptors::Auto | Descriptors::Direct => without_passing(table).saturating_mul(shards),
     }
+}
+
+/// A table less what is kept for sockets passing through; a small table keeps a sixteenth.
+fn without_passing(table: u64) -> u64 {
+    table - SOCKETS_PASSING.min(table.div_ceil(16))
 }
 
 /// Idle connections that fit into three quarters of the memory; the rest is for what they queue and for the host.
@@ -66,15 +74,22 @@ mod tests {
 
     #[test]
     fn direct_tables_add_up_and_the_plain_one_is_shared() {
-        assert_eq!(by_files(Descriptors::Auto, 20_000, 3), 60_000);
-        assert_eq!(by_files(Descriptors::Direct, 20_000, 1), 20_000);
-        assert_eq!(by_files(Descriptors::Plain, 20_000, 3), 20_000 - 128 - 48);
+        assert_eq!(by_files(Descriptors::Auto, 20_000, 3), 3 * 18_976);
+        assert_eq!(by_files(Descriptors::Direct, 20_000, 1), 18_976);
+        assert_eq!(by_files(Descriptors::Direct, 1_600, 1), 1_500);
+        assert_eq!(
+            by_files(Descriptors::Plain, 20_000, 3),
+            20_000 - 128 - 48 - 1_024
+        );
         assert_eq!(by_files(Descriptors::Plain, 100, 3), 0);
     }
 
     #[test]
     fn a_direct_table_ends_where_the_kernel_says() {
-        assert_eq!(by_files(Descriptors::Auto, u64::MAX, 2), 2 << 20);
+        assert_eq!(
+            by_files(Descriptors::Auto, u64::MAX, 2),
+            2 * ((1 << 20) - 1_024)
+        );
         assert_eq!(
             table_count_max(Descriptors::Plain, u64::MAX),
             u64::from(SHARD_CONNECTION_COUNT_MAX)

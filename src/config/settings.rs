@@ -1,11 +1,12 @@
 //! What `serve` runs with: every room's options, complete and checked.
 
+use std::fmt;
 use std::net::SocketAddr;
 
 use crate::{drain, runtime::ring, shard};
 
 /// Everything that the server may be told.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Settings {
     /// Where clients connect. Every shard binds each of them.
     pub listen: Vec<SocketAddr>,
@@ -29,6 +30,25 @@ pub struct Settings {
     pub drain: drain::Options,
     /// What is logged.
     pub log: Log,
+}
+
+/// All but the key.
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings")
+            .field("listen", &self.listen)
+            .field("admin", &self.admin)
+            .field("admin_key", &self.admin_key.as_ref().map(|_| "set"))
+            .field("shards", &self.shards)
+            .field("cores", &self.cores)
+            .field("node_id", &self.node_id)
+            .field("shard", &self.shard)
+            .field("ring", &self.ring)
+            .field("socket", &self.socket)
+            .field("drain", &self.drain)
+            .field("log", &self.log)
+            .finish()
+    }
 }
 
 /// Socket options. 0 leaves the kernel's own value.

@@ -78,8 +78,8 @@ fn defaults_are_what_the_reference_says() {
     assert_eq!(settings.shard.message_bytes_max, 65_536);
     assert_eq!(settings.shard.connection_queue_bytes_max, 65_536);
     assert_eq!(
-        settings.shard.connection_count_max, 60_000,
-        "three tables of 20,000"
+        settings.shard.connection_count_max, 56_928,
+        "three tables of 20,000, less those passing"
     );
     assert_eq!(settings.shard.node_bytes_max, 4 << 30);
     assert_eq!(settings.shard.shard_bytes_max, 4 << 30);
@@ -278,11 +278,11 @@ fn contradictions_are_found() {
         ),
         ("cores = [0, 4]", "cores (line 1)"),
         (
-            "connection_count_max = 60001",
+            "connection_count_max = 56929",
             "connection_count_max (line 1) and shards (default)",
         ),
         (
-            "connection_count_max = 19825\ndescriptors = \"plain\"",
+            "connection_count_max = 18801\ndescriptors = \"plain\"",
             "connection_count_max (line 1) and shards (default)",
         ),
         (
@@ -294,7 +294,7 @@ fn contradictions_are_found() {
             "connection_queue_bytes_max (line 2) and shard_bytes_max (line 1)",
         ),
         (
-            "address_connection_count_max = 60001",
+            "address_connection_count_max = 56929",
             "address_connection_count_max (line 1) and connection_count_max (default)",
         ),
         (
@@ -313,9 +313,9 @@ fn contradictions_are_found() {
 #[test]
 fn what_just_fits_is_no_contradiction() {
     from_file(
-        "message_bytes_max = 65536\npong_timeout_ms = 24999\ndrain_window_ms = \"30s\"\nconnection_count_max = 60000",
+        "message_bytes_max = 65536\npong_timeout_ms = 24999\ndrain_window_ms = \"30s\"\nconnection_count_max = 56928",
     );
-    from_file("connection_count_max = 19824\ndescriptors = \"plain\"");
+    from_file("connection_count_max = 18800\ndescriptors = \"plain\"");
     from_file("listen = [\"0.0.0.0:1\", \"[::]:1\", \"0.0.0.0:2\"]\nadmin = \"off\"");
     from_file("admin = \"0.0.0.0:8081\"\nadmin_key = \"12345678\"");
     from_file("shard_bytes_max = \"1GiB\"\nnode_bytes_max = \"1GiB\"");
@@ -432,5 +432,21 @@ fn definitions_are_unique_and_their_defaults_are_allowed() {
 fn auto_counts_what_plain_descriptors_hold() {
     let settings = from_file("descriptors = \"plain\"");
     assert_eq!(settings.ring.descriptors, Descriptors::Plain);
-    assert_eq!(settings.shard.connection_count_max, 19_824);
+    assert_eq!(settings.shard.connection_count_max, 18_800);
+}
+
+#[test]
+fn the_admin_key_is_not_in_the_debug_text() {
+    let settings = from_file("admin_key = \"a-key-of-its-own\"");
+    assert!(!format!("{settings:?}").contains("a-key-of-its-own"));
+}
+
+/// `throng config --markdown` prints what belongs there.
+#[test]
+fn the_settings_in_the_operating_guide_are_these() {
+    let guide = include_str!("../../docs/OPERATING.md");
+    let after = guide.split_once("<!-- settings: begin -->\n\n");
+    let table = after.and_then(|(_, rest)| rest.split_once("<!-- settings: end -->"));
+    let (table, _) = table.expect("the guide has both marks");
+    assert_eq!(table, reference_markdown());
 }

@@ -81,8 +81,6 @@ pub struct HostFacts {
     pub memory_lock: Limit,
     /// Whether the process has CAP_SYS_ADMIN, for which `fs.file-max` does not count.
     pub admin_capability: bool,
-    /// Whether the process has CAP_SYS_RESOURCE, with which it may raise hard limits.
-    pub resource_capability: bool,
     /// `net.ipv4.ip_local_port_range`.
     pub port_range: Option<(u64, u64)>,
     /// `net.core.somaxconn`.
@@ -101,8 +99,6 @@ pub struct HostFacts {
     pub processor_quota_milli: Option<u64>,
     /// `MemTotal`, bytes.
     pub memory_bytes: u64,
-    /// `MemAvailable`, bytes.
-    pub memory_available_bytes: Option<u64>,
     /// The least memory limit of the control groups, bytes.
     pub memory_group_bytes_max: Option<u64>,
     /// Connections tracked now, and at most, where the module is loaded.
@@ -168,9 +164,13 @@ fn limit(resource: Resource) -> Limit {
     }
 }
 
-/// Looks at everything. `socket_count` is how large a shard's direct table is to be, `addresses` are those to bind.
+/// Looks at everything, with the limits raised as `serve` raises them (what is told is what held before). `socket_count` is how large a shard's direct table is to be, `addresses` are those to bind.
 #[must_use]
 pub fn collect(socket_count: u32, addresses: &[SocketAddr]) -> HostFacts {
+    let open_files = limit(Resource::Nofile);
+    let memory_lock = limit(Resource::Memlock);
+    // A refusal leaves the limits as they are, and the trial below tells what follows from it.
+    let _ = (raise_open_file_limit(), raise_memory_lock_limit());
     let files = numbers(&read("/proc/sys/fs/file-nr"));
     let status = read("/proc/self/status");
     let capabilities = status_field(&status, "CapEff")
@@ -185,13 +185,12 @@ pub fn collect(socket_count: u32, addresses: &[SocketAddr]) -> HostFacts {
             .to_string_lossy()
             .into_owned(),
         io_uring: io_uring(socket_count, &status),
-        open_files: limit(Resource::Nofile),
+        open_files,
         nr_open: sysctl("fs/nr_open"),
         file_max: sysctl("fs/file-max"),
         file_used: files.first().copied(),
-        memory_lock: limit(Resource::Memlock),
+        memory_lock,
         admin_capability: capabilities >> CAP_SYS_ADMIN & 1 == 1,
-        resource_capability: capabilities >> CAP_SYS_RESOURCE & 1 == 1,
         port_range: ports.first().copied().zip(ports.get(1).copied()),
         somaxconn: sysctl("net/core/somaxconn"),
         syn_backlog: sysctl("net/ipv4/tcp_max_syn_backlog"),
@@ -203,7 +202,6 @@ pub fn collect(socket_count: u32, addresses: &[SocketAddr]) -> HostFacts {
         processors: processors(),
         processor_quota_milli: processor_quota_milli(&control_group_directories("cpu")),
         memory_bytes: meminfo_bytes("MemTotal").unwrap_or_default(),
-        memory_available_bytes: meminfo_bytes("MemAvailable"),
         memory_group_bytes_max: memory_group_bytes_max(&control_group_directories("memory")),
         conntrack: sysctl("net/netfilter/nf_conntrack_count")
             .zip(sysctl("net/netfilter/nf_conntrack_max")),
@@ -214,9 +212,8 @@ pub fn collect(socket_count: u32, addresses: &[SocketAddr]) -> HostFacts {
     }
 }
 
-/// Bits of the capability set (`capabilities(7)`).
+/// The bit of CAP_SYS_ADMIN in a capability set (`capabilities(7)`).
 const CAP_SYS_ADMIN: u32 = 21;
-const CAP_SYS_RESOURCE: u32 = 24;
 
 /// The operations that the socket engine gives to the kernel.
 const OPCODES: [(&str, u8); 11] = [
@@ -280,9 +277,11 @@ fn io_uring_refused(error: &io::Error, status: &str) -> IoUringFacts {
     }
 }
 
-/// Binds without listening, so that no client ever gets in, and without SO_REUSEPORT, which would share a port that
-/// somebody has.
-fn port_state(address: SocketAddr) -> PortState {
+/// Whether `address` is free: with SO_REUSEPORT, a second server would share it in silence.
+///
+/// Binds without listening, so that no client ever gets in, and without SO_REUSEPORT.
+#[must_use]
+pub fn port_state(address: SocketAddr) -> PortState {
     let bind = || {
         let socket = Socket::new(
             Domain::for_address(address),
