@@ -24,6 +24,12 @@ pub const LANE_ENVELOPE_COUNT_MAX: usize = 4096;
 pub const LANE_CONTROL_RESERVE: usize = 256;
 /// Payload bytes in flight in one lane at most; a publisher that fills it is not read until there is room.
 pub const LANE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Envelopes that the backplane core takes from one lane before it looks at the next.
+pub const LANE_TURN_ENVELOPE_COUNT_MAX: usize = 64;
+/// Questions of the admin API that one shard has not answered yet; further ones are not asked.
+pub const SHARD_QUESTION_COUNT_MAX: usize = 64;
+/// Drain orders that one shard may be given: three phases, and a few to hurry.
+pub const DRAIN_ORDER_COUNT_MAX: usize = 16;
 /// Bytes of output a connection may queue beyond its budget for pongs, pings, notices and its close frame.
 pub const CONTROL_RESERVE_BYTES: u32 = 1024;
 /// Pieces that one vectored send carries at most (the kernel's `UIO_MAXIOV` is 1024).
@@ -32,6 +38,10 @@ pub const SEND_PIECE_COUNT_MAX: usize = 64;
 pub const CONNECTION_IDLE_BYTES_MAX: usize = 128;
 
 const _: () = assert!(LANE_CONTROL_RESERVE < LANE_ENVELOPE_COUNT_MAX);
+// Probe (one at a time), questions and drain orders are all that uses the reserve: sending them never fails.
+const _: () = assert!(1 + SHARD_QUESTION_COUNT_MAX + DRAIN_ORDER_COUNT_MAX <= LANE_CONTROL_RESERVE);
 const _: () = assert!(ROOM_BATCH_BYTES_MAX < LANE_BYTES_MAX);
 const _: () = assert!(SHARD_COUNT_MAX < CORE_BACKPLANE as usize);
-const _: () = assert!(CONTROL_RESERVE_BYTES as usize >= 2 * (CONTROL_PAYLOAD_BYTES_MAX + SERVER_HEADER_BYTES_MAX));
+const _: () = assert!(
+    CONTROL_RESERVE_BYTES as usize >= 2 * (CONTROL_PAYLOAD_BYTES_MAX + SERVER_HEADER_BYTES_MAX)
+);

@@ -113,19 +113,24 @@ pub struct BatchMessage {
 /// From a shard to the backplane core.
 #[derive(Debug)]
 pub enum Upstream {
-    /// The shard has its first member of `room`. Answered by [`Downstream::Joined`]; until then nobody is told that
-    /// they are in.
+    /// The shard has its first member of `room`. Until the answer nobody is told that they are in, and deliveries of
+    /// the room are ignored.
+    ///
+    /// Every interest is answered by exactly one [`Downstream::Joined`], in order, also when its `Disinterest` is
+    /// sent before the answer has come: a shard that gives up early skips that answer, or it waits for the answer
+    /// before it sends `Disinterest`. Only the answer to its latest interest counts.
     Interest {
         /// The room.
         room: RoomName,
     },
-    /// The shard's last member of `room` has left. Ends a lease too.
+    /// The shard's last member of `room` has left. Ends a lease too; everything that the shard took from the room's
+    /// members has been sent up before this.
     Disinterest {
         /// The room.
         room: RoomName,
     },
-    /// Answer to [`Downstream::LeaseRevoke`]: everything the shard ordered itself has been delivered; from here on it
-    /// publishes through the bus.
+    /// Answer to a [`Downstream::LeaseRevoke`] that found the shard holding the lease: everything the shard ordered
+    /// itself has been delivered; from here on it publishes through the bus. Without the lease there is no answer.
     LeaseReturned {
         /// The room.
         room: RoomName,
@@ -163,7 +168,12 @@ pub enum Downstream {
         /// The shard is the only one with members: it may order the room's messages itself.
         leased: bool,
     },
-    /// Another shard wants the room: deliver what is ordered, answer [`Upstream::LeaseReturned`], publish through the bus.
+    /// Another shard wants the room: deliver what is ordered, answer [`Upstream::LeaseReturned`], publish through the
+    /// bus.
+    ///
+    /// What is ordered is delivered before anything behind this in the lane is: a `Delivery` of the room may follow at
+    /// once. A shard that does not hold the lease (its `Disinterest` and this have crossed) ignores it: an answer
+    /// would be taken for the end of its next lease.
     LeaseRevoke {
         /// The room.
         room: RoomName,
@@ -176,6 +186,8 @@ pub enum Downstream {
         batch: Arc<Batch>,
     },
     /// A publish that this shard is to order (it holds the lease): treat it as if a member of its own had sent it.
+    /// Never sent behind a `LeaseRevoke`. A shard without the lease has left the room since, and drops it: nobody was
+    /// in the room when it was published.
     Publish {
         /// The room.
         room: RoomName,
@@ -204,10 +216,12 @@ pub enum DrainOrder {
     /// Readiness is off: `GET /health` answers 503 from now on.
     NotReady,
     /// Stop accepting; serve what is in the accept queue; then tell and close every connection, spread evenly over
-    /// `window_ms`.
+    /// `window_ms`. A later order of this kind replaces the window of an earlier one.
     Close {
         /// Milliseconds over which the closes are spread.
         window_ms: u32,
+        /// Whether clients are told to reconnect before the close frame.
+        notice: bool,
     },
     /// The deadline: cut whatever is left.
     Cut,

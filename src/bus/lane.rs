@@ -74,8 +74,16 @@ pub fn lane<T>() -> (LaneWriter<T>, LaneReader<T>) {
     let (sender, receiver) = bounded(LANE_ENVELOPE_COUNT_MAX);
     let settled_bytes = Arc::new(AtomicU64::new(0));
     (
-        LaneWriter { envelopes: sender, settled_bytes: Arc::clone(&settled_bytes), sent_bytes: 0 },
-        LaneReader { envelopes: receiver, settled_bytes, taken_bytes: 0 },
+        LaneWriter {
+            envelopes: sender,
+            settled_bytes: Arc::clone(&settled_bytes),
+            sent_bytes: 0,
+        },
+        LaneReader {
+            envelopes: receiver,
+            settled_bytes,
+            taken_bytes: 0,
+        },
     )
 }
 
@@ -94,12 +102,22 @@ impl<T> LaneWriter<T> {
         LANE_BYTES_MAX.saturating_sub(usize::try_from(flying).unwrap_or(usize::MAX))
     }
 
+    /// Whether a data envelope with `bytes` of payload would be taken now.
+    ///
+    /// A single message may be larger than [`LANE_BYTES_MAX`] (its limit is a setting): a lane with no bytes in flight
+    /// takes it, so the bound is the larger of the two, and nothing waits for ever.
+    #[must_use]
+    pub fn fits(&self, bytes: u32) -> bool {
+        let room = self.bytes_room();
+        self.data_room() > 0 && (room >= bytes as usize || room == LANE_BYTES_MAX)
+    }
+
     /// Sends an envelope that carries `bytes` of payload.
     ///
     /// # Errors
     /// `LaneFull` gives the envelope back when only the control reserve is left, or the bytes do not fit.
     pub fn try_send_data(&mut self, envelope: T, bytes: u32) -> Result<(), LaneFull<T>> {
-        if self.data_room() == 0 || self.bytes_room() < bytes as usize {
+        if !self.fits(bytes) {
             return Err(LaneFull(envelope));
         }
         self.push(envelope, bytes)
@@ -137,7 +155,8 @@ impl<T> LaneReader<T> {
 
     /// Gives the bytes of all envelopes taken so far back to the writer. Once a drain, not once an envelope.
     pub fn settle(&self) {
-        self.settled_bytes.store(self.taken_bytes, Ordering::Release);
+        self.settled_bytes
+            .store(self.taken_bytes, Ordering::Release);
     }
 
     /// Envelopes waiting.
@@ -164,7 +183,10 @@ mod tests {
         while writer.try_send_data(sent, 1).is_ok() {
             sent += 1;
         }
-        assert_eq!(sent as usize, LANE_ENVELOPE_COUNT_MAX - LANE_CONTROL_RESERVE);
+        assert_eq!(
+            sent as usize,
+            LANE_ENVELOPE_COUNT_MAX - LANE_CONTROL_RESERVE
+        );
         for _ in 0..LANE_CONTROL_RESERVE {
             writer.try_send_control(u32::MAX).unwrap();
         }
@@ -178,12 +200,33 @@ mod tests {
     #[test]
     fn bytes_are_bounded_and_come_back_when_settled() {
         let (mut writer, mut reader) = lane::<&str>();
-        writer.try_send_data("most", u32::try_from(LANE_BYTES_MAX).unwrap() - 10).unwrap();
-        assert_eq!(writer.try_send_data("too much", 11), Err(LaneFull("too much")));
+        writer
+            .try_send_data("most", u32::try_from(LANE_BYTES_MAX).unwrap() - 10)
+            .unwrap();
+        assert_eq!(
+            writer.try_send_data("too much", 11),
+            Err(LaneFull("too much"))
+        );
         writer.try_send_data("fits", 10).unwrap();
         assert_eq!(writer.bytes_room(), 0);
         while reader.next_envelope().is_some() {}
         assert_eq!(writer.bytes_room(), 0, "not settled yet");
+        reader.settle();
+        assert_eq!(writer.bytes_room(), LANE_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_message_larger_than_the_lane_goes_when_nothing_else_is_in_flight() {
+        let (mut writer, mut reader) = lane::<&str>();
+        let huge = u32::try_from(LANE_BYTES_MAX).unwrap() + 10;
+        writer.try_send_data("small", 1).unwrap();
+        assert_eq!(writer.try_send_data("huge", huge), Err(LaneFull("huge")));
+        reader.next_envelope().unwrap();
+        reader.settle();
+        writer.try_send_data("huge", huge).unwrap();
+        assert_eq!(writer.bytes_room(), 0);
+        assert_eq!(writer.try_send_data("small", 1), Err(LaneFull("small")));
+        reader.next_envelope().unwrap();
         reader.settle();
         assert_eq!(writer.bytes_room(), LANE_BYTES_MAX);
     }

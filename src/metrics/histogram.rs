@@ -11,7 +11,10 @@ pub struct Log2Histogram {
 
 impl Default for Log2Histogram {
     fn default() -> Self {
-        Self { buckets: [0; Self::BUCKET_COUNT], sum_us: 0 }
+        Self {
+            buckets: [0; Self::BUCKET_COUNT],
+            sum_us: 0,
+        }
     }
 }
 
@@ -50,13 +53,20 @@ impl Log2Histogram {
     /// Upper bound (exclusive, microseconds; `None` for the open bucket) and count of each bucket.
     pub fn buckets(&self) -> impl Iterator<Item = (Option<u64>, u64)> + '_ {
         self.buckets.iter().enumerate().map(|(index, &count)| {
-            ((index < Self::BUCKET_COUNT - 1).then(|| 1u64 << index), count)
+            (
+                (index < Self::BUCKET_COUNT - 1).then(|| 1u64 << index),
+                count,
+            )
         })
     }
 
     /// An upper bound for the value below which `share` (0 to 1) of the values lie; zero when empty.
     #[must_use]
-    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    #[allow(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss
+    )]
     pub fn quantile_us(&self, share: f64) -> u64 {
         let target = (self.count() as f64 * share).ceil() as u64;
         let mut seen = 0;
@@ -81,7 +91,10 @@ mod tests {
             histogram.record(us, 1);
             let (bound, _) = histogram.buckets().find(|(_, count)| *count == 1).unwrap();
             let bound = bound.unwrap();
-            assert!(us < bound && us >= bound / 2, "{us} in the bucket below {bound}");
+            assert!(
+                us < bound && us >= bound / 2,
+                "{us} in the bucket below {bound}"
+            );
         }
         let mut histogram = Log2Histogram::default();
         histogram.record(u64::MAX, 3);

@@ -4,8 +4,10 @@
 //! asks, and summed by the reader. Nothing here is atomic, and nothing here is on a message's way but an addition.
 #![forbid(unsafe_code)]
 
+mod backplane;
 mod histogram;
 mod shard;
 
+pub use backplane::BackplaneSnapshot;
 pub use histogram::Log2Histogram;
 pub use shard::{DropPolicy, RefusalKind, RingCounters, ShardCounters, ShardGauges, ShardSnapshot};

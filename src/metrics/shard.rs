@@ -108,7 +108,12 @@ pub enum DropPolicy {
 
 impl DropPolicy {
     /// All policies, in the order of their discriminants.
-    pub const ALL: [Self; 4] = [Self::Disconnect, Self::DropOldest, Self::DropNewest, Self::Latest];
+    pub const ALL: [Self; 4] = [
+        Self::Disconnect,
+        Self::DropOldest,
+        Self::DropNewest,
+        Self::Latest,
+    ];
 
     /// The name in the config and in metrics.
     #[must_use]

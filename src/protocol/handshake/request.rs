@@ -89,10 +89,7 @@ fn parse_head(bytes: &[u8], header_count_max: usize) -> Result<Option<ParsedRequ
             return Ok(Some(request));
         }
         if request.header_count == header_count_max {
-            return Err(Refusal::new(
-                RefusalKind::HeadersTooLarge,
-                "too many headers: send fewer",
-            ));
+            return Err(Refusal::of(RefusalKind::HeadersTooLarge));
         }
         request.header_count += 1;
         parse_header(&mut request, &bytes[start..end])?;

@@ -388,6 +388,11 @@ impl Kernel {
         self.io.completion().disable_eventfd();
     }
 
+    /// Counts a turn of the loop.
+    pub(super) fn record_turn(&mut self, us: u64) {
+        self.counters.turn.record(us, 1);
+    }
+
     /// The oldest completion that has not been taken.
     pub(super) fn next_completion(&mut self) -> Option<Completion> {
         loop {

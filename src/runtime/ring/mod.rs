@@ -367,6 +367,17 @@ impl Ring {
         self.sockets.used_count()
     }
 
+    /// Whether [`Ring::next_event`] has something to look at.
+    #[must_use]
+    pub fn has_events(&mut self) -> bool {
+        self.kernel.has_completions()
+    }
+
+    /// Counts a turn of the loop that uses this ring.
+    pub fn record_turn(&mut self, us: u64) {
+        self.kernel.record_turn(us);
+    }
+
     /// What it counts.
     #[must_use]
     pub fn counters(&self) -> &RingCounters {

@@ -13,7 +13,11 @@ pub struct WakeHandle {
 }
 
 impl WakeHandle {
-    pub(super) fn new() -> io::Result<Self> {
+    /// A handle whose eventfd nobody has written to.
+    ///
+    /// # Errors
+    /// `EMFILE` and its like.
+    pub fn new() -> io::Result<Self> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Self { fd: Arc::new(fd) })
     }
@@ -26,12 +30,14 @@ impl WakeHandle {
     }
 
     /// Makes the eventfd unreadable until the next wake-up.
-    pub(super) fn clear(&self) {
+    pub fn clear(&self) {
         let mut count = [0; 8];
         let _ = rustix::io::read(&*self.fd, &mut count);
     }
 
-    pub(super) fn fd(&self) -> &OwnedFd {
+    /// The eventfd.
+    #[must_use]
+    pub fn fd(&self) -> &OwnedFd {
         &self.fd
     }
 }
