@@ -94,7 +94,7 @@ def write(verdicts, kept):
         entry = {"behaviour": behaviour, "closing": closing}
         if not {behaviour, closing} <= {"OK", "INFORMATIONAL"}:
             entry["reason"] = kept.get(case, {}).get("reason", "")
-        lines.append(f"  {json.dumps(case)}: {json.dumps(entry)}")
+        lines.append(f"  {json.dumps(case)}: {json.dumps(entry, ensure_ascii=False)}")
     VERDICTS.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
