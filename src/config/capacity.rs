@@ -20,6 +20,12 @@ pub const FILES_RESERVED_PER_SHARD: u64 = 16;
 /// Table entries kept for sockets that are only answered with an HTTP status and closed: a full node still says so.
 pub const SOCKETS_PASSING: u64 = 1_024;
 
+/// Descriptors that the process needs beside its clients.
+#[must_use]
+pub fn files_reserved(shard_count: usize) -> u64 {
+    FILES_RESERVED + shard_count as u64 * FILES_RESERVED_PER_SHARD
+}
+
 /// Sockets that one table may hold: a shard's own with direct descriptors, the process's with plain ones.
 #[must_use]
 pub fn table_count_max(descriptors: Descriptors, open_files_max: u64) -> u64 {
@@ -27,7 +33,7 @@ pub fn table_count_max(descriptors: Descriptors, open_files_max: u64) -> u64 {
         Descriptors::Plain => open_files_max.saturating_sub(FILES_RESERVED),
         Descriptors::Auto | Descriptors::Direct => open_files_max.min(DIRECT_TABLE_COUNT_MAX),
     }
-    .min(u64::from(SHARD_CONNECTION_COUNT_MAX))
+    .min(u64::from(SHARD_CONNECTION_COUNT_MAX) - 1) // one index is nobody's
 }
 
 /// Connections that the node's descriptor tables hold, beside the sockets passing through. A direct table is each
@@ -92,7 +98,7 @@ mod tests {
         );
         assert_eq!(
             table_count_max(Descriptors::Plain, u64::MAX),
-            u64::from(SHARD_CONNECTION_COUNT_MAX)
+            u64::from(SHARD_CONNECTION_COUNT_MAX) - 1
         );
     }
 

@@ -316,7 +316,9 @@ fn what_just_fits_is_no_contradiction() {
         "message_bytes_max = 65536\npong_timeout_ms = 24999\ndrain_window_ms = \"30s\"\nconnection_count_max = 56928",
     );
     from_file("connection_count_max = 18800\ndescriptors = \"plain\"");
-    from_file("listen = [\"0.0.0.0:1\", \"[::]:1\", \"0.0.0.0:2\"]\nadmin = \"off\"");
+    from_file(
+        "listen = [\"0.0.0.0:1\", \"[::]:1\", \"0.0.0.0:2\", \"0.0.0.0:0\", \"127.0.0.1:0\"]\nadmin = \"off\"",
+    );
     from_file("admin = \"0.0.0.0:8081\"\nadmin_key = \"12345678\"");
     from_file("shard_bytes_max = \"1GiB\"\nnode_bytes_max = \"1GiB\"");
 }

@@ -1,6 +1,6 @@
 //! Kernel, io_uring, the process's limits, processors and memory.
 
-use super::{Finding, grouped, sized};
+use super::{Finding, grouped, shards, sized};
 use crate::config::Settings;
 use crate::config::capacity::{self, CONNECTION_BYTES, DIRECT_TABLE_COUNT_MAX};
 use crate::runtime::host::{HostFacts, IoUringFacts};
@@ -54,13 +54,14 @@ fn kernel(facts: &HostFacts) -> Finding {
 fn io_uring(facts: &HostFacts) -> Finding {
     let name = "io_uring";
     match &facts.io_uring {
-        IoUringFacts::Works { opcodes_missing, .. } if opcodes_missing.is_empty() => {
-            Finding::ok(name, "SINGLE_ISSUER and DEFER_TASKRUN rings, all operations")
-        }
-        IoUringFacts::Works { opcodes_missing, .. } => {
+        IoUringFacts::Works { opcodes_missing, .. } if !opcodes_missing.is_empty() => {
             Finding::fail(name, format!("operations are missing: {}", opcodes_missing.join(", ")))
                 .mended_by("boot Linux 6.1 or later; in a sandbox (gVisor) run outside of it")
         }
+        IoUringFacts::Works { engine: Err(words), .. } => {
+            Finding::fail(name, format!("a shard's ring could not be set up: {words}"))
+        }
+        IoUringFacts::Works { .. } => Finding::ok(name, "a shard's ring could be set up, and has all operations"),
         IoUringFacts::Absent => {
             Finding::fail(name, "the kernel says there is none (ENOSYS): built without CONFIG_IO_URING, or hidden by a seccomp filter")
                 .mended_by("boot a kernel with CONFIG_IO_URING=y")
@@ -93,28 +94,31 @@ fn io_uring(facts: &HostFacts) -> Finding {
 
 fn descriptors(settings: &Settings, facts: &HostFacts) -> Option<Finding> {
     let name = "direct descriptors";
-    let IoUringFacts::Works { direct_table, .. } = &facts.io_uring else {
+    let IoUringFacts::Works {
+        engine: Ok(()),
+        direct,
+        ..
+    } = &facts.io_uring
+    else {
         return None;
     };
-    Some(match (settings.ring.descriptors, direct_table) {
+    Some(match (settings.ring.descriptors, direct) {
         (Descriptors::Plain, _) => {
             Finding::ok(name, "not wanted: sockets live in the process's file table")
         }
-        (_, Ok(count)) => Finding::ok(
+        (_, Ok(())) => Finding::ok(
             name,
             format!(
                 "a table of {} sockets for each shard",
-                grouped(u64::from(*count))
+                grouped(u64::from(settings.ring.socket_count_max))
             ),
         ),
-        (Descriptors::Auto, Err(words)) => Finding::warn(
+        (Descriptors::Auto | Descriptors::Direct, Err(words)) => Finding::warn(
             name,
             format!(
                 "no table ({words}): sockets will live in the process's file table, which the open-file limit counts"
             ),
         ),
-        (Descriptors::Direct, Err(words)) => Finding::fail(name, format!("no table: {words}"))
-            .mended_by("write descriptors = \"auto\""),
     })
 }
 
@@ -124,7 +128,7 @@ fn open_files(settings: &Settings, facts: &HostFacts) -> Finding {
     let most = facts.nr_open.unwrap_or(DIRECT_TABLE_COUNT_MAX);
     let direct = settings.ring.descriptors != Descriptors::Plain;
     let what = match direct {
-        true => format!("so many sockets in each of {} tables", settings.shards),
+        true => format!("so many sockets for each of {}", shards(settings.shards)),
         false => "so many sockets in the process".to_owned(),
     };
     let seen = match facts.open_files.soft {
@@ -135,7 +139,9 @@ fn open_files(settings: &Settings, facts: &HostFacts) -> Finding {
         ),
         _ => format!("limit {}: {what}", counted(facts.open_files.hard)),
     };
-    if capacity::table_count_max(settings.ring.descriptors, hard) == 0 {
+    let own = capacity::files_reserved(settings.shards);
+    if hard < own {
+        let seen = format!("{seen}; the process itself needs about {own}");
         return raise_open_files(Finding::fail(name, seen), OPEN_FILES_WANTED, most);
     }
     let held = capacity::by_files(settings.ring.descriptors, hard, settings.shards);
@@ -200,8 +206,8 @@ fn processors(settings: &Settings, facts: &HostFacts) -> Finding {
     };
     let cores = settings.shards + 1;
     let seen = format!(
-        "{count} for {} shards and the backplane core",
-        settings.shards
+        "{count} for {} and the backplane core",
+        shards(settings.shards)
     );
     match cores <= count {
         true => Finding::ok(name, seen),
@@ -260,7 +266,7 @@ fn memory(settings: &Settings, facts: &HostFacts) -> Finding {
     if needed <= memory {
         return Finding::ok(name, seen);
     }
-    let left = memory.saturating_sub(idle) / 4 * 3 >> 20;
+    let left = (memory.saturating_sub(idle) / 4 * 3) >> 20;
     let finding = Finding::warn(name, format!("{seen}: together more than there is"));
     match left {
         0 => finding.mended_by(format!(
