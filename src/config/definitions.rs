@@ -292,7 +292,7 @@ pub static DEFINITIONS: &[Definition] = &[
         Group::NodeLimits,
         bytes(any(1 << 20, 1 << 50)),
         "auto",
-        "All that the node holds for its connections. auto: half of the memory.",
+        "All that the node holds for its connections. auto: three eighths of the memory.",
         |draft, value| draft.node_bytes_max = value.number(),
     )
     .or("auto"),

@@ -81,8 +81,8 @@ fn defaults_are_what_the_reference_says() {
         settings.shard.connection_count_max, 56_928,
         "three tables of 20,000, less those passing"
     );
-    assert_eq!(settings.shard.node_bytes_max, 4 << 30);
-    assert_eq!(settings.shard.shard_bytes_max, 4 << 30);
+    assert_eq!(settings.shard.node_bytes_max, 3 << 30);
+    assert_eq!(settings.shard.shard_bytes_max, 3 << 30);
     assert_eq!(settings.shard.heartbeat, HeartbeatMode::Ping);
     assert_eq!(settings.shard.ping_interval_ms, 25_000);
     assert_eq!(settings.shard.pong_timeout_ms, 10_000);

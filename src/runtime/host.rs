@@ -61,7 +61,9 @@ pub enum PortState {
     Free,
     /// Somebody has it.
     Taken,
-    /// It is not for this process, in the kernel's words.
+    /// This process has no right to it.
+    Forbidden,
+    /// It cannot be bound, in the kernel's words.
     Refused(String),
 }
 
@@ -300,6 +302,7 @@ pub fn port_state(address: SocketAddr) -> PortState {
     match bind() {
         Ok(()) => PortState::Free,
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => PortState::Taken,
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => PortState::Forbidden,
         Err(error) => PortState::Refused(error.to_string()),
     }
 }

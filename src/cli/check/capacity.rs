@@ -49,10 +49,10 @@ pub(super) fn bounds(settings: &Settings, facts: &HostFacts) -> Vec<Bound> {
             why: files_why,
         },
         Bound {
-            connections: capacity::by_memory(memory),
+            connections: capacity::by_memory(memory, settings.shard.node_bytes_max),
             name: "memory",
             why: format!(
-                "three quarters of {}, {} bytes for each idle connection with the kernel's part",
+                "{} less node_bytes_max and an eighth, {} bytes for each idle connection with the kernel's part",
                 sized(memory),
                 grouped(CONNECTION_BYTES)
             ),

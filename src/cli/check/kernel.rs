@@ -146,7 +146,8 @@ fn open_files(settings: &Settings, facts: &HostFacts) -> Finding {
     }
     let held = capacity::by_files(settings.ring.descriptors, hard, settings.shards);
     let memory = facts.memory_group_bytes_max.unwrap_or(facts.memory_bytes);
-    if held < OPEN_FILES_WANTED && held < capacity::by_memory(memory) {
+    if held < OPEN_FILES_WANTED && held < capacity::by_memory(memory, settings.shard.node_bytes_max)
+    {
         return raise_open_files(
             Finding::warn(name, format!("{seen}; memory would hold more")),
             OPEN_FILES_WANTED,
@@ -266,12 +267,12 @@ fn memory(settings: &Settings, facts: &HostFacts) -> Finding {
     if needed <= memory {
         return Finding::ok(name, seen);
     }
-    let left = (memory.saturating_sub(idle) / 4 * 3) >> 20;
+    let left = (memory / 8 * 7).saturating_sub(idle) >> 20;
     let finding = Finding::warn(name, format!("{seen}: together more than there is"));
     match left {
         0 => finding.mended_by(format!(
             "write connection_count_max = {}",
-            capacity::by_memory(memory).max(1)
+            capacity::by_memory(memory, settings.shard.node_bytes_max).max(1)
         )),
         _ => finding.mended_by(format!("write node_bytes_max = \"{left}MiB\"")),
     }

@@ -250,12 +250,7 @@ fn each_fault_is_found_and_mended() {
             "ss -ltnp",
         ),
         (
-            |facts| {
-                facts.ports = vec![(
-                    "0.0.0.0:80".parse().unwrap(),
-                    PortState::Refused("denied".into()),
-                )]
-            },
+            |facts| facts.ports = vec![("0.0.0.0:80".parse().unwrap(), PortState::Forbidden)],
             "address 0.0.0.0:80",
             Level::Fail,
             "cap_net_bind_service",
