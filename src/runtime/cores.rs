@@ -116,11 +116,10 @@ pub fn serve(settings: Settings) -> Result<u8, String> {
         )?);
         links.push((upstream_reader, downstream_writer, bell));
     }
-    drop(ready);
     let mut handles: Vec<Option<WakeHandle>> = vec![None; shard_count];
     let mut failure = None;
     let mut plain = None;
-    while let Ok((index, result)) = readiness.recv() {
+    for (index, result) in readiness.iter().take(shard_count) {
         match result {
             Ok((handle, direct)) => {
                 handles[index] = Some(handle);

@@ -23,6 +23,7 @@
 mod accept;
 mod address;
 mod alarm;
+pub mod bare;
 mod buffers;
 mod connect;
 mod error;
