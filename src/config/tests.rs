@@ -452,3 +452,34 @@ fn the_settings_in_the_operating_guide_are_these() {
     let (table, _) = table.expect("the guide has both marks");
     assert_eq!(table, reference_markdown());
 }
+
+proptest::proptest! {
+    /// Anything may stand in a file, a variable and a flag: it becomes settings or mistakes, never a panic.
+    #[test]
+    fn nothing_written_makes_it_panic(
+        file in "(([a-z_]{1,12}|listen|shards|rooms|origins|\\[\\[rooms\\]\\]|match|slow)( = )?[^\\x00]{0,12}\n){0,6}",
+        index in 0..DEFINITIONS.len(),
+        variable in ".{0,12}",
+        flag in "[0-9a-zA-Z:.,_*-]{0,12}",
+    ) {
+        let definition = &DEFINITIONS[index];
+        let name = definition.variable();
+        let loaded = load_all(&args(&[(definition.key, &flag)]), &[(&name, &variable)], &file);
+        if let Ok((_, effective)) = loaded {
+            proptest::prop_assert!(load_all(&args(&[]), &[], &effective.to_toml()).is_ok());
+        }
+    }
+
+    /// Whatever number is allowed is printed so that it is read back.
+    #[test]
+    fn numbers_in_force_read_back(index in 0..DEFINITIONS.len(), number in proptest::prelude::any::<u64>()) {
+        let definition = &DEFINITIONS[index];
+        if let Kind::Number(_, range) = definition.kind {
+            let number = range.min + number % (range.max - range.min + 1);
+            let text = definition.kind.human(&Value::Number(number)).unwrap_or(number.to_string());
+            let text = if range.zero.is_some() && number == 0 { "0".to_owned() } else { text };
+            let read = definition.kind.read(&value::Raw::Text(text));
+            proptest::prop_assert!(read == Ok(Value::Number(number)) || range.power_of_two);
+        }
+    }
+}

@@ -27,7 +27,7 @@ pub struct Limit {
 
 /// What the kernel's io_uring can do for this process.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum IoUringFacts {
+pub enum RingFacts {
     /// A ring could be set up as a shard does it.
     Works {
         /// Operations that are missing, by their names.
@@ -73,7 +73,7 @@ pub struct HostFacts {
     /// `uname -r`.
     pub kernel_release: String,
     /// What io_uring can do.
-    pub io_uring: IoUringFacts,
+    pub rings: RingFacts,
     /// `RLIMIT_NOFILE`.
     pub open_files: Limit,
     /// `fs.nr_open`: the most that `RLIMIT_NOFILE` can be raised to.
@@ -190,7 +190,7 @@ pub fn collect(options: &ring::Options, addresses: &[SocketAddr]) -> HostFacts {
             .release()
             .to_string_lossy()
             .into_owned(),
-        io_uring: io_uring(options, &status),
+        rings: rings(options, &status),
         open_files,
         nr_open: sysctl("fs/nr_open"),
         file_max: sysctl("fs/file-max"),
@@ -237,7 +237,7 @@ const OPCODES: [(&str, u8); 12] = [
     ("TIMEOUT_REMOVE", opcode::TimeoutRemove::CODE),
 ];
 
-fn io_uring(options: &ring::Options, status: &str) -> IoUringFacts {
+fn rings(options: &ring::Options, status: &str) -> RingFacts {
     // The bare ring tells apart why there is none; the engine's own tells whether all that it needs is there.
     let ring = IoUring::<squeue::Entry, cqueue::Entry>::builder()
         .setup_single_issuer()
@@ -248,7 +248,7 @@ fn io_uring(options: &ring::Options, status: &str) -> IoUringFacts {
         .build(32);
     let ring = match ring {
         Ok(ring) => ring,
-        Err(error) => return io_uring_refused(&error, status),
+        Err(error) => return rings_refused(&error, status),
     };
     let mut probe = Probe::new();
     let opcodes_missing = match ring.submitter().register_probe(&mut probe) {
@@ -265,23 +265,23 @@ fn io_uring(options: &ring::Options, status: &str) -> IoUringFacts {
         Ok(ring) => (Ok(()), ring.direct().map_err(ToOwned::to_owned)),
         Err(error) => (Err(error.to_string()), Ok(())),
     };
-    IoUringFacts::Works {
+    RingFacts::Works {
         opcodes_missing,
         engine,
         direct,
     }
 }
 
-fn io_uring_refused(error: &io::Error, status: &str) -> IoUringFacts {
+fn rings_refused(error: &io::Error, status: &str) -> RingFacts {
     match rustix::io::Errno::from_io_error(error) {
-        Some(rustix::io::Errno::NOSYS) => IoUringFacts::Absent,
-        Some(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS) => IoUringFacts::Forbidden {
+        Some(rustix::io::Errno::NOSYS) => RingFacts::Absent,
+        Some(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS) => RingFacts::Forbidden {
             disabled: sysctl("kernel/io_uring_disabled"),
             seccomp: status_field(status, "Seccomp").is_some_and(|mode| mode != "0"),
         },
-        Some(rustix::io::Errno::INVAL) => IoUringFacts::TooOld,
-        Some(rustix::io::Errno::NOMEM) => IoUringFacts::MemoryLocked,
-        _ => IoUringFacts::Failed(error.to_string()),
+        Some(rustix::io::Errno::INVAL) => RingFacts::TooOld,
+        Some(rustix::io::Errno::NOMEM) => RingFacts::MemoryLocked,
+        _ => RingFacts::Failed(error.to_string()),
     }
 }
 
@@ -497,11 +497,11 @@ mod tests {
         };
         let facts = collect(&options, &[]);
         assert!(!facts.kernel_release.is_empty());
-        if let IoUringFacts::Works {
+        if let RingFacts::Works {
             opcodes_missing,
             engine,
             ..
-        } = &facts.io_uring
+        } = &facts.rings
         {
             assert_eq!((opcodes_missing.len(), engine), (0, &Ok(())));
         }

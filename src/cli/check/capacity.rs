@@ -3,7 +3,7 @@
 use super::{grouped, shards, sized};
 use crate::config::Settings;
 use crate::config::capacity::{self, CONNECTION_BYTES};
-use crate::runtime::host::{HostFacts, IoUringFacts};
+use crate::runtime::host::{HostFacts, RingFacts};
 use crate::runtime::ring::Descriptors;
 
 /// What one limit allows.
@@ -20,7 +20,7 @@ pub(super) struct Bound {
 /// All bounds, the tightest first. Where two are equal, the one that the host sets stands before the setting.
 pub(super) fn bounds(settings: &Settings, facts: &HostFacts) -> Vec<Bound> {
     let open_files = facts.open_files.hard.unwrap_or(u64::MAX);
-    let refused = matches!(&facts.io_uring, IoUringFacts::Works { direct: Err(_), .. });
+    let refused = matches!(&facts.rings, RingFacts::Works { direct: Err(_), .. });
     let descriptors = match refused {
         true => Descriptors::Plain,
         false => settings.ring.descriptors,

@@ -3,7 +3,7 @@
 use super::{Finding, grouped, shards, sized};
 use crate::config::Settings;
 use crate::config::capacity::{self, CONNECTION_BYTES, DIRECT_TABLE_COUNT_MAX};
-use crate::runtime::host::{HostFacts, IoUringFacts};
+use crate::runtime::host::{HostFacts, RingFacts};
 use crate::runtime::ring::Descriptors;
 
 /// The oldest kernel that has all that the engine needs: DEFER_TASKRUN came with it.
@@ -14,7 +14,7 @@ const MEMORY_LOCK_BYTES_MIN: u64 = 512 * 1024;
 const OPEN_FILES_WANTED: u64 = DIRECT_TABLE_COUNT_MAX;
 
 pub(super) fn findings(settings: &Settings, facts: &HostFacts) -> Vec<Finding> {
-    let mut findings = vec![kernel(facts), io_uring(facts)];
+    let mut findings = vec![kernel(facts), rings(facts)];
     findings.extend(descriptors(settings, facts));
     findings.extend([
         open_files(settings, facts),
@@ -51,54 +51,54 @@ fn kernel(facts: &HostFacts) -> Finding {
     }
 }
 
-fn io_uring(facts: &HostFacts) -> Finding {
+fn rings(facts: &HostFacts) -> Finding {
     let name = "io_uring";
-    match &facts.io_uring {
-        IoUringFacts::Works { opcodes_missing, .. } if !opcodes_missing.is_empty() => {
+    match &facts.rings {
+        RingFacts::Works { opcodes_missing, .. } if !opcodes_missing.is_empty() => {
             Finding::fail(name, format!("operations are missing: {}", opcodes_missing.join(", ")))
                 .mended_by("boot Linux 6.1 or later; in a sandbox (gVisor) run outside of it")
         }
-        IoUringFacts::Works { engine: Err(words), .. } => {
+        RingFacts::Works { engine: Err(words), .. } => {
             Finding::fail(name, format!("a shard's ring could not be set up: {words}"))
         }
-        IoUringFacts::Works { .. } => Finding::ok(name, "a shard's ring could be set up, and has all operations"),
-        IoUringFacts::Absent => {
+        RingFacts::Works { .. } => Finding::ok(name, "a shard's ring could be set up, and has all operations"),
+        RingFacts::Absent => {
             Finding::fail(name, "the kernel says there is none (ENOSYS): built without CONFIG_IO_URING, or hidden by a seccomp filter")
                 .mended_by("boot a kernel with CONFIG_IO_URING=y")
                 .mended_by("in a container, allow io_uring_setup, io_uring_enter and io_uring_register in its seccomp profile")
         }
-        IoUringFacts::Forbidden { disabled: Some(disabled @ 1..), .. } => Finding::fail(
+        RingFacts::Forbidden { disabled: Some(disabled @ 1..), .. } => Finding::fail(
             name,
             format!("kernel.io_uring_disabled = {disabled} forbids it (EPERM)"),
         )
         .mended_by("sysctl -w kernel.io_uring_disabled=0"),
-        IoUringFacts::Forbidden { seccomp: true, .. } => {
+        RingFacts::Forbidden { seccomp: true, .. } => {
             Finding::fail(name, "a seccomp filter forbids it (EPERM), as Docker's and containerd's do unless told otherwise")
                 .mended_by("docker run --security-opt seccomp=PROFILE, with io_uring_setup, io_uring_enter and io_uring_register allowed")
                 .mended_by("systemd: SystemCallFilter=@system-service @aio")
         }
-        IoUringFacts::Forbidden { .. } => {
+        RingFacts::Forbidden { .. } => {
             Finding::fail(name, "it is forbidden (EPERM), neither by kernel.io_uring_disabled nor by seccomp: a security module does it")
                 .mended_by("allow io_uring in the SELinux or AppArmor policy of this process")
         }
-        IoUringFacts::TooOld => Finding::fail(name, "the kernel does not know SINGLE_ISSUER and DEFER_TASKRUN (EINVAL)")
+        RingFacts::TooOld => Finding::fail(name, "the kernel does not know SINGLE_ISSUER and DEFER_TASKRUN (EINVAL)")
             .mended_by("boot Linux 6.1 or later"),
-        IoUringFacts::MemoryLocked => {
+        RingFacts::MemoryLocked => {
             Finding::fail(name, "no memory may be locked for a ring (ENOMEM)")
                 .mended_by("ulimit -l unlimited")
                 .mended_by("systemd: LimitMEMLOCK=infinity")
         }
-        IoUringFacts::Failed(words) => Finding::fail(name, format!("a ring could not be set up: {words}")),
+        RingFacts::Failed(words) => Finding::fail(name, format!("a ring could not be set up: {words}")),
     }
 }
 
 fn descriptors(settings: &Settings, facts: &HostFacts) -> Option<Finding> {
     let name = "direct descriptors";
-    let IoUringFacts::Works {
+    let RingFacts::Works {
         engine: Ok(()),
         direct,
         ..
-    } = &facts.io_uring
+    } = &facts.rings
     else {
         return None;
     };

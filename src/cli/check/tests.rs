@@ -2,14 +2,14 @@
 
 use super::*;
 use crate::config::{self, Machine, ServeArgs};
-use crate::runtime::host::{IoUringFacts, Limit, PortState};
+use crate::runtime::host::{Limit, PortState, RingFacts};
 
 const GIB: u64 = 1 << 30;
 
 fn facts() -> HostFacts {
     HostFacts {
         kernel_release: "6.1.0-18-amd64".into(),
-        io_uring: IoUringFacts::Works {
+        rings: RingFacts::Works {
             opcodes_missing: Vec::new(),
             engine: Ok(()),
             direct: Ok(()),
@@ -85,14 +85,14 @@ fn each_fault_is_found_and_mended() {
             "6.1",
         ),
         (
-            |facts| facts.io_uring = IoUringFacts::Absent,
+            |facts| facts.rings = RingFacts::Absent,
             "io_uring",
             Level::Fail,
             "CONFIG_IO_URING",
         ),
         (
             |facts| {
-                facts.io_uring = IoUringFacts::Forbidden {
+                facts.rings = RingFacts::Forbidden {
                     disabled: Some(2),
                     seccomp: true,
                 }
@@ -103,7 +103,7 @@ fn each_fault_is_found_and_mended() {
         ),
         (
             |facts| {
-                facts.io_uring = IoUringFacts::Forbidden {
+                facts.rings = RingFacts::Forbidden {
                     disabled: Some(0),
                     seccomp: true,
                 }
@@ -114,7 +114,7 @@ fn each_fault_is_found_and_mended() {
         ),
         (
             |facts| {
-                facts.io_uring = IoUringFacts::Forbidden {
+                facts.rings = RingFacts::Forbidden {
                     disabled: None,
                     seccomp: false,
                 }
@@ -124,20 +124,20 @@ fn each_fault_is_found_and_mended() {
             "AppArmor",
         ),
         (
-            |facts| facts.io_uring = IoUringFacts::TooOld,
+            |facts| facts.rings = RingFacts::TooOld,
             "io_uring",
             Level::Fail,
             "6.1",
         ),
         (
-            |facts| facts.io_uring = IoUringFacts::MemoryLocked,
+            |facts| facts.rings = RingFacts::MemoryLocked,
             "io_uring",
             Level::Fail,
             "ulimit -l",
         ),
         (
             |facts| {
-                facts.io_uring = IoUringFacts::Works {
+                facts.rings = RingFacts::Works {
                     opcodes_missing: vec![],
                     engine: Err("no".into()),
                     direct: Ok(()),
@@ -149,7 +149,7 @@ fn each_fault_is_found_and_mended() {
         ),
         (
             |facts| {
-                facts.io_uring = IoUringFacts::Works {
+                facts.rings = RingFacts::Works {
                     opcodes_missing: vec!["SOCKET"],
                     engine: Ok(()),
                     direct: Ok(()),
@@ -293,7 +293,7 @@ fn each_fault_is_found_and_mended() {
 #[test]
 fn no_direct_table_is_told_where_one_was_wanted() {
     let mut facts = facts();
-    facts.io_uring = IoUringFacts::Works {
+    facts.rings = RingFacts::Works {
         opcodes_missing: Vec::new(),
         engine: Ok(()),
         direct: Err("EINVAL".into()),
@@ -340,7 +340,7 @@ fn the_tightest_limit_is_named() {
         first(&automatic, &facts),
         ("descriptors", 3 * (20_000 - 1_024))
     );
-    facts.io_uring = IoUringFacts::Works {
+    facts.rings = RingFacts::Works {
         opcodes_missing: Vec::new(),
         engine: Ok(()),
         direct: Err("no".into()),
