@@ -134,6 +134,8 @@ pub fn parse_response(bytes: &[u8], key: &Key) -> Result<Option<usize>, Response
 
 #[cfg(test)]
 mod tests {
+    use std::io::{self, Cursor, Read, Write};
+
     use proptest::prelude::*;
 
     use super::*;
@@ -141,6 +143,7 @@ mod tests {
     use crate::protocol::handshake::{
         Options, Refusal, Route, answer_refusal, answer_upgrade, parse_request, route,
     };
+    use crate::protocol::{OpCode, Role, decode_header, encode_header, unmask_extend};
 
     const KEY: &Key = b"dGhlIHNhbXBsZSBub25jZQ==";
 
@@ -208,6 +211,103 @@ mod tests {
             )
             .is_err()
         );
+    }
+
+    type Answer = fn(&[u8]) -> Vec<u8>;
+
+    /// A stream in memory. What is written is kept; the first read gives what `answer` makes of it.
+    struct Memory {
+        written: Vec<u8>,
+        answer: Option<Answer>,
+        unread: Cursor<Vec<u8>>,
+    }
+
+    impl Memory {
+        fn new(answer: Answer) -> Self {
+            Self {
+                written: Vec::new(),
+                answer: Some(answer),
+                unread: Cursor::default(),
+            }
+        }
+    }
+
+    impl Read for Memory {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            if let Some(answer) = self.answer.take() {
+                self.unread = Cursor::new(answer(&self.written));
+                self.written.clear();
+            }
+            self.unread.read(into)
+        }
+    }
+
+    impl Write for Memory {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.written.write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Our server's side: the upgrade, and one text frame right behind it.
+    fn serve(request: &[u8]) -> Vec<u8> {
+        let options = Options {
+            bytes_max: 1_000,
+            header_count_max: 8,
+            origins: Vec::new(),
+        };
+        let request = parse_request(request, &options).unwrap().unwrap();
+        let Ok(Route::Upgrade(upgrade)) = route(&request, &options) else {
+            panic!("not upgraded")
+        };
+        let mut out = Vec::new();
+        answer_upgrade(&mut out, &upgrade.accept);
+        encode_header(&mut out, true, OpCode::Text, upgrade.room.len());
+        out.extend_from_slice(upgrade.room.as_bytes());
+        out
+    }
+
+    #[test]
+    fn another_client_connects_reads_our_frame_and_is_read() {
+        let (mut socket, _) =
+            tungstenite::client("ws://a.example:1/rooms/r%C3%A9", Memory::new(serve)).unwrap();
+        assert_eq!(socket.read().unwrap(), tungstenite::Message::text("ré"));
+
+        let payload: Vec<u8> = (0..70_000).map(|index| index as u8).collect();
+        socket
+            .send(tungstenite::Message::binary(payload.clone()))
+            .unwrap();
+        let frame = &socket.get_ref().written;
+        let header = decode_header(frame, Role::Server).unwrap().unwrap();
+        assert_eq!(
+            (header.fin, header.opcode, header.payload_bytes),
+            (true, OpCode::Binary, 70_000)
+        );
+        let mut unmasked = Vec::new();
+        unmask_extend(
+            &mut unmasked,
+            &frame[usize::from(header.header_bytes)..],
+            header.mask.unwrap(),
+            0,
+        );
+        assert_eq!(unmasked, payload);
+    }
+
+    #[test]
+    fn another_server_takes_our_request_and_its_answer_is_taken() {
+        let mut request = Vec::new();
+        encode_request(&mut request, "a.example", "/x", KEY);
+        let stream = Memory {
+            written: Vec::new(),
+            answer: None,
+            unread: Cursor::new(request),
+        };
+        let socket = tungstenite::accept(stream).unwrap();
+        let answer = &socket.get_ref().written;
+        assert_eq!(parse_response(answer, KEY), Ok(Some(answer.len())));
     }
 
     proptest! {

@@ -20,3 +20,31 @@ pub use frame::{
 };
 pub use mask::{unmask_extend, unmask_in_place};
 pub use utf8::{InvalidUtf8, Utf8Validator};
+
+#[cfg(test)]
+mod tests {
+    use super::CloseReason;
+    use crate::metrics::RefusalKind;
+
+    const PAGE: &str = include_str!("../../docs/PROTOCOL.md");
+
+    #[test]
+    fn the_page_on_the_protocol_lists_every_close_code_and_every_status() {
+        for reason in CloseReason::ALL {
+            if let Some(code) = reason.code() {
+                let row = PAGE
+                    .lines()
+                    .find(|line| line.starts_with(&format!("| {code} |")));
+                let label = format!("`{}`", reason.label());
+                assert!(
+                    row.is_some_and(|row| row.contains(&label)),
+                    "{code} {label}"
+                );
+            }
+        }
+        for kind in RefusalKind::ALL {
+            let row = format!("\n| {} |", kind.status());
+            assert!(PAGE.contains(&row), "{} {}", kind.status(), kind.label());
+        }
+    }
+}

@@ -3,7 +3,7 @@
 //! What is kept between two pieces is the unfinished character only: how many bytes it still needs, and what the next
 //! of them may be. Overlong forms, surrogates and what lies beyond U+10FFFF are known at the second byte by that range.
 
-/// Below this many bytes the standard library's check is the faster one.
+/// Below this many bytes simdutf8 has no vectors to use, and the standard library tells where a character is cut.
 const BULK_BYTES_MIN: usize = 64;
 
 /// The text is not UTF-8, and nothing that follows can mend it.

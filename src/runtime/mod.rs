@@ -2,4 +2,11 @@
 //!
 //! Rule of this room: it moves bytes, time and wake-ups, and decides nothing about rooms.
 
+mod backplane_core;
+pub mod bridge;
+mod clock;
+pub mod cores;
+pub mod host;
+mod listener;
 pub mod ring;
+mod shard_core;

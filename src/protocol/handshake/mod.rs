@@ -13,6 +13,7 @@
 
 mod answer;
 mod head;
+mod origin;
 mod request;
 mod route;
 
@@ -44,13 +45,48 @@ pub struct Refusal {
 }
 
 impl Refusal {
+    /// A refusal for a reason that does not lie in the request's bytes: its text says what such a client can do.
     #[cold]
-    const fn new(kind: RefusalKind, detail: &'static str) -> Self {
+    #[must_use]
+    pub const fn of(kind: RefusalKind) -> Self {
+        let detail = match kind {
+            RefusalKind::BadRequest => "not a request that this server understands",
+            RefusalKind::OriginForbidden => "this Origin is not on the server's list of origins",
+            RefusalKind::NotFound => "connect to /rooms/{room}, a `/` in its name as %2F",
+            RefusalKind::MethodNotAllowed => "use GET",
+            RefusalKind::Timeout => "the request did not come whole in time: send it at once",
+            RefusalKind::UriTooLong => {
+                "the request line is too long: shorten the path or the query"
+            }
+            RefusalKind::UpgradeRequired => {
+                "no `Upgrade: websocket`: connect with a WebSocket client"
+            }
+            RefusalKind::AddressFull => {
+                "too many connections from this address: close some, then come back"
+            }
+            RefusalKind::HeadersTooLarge => {
+                "too many headers or bytes of headers: send fewer, cookies above all"
+            }
+            RefusalKind::NodeFull => {
+                "this node holds as many connections as it may: come back later"
+            }
+            RefusalKind::HandshakeRate => "too many handshakes at this moment: come back later",
+            RefusalKind::OverBudget => {
+                "this node has no memory budget or room left: come back later"
+            }
+            RefusalKind::Draining => {
+                "this node is stopping: connect again, to another one if there is one"
+            }
+        };
         Self { kind, detail }
     }
 
+    /// A malformed request, and what is malformed in it.
     #[cold]
     const fn bad(detail: &'static str) -> Self {
-        Self::new(RefusalKind::BadRequest, detail)
+        Self {
+            kind: RefusalKind::BadRequest,
+            detail,
+        }
     }
 }

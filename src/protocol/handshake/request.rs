@@ -89,10 +89,7 @@ fn parse_head(bytes: &[u8], header_count_max: usize) -> Result<Option<ParsedRequ
             return Ok(Some(request));
         }
         if request.header_count == header_count_max {
-            return Err(Refusal::new(
-                RefusalKind::HeadersTooLarge,
-                "too many headers: send fewer",
-            ));
+            return Err(Refusal::of(RefusalKind::HeadersTooLarge));
         }
         request.header_count += 1;
         parse_header(&mut request, &bytes[start..end])?;
@@ -155,14 +152,8 @@ fn parse_header<'a>(request: &mut ParsedRequest<'a>, line: &'a [u8]) -> Result<(
             request.connection_close |= names(value, b"close");
             request.connection_keep_alive |= names(value, b"keep-alive");
         }
-        14 if name.eq_ignore_ascii_case(b"content-length") => {
-            if value.is_empty() || !value.iter().all(|&byte| byte == b'0') {
-                return Err(Refusal::bad("a request with a body: send none"));
-            }
-        }
-        17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
-            return Err(Refusal::bad("a request with a body: send none"));
-        }
+        14 if name.eq_ignore_ascii_case(b"content-length") => refuse_body(value)?,
+        17 if name.eq_ignore_ascii_case(b"transfer-encoding") => refuse_body(b"")?,
         17 if name.eq_ignore_ascii_case(b"sec-websocket-key") => request.websocket_key.add(value),
         21 if name.eq_ignore_ascii_case(b"sec-websocket-version") => {
             request.websocket_version.add(value)
@@ -178,6 +169,15 @@ fn refuse_header(line: &[u8]) -> Refusal {
         Refusal::bad("a folded header: send each on one line")
     } else {
         Refusal::bad("a header that is not `Name: value`")
+    }
+}
+
+/// Refuses any announcement of a body but a `Content-Length` of zero.
+fn refuse_body(value: &[u8]) -> Result<(), Refusal> {
+    if !value.is_empty() && value.iter().all(|&byte| byte == b'0') {
+        Ok(())
+    } else {
+        Err(Refusal::bad("a request with a body: send none"))
     }
 }
 

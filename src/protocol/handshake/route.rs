@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use percent_encoding::percent_decode;
 use tungstenite::handshake::derive_accept_key;
 
+use super::origin::check_origin;
 use super::request::{Once, ParsedRequest};
 use super::{Options, Refusal};
 use crate::limits::ROOM_NAME_BYTES_MAX;
@@ -59,7 +60,7 @@ pub fn route<'a>(request: &ParsedRequest<'a>, options: &Options) -> Result<Route
     let is_get = request.method == b"GET";
     if path == b"/health" {
         if !is_get && request.method != b"HEAD" {
-            return Err(Refusal::new(RefusalKind::MethodNotAllowed, "use GET"));
+            return Err(Refusal::of(RefusalKind::MethodNotAllowed));
         }
         let keep_alive =
             !request.connection_close && (request.is_http_1_1 || request.connection_keep_alive);
@@ -71,14 +72,11 @@ pub fn route<'a>(request: &ParsedRequest<'a>, options: &Options) -> Result<Route
     let room = match path.strip_prefix(b"/rooms/") {
         Some(room) if !room.is_empty() && !room.contains(&b'/') => room,
         _ => {
-            return Err(Refusal::new(
-                RefusalKind::NotFound,
-                "connect to /rooms/{room}, a `/` in its name as %2F",
-            ));
+            return Err(Refusal::of(RefusalKind::NotFound));
         }
     };
     if !is_get {
-        return Err(Refusal::new(RefusalKind::MethodNotAllowed, "use GET"));
+        return Err(Refusal::of(RefusalKind::MethodNotAllowed));
     }
     let key = check_upgrade(request)?;
     check_origin(request.origin, &options.origins)?;
@@ -138,10 +136,7 @@ fn strip_authority(target: &[u8]) -> Option<&[u8]> {
 /// The key, when the request asks for this version of the protocol (RFC 6455 §4.2.1).
 fn check_upgrade<'a>(request: &ParsedRequest<'a>) -> Result<&'a [u8], Refusal> {
     if !request.upgrades_to_websocket {
-        return Err(Refusal::new(
-            RefusalKind::UpgradeRequired,
-            "no `Upgrade: websocket`: connect with a WebSocket client",
-        ));
+        return Err(Refusal::of(RefusalKind::UpgradeRequired));
     }
     if !request.is_http_1_1 {
         return Err(Refusal::bad(
@@ -157,10 +152,10 @@ fn check_upgrade<'a>(request: &ParsedRequest<'a>) -> Result<&'a [u8], Refusal> {
         Once::Given(b"13") => {}
         Once::Repeated => return Err(Refusal::bad("more than one Sec-WebSocket-Version")),
         Once::Absent | Once::Given(_) => {
-            return Err(Refusal::new(
-                RefusalKind::UpgradeRequired,
-                "the WebSocket version is not 13",
-            ));
+            return Err(Refusal {
+                kind: RefusalKind::UpgradeRequired,
+                detail: "the WebSocket version is not 13",
+            });
         }
     }
     match request.websocket_key {
@@ -178,54 +173,6 @@ fn is_key(key: &[u8]) -> bool {
     matches!(key.split_at_checked(22), Some((digits, b"==")) if digits.iter().all(is_base64))
 }
 
-fn check_origin(origin: Once<'_>, allowed: &[String]) -> Result<(), Refusal> {
-    match origin {
-        Once::Repeated => Err(Refusal::bad("more than one Origin")),
-        Once::Given(origin)
-            if !allowed.is_empty()
-                && !allowed
-                    .iter()
-                    .any(|pattern| origin_matches(pattern.as_bytes(), origin)) =>
-        {
-            Err(Refusal::new(
-                RefusalKind::OriginForbidden,
-                "this Origin is not on the server's list of origins",
-            ))
-        }
-        Once::Absent | Once::Given(_) => Ok(()),
-    }
-}
-
-/// Whether `origin` is as `pattern` has it, whatever the case; each `*` stands for one or more characters.
-///
-/// Goes back to the last `*` only, so its cost is at most the product of both lengths.
-fn origin_matches(pattern: &[u8], origin: &[u8]) -> bool {
-    let (mut pattern_at, mut origin_at) = (0, 0);
-    // The pattern behind the last `*` seen, and how far that `*` reaches.
-    let mut star: Option<(usize, usize)> = None;
-    while origin_at < origin.len() {
-        match pattern.get(pattern_at) {
-            Some(b'*') => {
-                pattern_at += 1;
-                origin_at += 1;
-                star = Some((pattern_at, origin_at));
-            }
-            Some(byte) if byte.eq_ignore_ascii_case(&origin[origin_at]) => {
-                pattern_at += 1;
-                origin_at += 1;
-            }
-            _ => match star {
-                Some((behind, reach)) => {
-                    (pattern_at, origin_at) = (behind, reach + 1);
-                    star = Some((behind, reach + 1));
-                }
-                None => return false,
-            },
-        }
-    }
-    pattern_at == pattern.len()
-}
-
 /// The room's name out of the path's last segment.
 fn decode_room(segment: &[u8]) -> Result<Cow<'_, str>, Refusal> {
     let mut escapes = segment.split(|&byte| byte == b'%').skip(1);
@@ -240,10 +187,10 @@ fn decode_room(segment: &[u8]) -> Result<Cow<'_, str>, Refusal> {
         .decode_utf8()
         .map_err(|_| Refusal::bad("the room's name is not UTF-8"))?;
     if room.len() > ROOM_NAME_BYTES_MAX {
-        return Err(Refusal::new(
-            RefusalKind::UriTooLong,
-            "the room's name is longer than 255 bytes",
-        ));
+        return Err(Refusal {
+            kind: RefusalKind::UriTooLong,
+            detail: "the room's name is longer than 255 bytes",
+        });
     }
     if room.chars().any(char::is_control) {
         return Err(Refusal::bad("the room's name has a control character"));
@@ -585,47 +532,26 @@ mod tests {
     }
 
     #[test]
-    fn an_origin_must_be_on_the_list_and_none_is_no_browser() {
+    fn an_origin_must_be_on_the_list() {
         let with_origin = |origin: &str| format!("{UPGRADE}Origin: {origin}\r\n");
-        for origin in ["https://a.example", "HTTPS://b.c.EXAMPLE", "null"] {
-            routed("GET /rooms/a HTTP/1.1", &with_origin(origin), |route| {
-                assert!(route.is_ok(), "{origin}")
-            });
-        }
-        for origin in [
-            "",
-            "https://.example",
-            "https://example",
-            "http://a.example",
-            "https://a.example.org",
-            "nul",
-        ] {
-            let refusal = refused("GET /rooms/a HTTP/1.1", &with_origin(origin));
-            assert_eq!(refusal.0, RefusalKind::OriginForbidden, "{origin}");
-        }
+        routed(
+            "GET /rooms/a HTTP/1.1",
+            &with_origin("https://a.example"),
+            |route| assert!(route.is_ok()),
+        );
+        let refusal = refused(
+            "GET /rooms/a HTTP/1.1",
+            &with_origin("https://a.example.org"),
+        );
+        assert_eq!(refusal.0, RefusalKind::OriginForbidden);
         let twice = with_origin("null\r\nOrigin: null");
         assert_eq!(
             refused("GET /rooms/a HTTP/1.1", &twice).0,
             RefusalKind::BadRequest
         );
-        assert_eq!(check_origin(Once::Given(b"https://any.where"), &[]), Ok(()));
     }
 
     proptest! {
-        #[test]
-        fn patterns_match_like_the_plain_recursion(pattern in "[ab*]{0,7}", origin in "[ab]{0,9}") {
-            fn plain(pattern: &[u8], origin: &[u8]) -> bool {
-                match (pattern, origin) {
-                    ([], _) => origin.is_empty(),
-                    ([b'*', rest @ ..], _) => (1..=origin.len()).any(|taken| plain(rest, &origin[taken..])),
-                    ([a, rest @ ..], [b, behind @ ..]) => a == b && plain(rest, behind),
-                    _ => false,
-                }
-            }
-            let expected = plain(pattern.as_bytes(), origin.as_bytes());
-            prop_assert_eq!(origin_matches(pattern.as_bytes(), origin.as_bytes()), expected);
-        }
-
         #[test]
         fn every_name_comes_back_from_its_escapes(name in "\\PC{1,60}") {
             let escaped: String = name.bytes().map(|byte| format!("%{byte:02x}")).collect();
