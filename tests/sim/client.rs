@@ -159,7 +159,8 @@ impl Client {
                 Err(error) => {
                     assert!(
                         matches!(error.status, Some(503)),
-                        "a good request was refused: {error}"
+                        "a good request was refused: {error}: {:?}",
+                        String::from_utf8_lossy(&self.incoming)
                     );
                     self.phase = Phase::Gone;
                 }

@@ -165,7 +165,7 @@ impl Run {
             }
             self.round(Duration::from_millis(2));
         }
-        panic!("something waits for ever");
+        panic!("something waits for ever: {}", self.world.unrest());
     }
 
     /// Time passes, and nothing else: whoever answers pings stays, and what is held is exactly what idle members cost.
@@ -183,7 +183,7 @@ impl Run {
             assert_eq!(
                 gauges.ledger_bytes,
                 self.idle_bytes * gauges.sockets_open,
-                "idle connections hold nothing but themselves"
+                "idle connections hold nothing but themselves: {gauges:?}"
             );
         }
         assert_eq!(self.world.node.connection_count() as usize, live);
@@ -240,12 +240,9 @@ impl Run {
     /// Nobody is there, and nothing is held.
     fn check_empty(&mut self) {
         let world = &self.world;
-        assert!(
-            world
-                .sockets
-                .iter()
-                .all(std::collections::BTreeMap::is_empty)
-        );
+        for sockets in &world.sockets {
+            assert!(sockets.is_empty(), "sockets are left: {sockets:?}");
+        }
         for shard in &world.shards {
             let gauges = shard.snapshot().gauges;
             assert_eq!((gauges.ledger_bytes, gauges.sockets_open), (0, 0));

@@ -648,27 +648,44 @@ impl World {
             .filter(|(_, client)| client.phase == Phase::Open && client.ending.is_none())
     }
 
+    /// What is still on its way, in words.
+    pub fn unrest(&self) -> String {
+        let sockets = self.sockets.iter().flat_map(BTreeMap::values);
+        let waiting: Vec<String> = sockets
+            .filter(|socket| !self.is_at_rest(socket))
+            .map(|socket| {
+                let client = &self.clients[socket.client];
+                format!(
+                    "{:?} {} bytes to carry, {socket:?}",
+                    client.phase,
+                    client.outgoing.len()
+                )
+            })
+            .collect();
+        let held: Vec<_> = self.held.iter().map(VecDeque::len).collect();
+        format!("{:?}, held {held:?}: {waiting:#?}", self.plan)
+    }
+
     /// Nothing is on its way anywhere.
     pub fn is_quiet(&self) -> bool {
         let lanes = self.up.iter().all(Lane::is_empty)
             && self.down.iter().all(Lane::is_empty)
             && self.held.iter().all(VecDeque::is_empty)
             && self.backplane.as_ref().is_none_or(|b| !b.has_stalled());
-        lanes
-            && self
-                .sockets
-                .iter()
-                .flat_map(BTreeMap::values)
-                .all(|socket| {
-                    let client = &self.clients[socket.client];
-                    socket.opened
-                        && !socket.paused
-                        && !socket.closing
-                        && socket.in_flight.is_none()
-                        && socket.kernel.is_empty()
-                        && client.outgoing.is_empty()
-                        && client.phase != Phase::Asking
-                })
+        let mut sockets = self.sockets.iter().flat_map(BTreeMap::values);
+        lanes && sockets.all(|socket| self.is_at_rest(socket))
+    }
+
+    fn is_at_rest(&self, socket: &Socket) -> bool {
+        let client = &self.clients[socket.client];
+        client.ending.is_none()
+            && socket.opened
+            && !socket.paused
+            && !socket.closing
+            && socket.in_flight.is_none()
+            && socket.kernel.is_empty()
+            && client.outgoing.is_empty()
+            && client.phase != Phase::Asking
     }
 }
 
