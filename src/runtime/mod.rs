@@ -2,4 +2,6 @@
 //!
 //! Rule of this room: it moves bytes, time and wake-ups, and decides nothing about rooms.
 
+pub mod http;
+pub mod process;
 pub mod ring;
