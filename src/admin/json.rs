@@ -159,13 +159,15 @@ fn shard(report: &ShardReport) -> Value {
         ("processor", json!(snapshot.processor)),
         ("answering", json!(report.answering)),
         ("rooms", json!(snapshot.gauges.rooms)),
+        ("bus_depth", json!(snapshot.gauges.bus_depth)),
         ("ledger_bytes_max", json!(snapshot.gauges.ledger_bytes_max)),
         ("drain_phase", json!(snapshot.gauges.drain_phase)),
         (
             "lanes",
             json!({
-                "up": { "depth": report.lanes.up.depth, "bytes": report.lanes.up.bytes },
-                "down": { "depth": report.lanes.down.depth, "bytes": report.lanes.down.bytes },
+                "up_depth": report.lanes.up_depth,
+                "down_depth": report.lanes.down_depth,
+                "down_bytes": report.lanes.down_bytes,
             }),
         ),
         (

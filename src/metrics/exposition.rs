@@ -199,11 +199,9 @@ fn encode_loops(families: &mut Families<'_, '_>, node: &NodeSnapshot) -> fmt::Re
 fn encode_bus(families: &mut Families<'_, '_>, node: &NodeSnapshot) -> fmt::Result {
     let backplane = &node.backplane;
     families.lanes_gauge(&names::BUS_DEPTH, |report| {
-        [report.lanes.up.depth, report.lanes.down.depth]
+        [report.lanes.up_depth, report.lanes.down_depth]
     })?;
-    families.lanes_gauge(&names::BUS_LANE_BYTES, |report| {
-        [report.lanes.up.bytes, report.lanes.down.bytes]
-    })?;
+    families.reports_gauge(&names::BUS_LANE_BYTES, |report| report.lanes.down_bytes)?;
     families.counter(&names::BUS_BATCHES, backplane.batches)?;
     families.counter(&names::BUS_MESSAGES, backplane.messages)?;
     families.counter(&names::BUS_DELIVERIES, backplane.deliveries)?;
@@ -283,7 +281,10 @@ fn encode_process(families: &mut Families<'_, '_>, node: &NodeSnapshot) -> fmt::
 
 /// A label value that may hold anything, escaped as both formats want it; the encoder writes values as they are.
 fn escaped(value: &str) -> String {
-    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+    value
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
 }
 
 #[allow(clippy::cast_precision_loss)] // microseconds are exact up to 285 years
@@ -495,7 +496,7 @@ mod tests {
                 .publish_to_deliver
                 .record(1 << 40, 1);
             report.snapshot.ring.turn.record(100, 1);
-            report.lanes.down.depth = 4;
+            report.lanes.down_depth = 4;
             node.shards.push(report);
         }
         node.admin_answers.insert(200, 7);

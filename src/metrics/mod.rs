@@ -14,6 +14,6 @@ mod shard;
 
 pub use backplane::BackplaneSnapshot;
 pub use histogram::Log2Histogram;
-pub use node::{LaneGauges, NodeSnapshot, ShardLanes, ShardReport};
+pub use node::{NodeSnapshot, ShardLanes, ShardReport};
 pub use process::{ProcessSnapshot, TcpSnapshot};
 pub use shard::{DropPolicy, RefusalKind, RingCounters, ShardCounters, ShardGauges, ShardSnapshot};

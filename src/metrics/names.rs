@@ -79,7 +79,7 @@ names! {
     SHARD_PROCESSOR: Gauge "throng_shard_processor", "Processor that the shard is pinned to.";
 
     BUS_DEPTH: Gauge "throng_bus_depth", "Envelopes waiting in a lane, by shard and direction (up: from the shard, down: to it).";
-    BUS_LANE_BYTES: Gauge "throng_bus_lane_bytes", "Payload in flight in a lane, by shard and direction.";
+    BUS_LANE_BYTES: Gauge "throng_bus_lane_bytes", "Payload in flight in the lane to a shard, by shard.";
     BUS_BATCHES: Counter "throng_bus_batches", "Batches of messages that crossed the bus.";
     BUS_MESSAGES: Counter "throng_bus_messages", "Messages that crossed the bus.";
     BUS_DELIVERIES: Counter "throng_bus_deliveries", "Batches handed to shards, once a shard with members.";

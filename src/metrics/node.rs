@@ -4,22 +4,15 @@ use std::collections::BTreeMap;
 
 use super::{BackplaneSnapshot, ProcessSnapshot, ShardSnapshot};
 
-/// A lane as its ends see it now.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct LaneGauges {
-    /// Envelopes waiting.
-    pub depth: u64,
-    /// Payload bytes in flight.
-    pub bytes: u64,
-}
-
-/// The two lanes of a shard.
+/// The two lanes of a shard, as the backplane core sees them now.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ShardLanes {
-    /// From the shard.
-    pub up: LaneGauges,
-    /// To the shard.
-    pub down: LaneGauges,
+    /// Envelopes waiting in the lane from the shard.
+    pub up_depth: u64,
+    /// Envelopes waiting in the lane to the shard.
+    pub down_depth: u64,
+    /// Payload bytes in flight to the shard.
+    pub down_bytes: u64,
 }
 
 /// A shard in a scrape.
