@@ -21,6 +21,8 @@ pub struct Options {
     pub room_count_max: u32,
     /// Whether a room's only shard may order it itself.
     pub leases: bool,
+    /// Whether the node's only shard orders every room itself and tells nobody of its interest.
+    pub inline: bool,
     /// Between probes to a shard.
     pub probe_interval_ms: u32,
     /// From a probe to the verdict that the shard is stalled.
@@ -35,6 +37,7 @@ impl Options {
             shard_count,
             room_count_max,
             leases: true,
+            inline: false,
             probe_interval_ms: 1_000,
             probe_timeout_ms: 3_000,
         }
@@ -201,7 +204,11 @@ impl Backplane {
         batch: &Arc<Batch>,
         lanes: &impl LaneRoom,
     ) -> Result<(), BusFull> {
-        let plan = Plan::publish(self.table.route(room), batch);
+        let route = match self.options.inline {
+            true => Route::Order(CoreId(0)),
+            false => self.table.route(room),
+        };
+        let plan = Plan::publish(route, batch);
         if !plan.blocked(self.stalled.claims(), lanes).is_empty() {
             return Err(BusFull);
         }
