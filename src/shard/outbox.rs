@@ -61,6 +61,8 @@ pub(super) struct Outbox {
     message_piece_count: u32,
     /// Pieces and entries in `queue`.
     queued_bytes: u32,
+    /// Those of them that leave with the next send for sure, and are as good as in flight.
+    leaving_bytes: u32,
 }
 
 impl Outbox {
@@ -74,6 +76,11 @@ impl Outbox {
 
     pub(super) fn piece_count(&self) -> u32 {
         u32::try_from(self.queue.len()).expect("bounded by the connection's budget")
+    }
+
+    /// Whether a message is queued, and not only control frames, notices or an answer.
+    pub(super) const fn has_messages(&self) -> bool {
+        self.message_piece_count > 0
     }
 
     /// Nothing queued and no gap untold: it may go.
@@ -138,6 +145,7 @@ impl Outbox {
         let dropped = self.queue.remove(at).expect("just found");
         let cost = dropped.piece.byte_count() + QUEUED_BYTES;
         self.queued_bytes -= cost;
+        self.leaving_bytes = self.leaving_bytes.saturating_sub(cost); // the oldest leave first
         self.message_piece_count -= 1;
         self.missed_before = self.missed_before.saturating_add(dropped.message_count);
         self.join_gaps();
@@ -152,6 +160,7 @@ impl Outbox {
         mut notice: impl FnMut(u32) -> Option<Piece>,
     ) -> u32 {
         let mut entry_bytes = 0;
+        self.leaving_bytes = 0;
         while pieces.len() < SEND_PIECE_COUNT_MAX {
             let is_message = self.queue.front().map(|queued| queued.message_count > 0);
             if self.missed_before > 0 && is_message != Some(false) {
@@ -174,6 +183,17 @@ impl Outbox {
     /// Bytes queued: pieces and entries.
     pub(super) const fn queued_bytes(&self) -> u32 {
         self.queued_bytes
+    }
+
+    /// Bytes that wait behind the next send: what the budget is for.
+    pub(super) const fn waiting_bytes(&self) -> u32 {
+        self.queued_bytes - self.leaving_bytes
+    }
+
+    /// The piece that was pushed last, of `cost` bytes, leaves with the next send: nothing is in flight, and there are
+    /// fewer than [`SEND_PIECE_COUNT_MAX`] in front of it.
+    pub(super) const fn leaves_next(&mut self, cost: u32) {
+        self.leaving_bytes += cost;
     }
 }
 

@@ -104,6 +104,7 @@ impl Run {
                 let noise: Vec<u8> = (0..random.between(1, 40))
                     .map(|_| random.next() as u8)
                     .collect();
+                client.outgoing.push_back(0xf0); // never the beginning of a good frame
                 client.outgoing.extend(noise);
             }
             2 => {
