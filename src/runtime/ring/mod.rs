@@ -159,6 +159,12 @@ pub enum Event<'a> {
     Alarm,
 }
 
+/// While this many receives are armed at most, a close ends one by cancelling it; beyond, by shutting the socket down.
+///
+/// The kernel finds what to cancel in a table of 256 chains, so that cancelling costs more the more is armed; a
+/// shutdown costs the same always, but runs in a worker thread of the ring.
+const CANCEL_ARMED_COUNT_MAX: u32 = 65_536;
+
 /// What a completion is of; the top byte of its user data. Zero is [`kernel`]'s.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -267,6 +273,10 @@ pub struct Ring {
     accepts_in_flight_count: u32,
     connects: Connects,
     alarm: Alarm,
+    /// Multishot receives in flight.
+    armed_count: u32,
+    /// See [`CANCEL_ARMED_COUNT_MAX`].
+    cancel_armed_count_max: u32,
 }
 
 impl Ring {
@@ -325,6 +335,8 @@ impl Ring {
             accepts_in_flight_count: 0,
             connects: Connects::new(),
             alarm: Alarm::new(),
+            armed_count: 0,
+            cancel_armed_count_max: CANCEL_ARMED_COUNT_MAX,
         };
         ring.kernel.counters.direct_descriptors = ring.direct.is_ok();
         let (address, count) = ring.buffers.ring();
@@ -383,13 +395,18 @@ impl Ring {
             Phase::Installing => {}
             Phase::Connecting => self.kernel.push_cancel(Kind::Connect.user_data(0, token)),
             Phase::Open => {
-                // Cancelled, not shut down: the ring runs a shutdown in a worker thread of its own.
-                if socket.armed() {
-                    self.kernel.push_cancel(Kind::Receive.user_data(0, token));
-                }
                 if socket.operation() != NO_OPERATION {
                     socket.set_shut(false); // one that waits for the send
                     self.kernel.push_cancel(Kind::Send.user_data(0, token));
+                }
+                if socket.armed() {
+                    // With a shutdown of our side in flight, a second one would have no flag of its own.
+                    if self.armed_count <= self.cancel_armed_count_max || socket.shut() {
+                        self.kernel.push_cancel(Kind::Receive.user_data(0, token));
+                    } else {
+                        socket.set_shut(true);
+                        self.push_shutdown(token, libc::SHUT_RDWR);
+                    }
                 }
             }
         }

@@ -44,6 +44,7 @@ impl Ring {
     fn receive_arm(&mut self, token: u32) {
         let socket = &mut self.sockets[token];
         socket.set_armed(true);
+        self.armed_count += 1;
         let receive = opcode::RecvMulti::new(socket.fd(), GROUP)
             .build()
             .flags(self.descriptor_flags)
@@ -82,6 +83,7 @@ impl Ring {
         let socket = &mut self.sockets[token];
         if !completion.more() {
             socket.set_armed(false);
+            self.armed_count -= 1;
         }
         if socket.phase() != Phase::Open || socket.ended() {
             if let Some(id) = buffer {
