@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::event::epoll;
 use rustix::thread::{ClockId, CpuSet, sched_setaffinity};
 use throng::protocol::{Encoded, Piece};
+use throng::runtime::bridge::Bridge;
 use throng::runtime::ring::{Descriptors, Event, Options, Ring};
 
 const ECHO_CONNECTIONS: usize = 2_000;
@@ -330,12 +331,14 @@ fn echo_all() {
         });
         epoll.0.push(cpu);
         epoll.1.push(rate);
-        let (cpu, rate) =
-            echo(|listener, measured| echo_ring(listener, Descriptors::Direct, measured));
+        let (cpu, rate) = echo("direct", |listener, measured| {
+            echo_ring(listener, Descriptors::Direct, measured)
+        });
         direct.0.push(cpu);
         direct.1.push(rate);
-        let (cpu, rate) =
-            echo(|listener, measured| echo_ring(listener, Descriptors::Plain, measured));
+        let (cpu, rate) = echo("plain", |listener, measured| {
+            echo_ring(listener, Descriptors::Plain, measured)
+        });
         plain.0.push(cpu);
         plain.1.push(rate);
     }
@@ -377,12 +380,38 @@ fn closing_all() {
     println!("closing {CLOSE_CONNECTIONS} armed sockets: {cost:.2} CPU us each");
 }
 
-/// Runs the parts that are named (`echo`, `fan-out`, `closing`), or all.
+/// CPU time, and wall time, from going to sleep in a glommio executor to being awake again.
+fn sleeping_all() {
+    const COUNT: u64 = 100_000;
+    let (cpu, wall) = glommio::LocalExecutorBuilder::default()
+        .spawn(|| async {
+            let mut ring = Ring::new(&options(Descriptors::Auto)).unwrap();
+            let mut bridge = Bridge::new(ring.wake_fd()).unwrap();
+            let handle = ring.wake_handle();
+            let (cpu, wall) = (thread_cpu(), Instant::now());
+            for _ in 0..COUNT {
+                handle.wake();
+                if ring.prepare_sleep() {
+                    bridge.woken().await;
+                }
+                ring.awake();
+            }
+            (thread_cpu() - cpu, wall.elapsed())
+        })
+        .unwrap()
+        .join()
+        .unwrap();
+    let (cpu, wall) = (microseconds(cpu, COUNT), microseconds(wall, COUNT));
+    println!("a sleep and a wake-up through the bridge: {cpu:.2} CPU us, {wall:.2} us");
+}
+
+/// Runs the parts that are named (`echo`, `fan-out`, `closing`, `sleeping`), or all.
 fn main() {
-    let parts: [(&str, fn()); 3] = [
+    let parts: [(&str, fn()); 4] = [
         ("echo", echo_all),
         ("fan-out", fan_out_all),
         ("closing", closing_all),
+        ("sleeping", sleeping_all),
     ];
     let named: Vec<String> = std::env::args()
         .skip(1)
