@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use throng::runtime::ring::{Descriptors, Event, Options, Ring};
 const ECHO_CONNECTIONS: usize = 2_000;
 const ECHO_BYTES: usize = 128;
 const FAN_OUT_CONNECTIONS: usize = 2_000;
+const FAN_OUT_BYTES: usize = 128;
 const CLOSE_CONNECTIONS: u32 = 16_000;
 const ROUNDS: usize = 5;
 const ROUND: Duration = Duration::from_millis(1_500);
@@ -68,6 +69,7 @@ fn clients(
     count: usize,
     quiet: bool,
     stop: Arc<AtomicBool>,
+    read_bytes: Arc<AtomicU64>,
 ) -> thread::JoinHandle<()> {
     thread::spawn(move || {
         pin(1);
@@ -99,10 +101,11 @@ fn clients(
             );
             for event in events.drain(..) {
                 let socket = &mut sockets[event.data.u64() as usize];
-                if let Ok(count @ 1..) = socket.read(&mut bytes)
-                    && !quiet
-                {
-                    let _ = socket.write(&bytes[..count]);
+                if let Ok(count @ 1..) = socket.read(&mut bytes) {
+                    read_bytes.fetch_add(count as u64, Ordering::Relaxed);
+                    if !quiet {
+                        let _ = socket.write(&bytes[..count]);
+                    }
                 }
             }
         }
@@ -173,7 +176,13 @@ fn echo(
     rustix::net::listen(&listener, 4_096).unwrap();
     let address = listener.local_addr().unwrap();
     let stop = Arc::new(AtomicBool::new(false));
-    let clients = clients(address, ECHO_CONNECTIONS, false, Arc::clone(&stop));
+    let clients = clients(
+        address,
+        ECHO_CONNECTIONS,
+        false,
+        Arc::clone(&stop),
+        Arc::default(),
+    );
     let server = thread::Builder::new().name(name.to_owned()).spawn(move || {
         pin(0);
         // From the second echo of each connection on, for a round.
@@ -201,7 +210,24 @@ fn echo(
     (microseconds(cpu, count), count as f64 / time.as_secs_f64())
 }
 
-/// Sends one message to all, over and over, in the two ways; CPU microseconds a delivery of each.
+/// Runs `deliver`, which sends the message to all, for a round; CPU microseconds a delivery.
+///
+/// The next message waits until all have read the one before, so that no socket is ever full.
+fn fan_out_round(read_bytes: &AtomicU64, mut deliver: impl FnMut()) -> f64 {
+    let (start, mut cpu, mut count) = (Instant::now(), Duration::ZERO, 0);
+    while start.elapsed() < ROUND {
+        let from = thread_cpu();
+        deliver();
+        cpu += thread_cpu() - from;
+        count += FAN_OUT_CONNECTIONS as u64;
+        while read_bytes.load(Ordering::Relaxed) < count * FAN_OUT_BYTES as u64 {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+    microseconds(cpu, count)
+}
+
+/// One message to all, over and over, in the two ways; CPU microseconds a delivery of each.
 fn fan_out(descriptors: Descriptors) -> (f64, f64) {
     pin(0);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -210,28 +236,36 @@ fn fan_out(descriptors: Descriptors) -> (f64, f64) {
         .set_tcp_nodelay(true)
         .unwrap();
     let address = listener.local_addr().unwrap();
-    let stop = Arc::new(AtomicBool::new(false));
-    let message = Encoded::new(vec![7; 128]);
+    let message = Encoded::new(vec![7; FAN_OUT_BYTES]);
+    let readers = || {
+        let (stop, read_bytes) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicU64::new(0)),
+        );
+        let thread = clients(
+            address,
+            FAN_OUT_CONNECTIONS,
+            true,
+            Arc::clone(&stop),
+            Arc::clone(&read_bytes),
+        );
+        (thread, stop, read_bytes)
+    };
 
-    let readers = clients(address, FAN_OUT_CONNECTIONS, true, Arc::clone(&stop));
+    let (thread, stop, read_bytes) = readers();
     let sockets: Vec<TcpStream> = (0..FAN_OUT_CONNECTIONS)
         .map(|_| listener.accept().unwrap().0)
         .collect();
-    thread::sleep(Duration::from_millis(100));
-    let (start, cpu, mut count) = (Instant::now(), thread_cpu(), 0);
-    while start.elapsed() < ROUND {
+    let plain = fan_out_round(&read_bytes, || {
         for socket in &sockets {
-            let _ = rustix::net::send(socket, message.bytes(), rustix::net::SendFlags::NOSIGNAL);
+            rustix::net::send(socket, message.bytes(), rustix::net::SendFlags::NOSIGNAL).unwrap();
         }
-        count += FAN_OUT_CONNECTIONS as u64;
-    }
-    let plain = microseconds(thread_cpu() - cpu, count);
+    });
     stop.store(true, Ordering::Relaxed);
-    readers.join().unwrap();
+    thread.join().unwrap();
     drop(sockets);
 
-    let stop = Arc::new(AtomicBool::new(false));
-    let readers = clients(address, FAN_OUT_CONNECTIONS, true, Arc::clone(&stop));
+    let (thread, stop, read_bytes) = readers();
     let mut ring = Ring::new(&options(descriptors)).unwrap();
     ring.listen(listener.into());
     let mut tokens = Vec::new();
@@ -243,9 +277,7 @@ fn fan_out(descriptors: Descriptors) -> (f64, f64) {
             }
         }
     }
-    thread::sleep(Duration::from_millis(100));
-    let (start, cpu, mut count) = (Instant::now(), thread_cpu(), 0);
-    while start.elapsed() < ROUND {
+    let ours = fan_out_round(&read_bytes, || {
         ring.send_fan_out(&message, &tokens);
         let mut done_count = 0;
         while done_count < tokens.len() {
@@ -254,11 +286,9 @@ fn fan_out(descriptors: Descriptors) -> (f64, f64) {
                 done_count += usize::from(matches!(event, Event::Sent { done: true, .. }));
             }
         }
-        count += FAN_OUT_CONNECTIONS as u64;
-    }
-    let ours = microseconds(thread_cpu() - cpu, count);
+    });
     stop.store(true, Ordering::Relaxed);
-    readers.join().unwrap();
+    thread.join().unwrap();
     (plain, ours)
 }
 

@@ -13,7 +13,7 @@
 //! One turn of its owner: take events until [`Ring::next_event`] says `None`, act on them, [`Ring::submit`]; with nothing
 //! left to do, [`Ring::prepare_sleep`], wait for [`Ring::wake_fd`], [`Ring::awake`].
 //!
-//! A socket costs eight bytes here ([`socket`]) and nothing else while it is idle: no buffer, no timer, no task. What the
+//! A socket costs eight bytes here and nothing else while it is idle: no buffer, no timer, no task. What the
 //! kernel is given to read or write belongs to the ring until the completion; where a ring is dropped while
 //! something is in flight, it is cancelled and waited for first. Everything `unsafe` of this crate is in this module,
 //! and its surface is safe whatever its caller does.
@@ -443,7 +443,7 @@ impl Ring {
     /// Submits what is queued and runs completions (`GETEVENTS`), without waiting.
     ///
     /// # Errors
-    /// The ring is unusable: see [`Kernel::enter`]. A full or overflowing queue is not an error.
+    /// What no waiting mends: the kernel has lost a completion for want of memory (`EBADR`), or will not know the ring. A full or overflowing queue is not an error.
     pub fn submit(&mut self) -> io::Result<()> {
         self.flush();
         self.kernel.enter(false)?;
