@@ -26,8 +26,8 @@ Examples, with a server on port 8080 whose process is $PID:
   throng-load slow --target ws://127.0.0.1:8080 --readers 1000 --stalled 1000 --bytes 8192
 
 A bare loop to compare with, and the same load on it:
-  throng-load floor epoll-echo --listen 127.0.0.1:9001 --core 1
-  throng-load echo --target ws://127.0.0.1:9001 --core 0 --server-pid $(pgrep -f 'floor epoll-echo')
+  throng-load floor epoll-echo --listen 127.0.0.1:9001 --core 1 &
+  throng-load echo --target ws://127.0.0.1:9001 --core 0 --server-pid $!
 
 Exit codes: 0 all is well; 1 something was lost, broke, or fell short of --expect; 2 the command cannot be carried out.";
 
