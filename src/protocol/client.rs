@@ -213,15 +213,17 @@ mod tests {
         );
     }
 
+    type Answer = fn(&[u8]) -> Vec<u8>;
+
     /// A stream in memory. What is written is kept; the first read gives what `answer` makes of it.
     struct Memory {
         written: Vec<u8>,
-        answer: Option<fn(&[u8]) -> Vec<u8>>,
+        answer: Option<Answer>,
         unread: Cursor<Vec<u8>>,
     }
 
     impl Memory {
-        fn new(answer: fn(&[u8]) -> Vec<u8>) -> Self {
+        fn new(answer: Answer) -> Self {
             Self {
                 written: Vec::new(),
                 answer: Some(answer),
