@@ -28,6 +28,8 @@ pub const LANE_BYTES_MAX: usize = 16 * 1024 * 1024;
 pub const LANE_TURN_ENVELOPE_COUNT_MAX: usize = 64;
 /// Questions of the admin API that one shard has not answered yet; further ones are not asked.
 pub const SHARD_QUESTION_COUNT_MAX: usize = 64;
+/// Requests of the admin API that wait for shards; further ones are answered 503.
+pub const ADMIN_EXCHANGE_COUNT_MAX: usize = 32;
 /// Drain orders that one shard may be given: three phases, and a few to hurry.
 pub const DRAIN_ORDER_COUNT_MAX: usize = 16;
 /// Bytes of output a connection may queue beyond its budget for pongs, pings, notices and its close frame.
@@ -40,6 +42,8 @@ pub const CONNECTION_IDLE_BYTES_MAX: usize = 128;
 const _: () = assert!(LANE_CONTROL_RESERVE < LANE_ENVELOPE_COUNT_MAX);
 // Probe (one at a time), questions and drain orders are all that uses the reserve: sending them never fails.
 const _: () = assert!(1 + SHARD_QUESTION_COUNT_MAX + DRAIN_ORDER_COUNT_MAX <= LANE_CONTROL_RESERVE);
+// A shard that answers always has room for the questions of every request that waits.
+const _: () = assert!(ADMIN_EXCHANGE_COUNT_MAX <= SHARD_QUESTION_COUNT_MAX);
 const _: () = assert!(ROOM_BATCH_BYTES_MAX < LANE_BYTES_MAX);
 const _: () = assert!(SHARD_COUNT_MAX < CORE_BACKPLANE as usize);
 const _: () = assert!(

@@ -1,1 +1,31 @@
-//! Placeholder.
+//! The admin listener's requests and answers: health, metrics, API.
+//!
+//! Rule of this room: it carries nothing itself. A request comes in as a value and leaves as an [`Answer`], at once or
+//! when the shards have been heard; the HTTP around it is runtime's. Nothing here waits: a shard that does not answer
+//! within the deadline is named in the answer, and what waits for shards is bounded.
+//!
+//! | method and path | answer |
+//! |---|---|
+//! | `GET /livez` | 200 while this core turns |
+//! | `GET /readyz` | 200, or 503 with the reasons: stopping, a stalled shard, an overfull bus |
+//! | `GET /metrics` | the Prometheus text format, OpenMetrics for those who ask for it |
+//! | `GET /v1/stats` | figures of the node and of each shard, JSON |
+//! | `GET /v1/rooms?prefix=&limit=` | rooms and their members, merged over the shards |
+//! | `GET /v1/rooms/{room}?limit=` | members by shard, with the ids of some |
+//! | `POST /v1/rooms/{room}/publish?kind=` | 202; the body is the message |
+//! | `GET /v1/connections/{id}` | what its shard knows of it |
+//! | `DELETE /v1/connections/{id}` | closes it with code 4001 |
+//!
+//! Everything under `/v1` wants `Authorization: Bearer KEY` when a key is set. Errors are JSON:
+//! `{"error":{"code":"…","message":"what to do"}}`.
+#![forbid(unsafe_code)]
+
+mod answer;
+mod exchange;
+mod json;
+mod message;
+mod route;
+mod router;
+
+pub use answer::{Answer, Request};
+pub use router::{Admin, Figures, Health, Node, Options, Outcome};

@@ -21,6 +21,8 @@ pub struct Options {
     pub room_count_max: u32,
     /// Whether a room's only shard may order it itself.
     pub leases: bool,
+    /// Whether the node's only shard orders every room itself and tells nobody of its interest.
+    pub inline: bool,
     /// Between probes to a shard.
     pub probe_interval_ms: u32,
     /// From a probe to the verdict that the shard is stalled.
@@ -35,6 +37,7 @@ impl Options {
             shard_count,
             room_count_max,
             leases: true,
+            inline: false,
             probe_interval_ms: 1_000,
             probe_timeout_ms: 3_000,
         }
@@ -162,10 +165,10 @@ impl Backplane {
         now: Tick,
     ) -> Offered {
         assert!(self.accepts(from), "a stalled lane is not read");
-        let (targets, bytes) = Self::targets(&self.table, from, &envelope);
-        let blocked = Self::blocked(targets, bytes, self.stalled.claims(), lanes);
+        let plan = Plan::new(&self.table, from, &envelope);
+        let blocked = plan.blocked(self.stalled.claims(), lanes);
         if blocked.is_empty() {
-            self.handle(from, envelope, now);
+            self.handle(from, envelope, plan, now);
             return Offered::Handled;
         }
         self.counts.stalls += 1;
@@ -178,12 +181,13 @@ impl Backplane {
     pub fn retry(&mut self, lanes: &impl LaneRoom, now: Tick) -> bool {
         let table = &self.table;
         let ready = self.stalled.take_ready(|from, envelope, claimed| {
-            let (targets, bytes) = Self::targets(table, from, envelope);
-            (Self::blocked(targets, bytes, claimed, lanes), targets)
+            let plan = Plan::new(table, from, envelope);
+            (plan.blocked(claimed, lanes), plan.targets)
         });
         match ready {
             Some((from, envelope)) => {
-                self.handle(from, envelope, now);
+                let plan = Plan::new(&self.table, from, &envelope);
+                self.handle(from, envelope, plan, now);
                 true
             }
             None => false,
@@ -200,14 +204,15 @@ impl Backplane {
         batch: &Arc<Batch>,
         lanes: &impl LaneRoom,
     ) -> Result<(), BusFull> {
-        let targets = match self.table.route(room) {
-            Route::Order(holder) => ShardSet::of(holder),
-            Route::Deliver(shards) => shards,
+        let route = match self.options.inline {
+            true => Route::Order(CoreId(0)),
+            false => self.table.route(room),
         };
-        if !Self::blocked(targets, payload_bytes(batch), self.stalled.claims(), lanes).is_empty() {
+        let plan = Plan::publish(route, batch);
+        if !plan.blocked(self.stalled.claims(), lanes).is_empty() {
             return Err(BusFull);
         }
-        self.publish_route(room, batch);
+        self.publish_planned(room, batch, plan);
         Ok(())
     }
 
@@ -308,47 +313,14 @@ impl Backplane {
         );
     }
 
-    /// The lanes that handling `envelope` writes to, and the payload that goes to each.
-    fn targets(table: &InterestTable, from: CoreId, envelope: &Upstream) -> (ShardSet, u32) {
+    fn handle(&mut self, from: CoreId, envelope: Upstream, plan: Plan, now: Tick) {
         match envelope {
-            Upstream::Publish { room, batch } => match table.route(room) {
-                Route::Order(holder) => (ShardSet::of(holder), payload_bytes(batch)),
-                Route::Deliver(shards) => (shards, payload_bytes(batch)),
-            },
-            Upstream::Interest { room } => {
-                (table.preview(from, room, Change::Interest).targets(), 0)
+            Upstream::Publish { room, batch } => self.publish_planned(&room, &batch, plan),
+            Upstream::Interest { room } => self.change(from, &room, Change::Interest, plan),
+            Upstream::Disinterest { room } => self.change(from, &room, Change::Disinterest, plan),
+            Upstream::LeaseReturned { room } => {
+                self.change(from, &room, Change::LeaseReturned, plan)
             }
-            Upstream::Disinterest { room } => {
-                (table.preview(from, room, Change::Disinterest).targets(), 0)
-            }
-            Upstream::LeaseReturned { room } => (
-                table.preview(from, room, Change::LeaseReturned).targets(),
-                0,
-            ),
-            Upstream::ProbeReply { .. } | Upstream::Answer { .. } | Upstream::Drained => {
-                (ShardSet::EMPTY, 0)
-            }
-        }
-    }
-
-    fn blocked(
-        targets: ShardSet,
-        bytes: u32,
-        claimed: ShardSet,
-        lanes: &impl LaneRoom,
-    ) -> ShardSet {
-        targets
-            .iter()
-            .filter(|shard| claimed.contains(*shard) || !lanes.fits(*shard, bytes))
-            .collect()
-    }
-
-    fn handle(&mut self, from: CoreId, envelope: Upstream, now: Tick) {
-        match envelope {
-            Upstream::Publish { room, batch } => self.publish_route(&room, &batch),
-            Upstream::Interest { room } => self.change(from, &room, Change::Interest),
-            Upstream::Disinterest { room } => self.change(from, &room, Change::Disinterest),
-            Upstream::LeaseReturned { room } => self.change(from, &room, Change::LeaseReturned),
             Upstream::ProbeReply { sequence } => self.probes.handle_reply(from, sequence, now),
             Upstream::Answer { request, reply } => {
                 let open = &mut self.questions_open[usize::from(from.0)];
@@ -364,77 +336,129 @@ impl Backplane {
         }
     }
 
-    fn publish_route(&mut self, room: &RoomName, batch: &Arc<Batch>) {
+    fn publish_planned(&mut self, room: &RoomName, batch: &Arc<Batch>, plan: Plan) {
         self.counts.batches += 1;
         self.counts.messages += batch.messages.len() as u64;
-        let bytes = payload_bytes(batch);
-        match self.table.route(room) {
-            Route::Order(to) => {
-                let envelope = Downstream::Publish {
-                    room: room.clone(),
-                    batch: Arc::clone(batch),
-                };
-                self.actions.push_back(Action::Send {
-                    to,
-                    envelope,
-                    bytes,
-                });
-            }
-            Route::Deliver(shards) => {
-                for to in shards.iter() {
-                    self.counts.deliveries += 1;
-                    let envelope = Downstream::Delivery {
-                        room: room.clone(),
-                        batch: Arc::clone(batch),
-                    };
-                    self.actions.push_back(Action::Send {
-                        to,
-                        envelope,
-                        bytes,
-                    });
+        let ordered_by_holder = matches!(plan.says, Says::Order);
+        for to in plan.targets.iter() {
+            let (room, batch) = (room.clone(), Arc::clone(batch));
+            let envelope = if ordered_by_holder {
+                Downstream::Publish { room, batch }
+            } else {
+                self.counts.deliveries += 1;
+                Downstream::Delivery { room, batch }
+            };
+            self.actions.push_back(Action::Send {
+                to,
+                envelope,
+                bytes: plan.bytes,
+            });
+        }
+    }
+
+    fn change(&mut self, from: CoreId, room: &RoomName, change: Change, plan: Plan) {
+        self.table.apply(from, room, change);
+        for to in plan.targets.iter() {
+            let room = room.clone();
+            let envelope = match plan.says {
+                Says::Joined { leased } => {
+                    self.counts.leases_granted += u64::from(leased);
+                    Downstream::Joined { room, leased }
                 }
+                Says::Revoke => {
+                    self.counts.leases_revoked += 1;
+                    Downstream::LeaseRevoke { room }
+                }
+                Says::Order | Says::Deliver => {
+                    unreachable!("a change of interest publishes nothing")
+                }
+            };
+            self.actions.push_back(Action::Send {
+                to,
+                envelope,
+                bytes: 0,
+            });
+        }
+    }
+}
+
+/// What handling an envelope would write, and to which lanes: one envelope each.
+#[derive(Debug, Clone, Copy)]
+struct Plan {
+    targets: ShardSet,
+    /// Payload in each.
+    bytes: u32,
+    says: Says,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Says {
+    Order,
+    Deliver,
+    Joined { leased: bool },
+    Revoke,
+}
+
+impl Plan {
+    fn new(table: &InterestTable, from: CoreId, envelope: &Upstream) -> Self {
+        match envelope {
+            Upstream::Publish { room, batch } => Self::publish(table.route(room), batch),
+            Upstream::Interest { room } => {
+                Self::change(table.preview(from, room, Change::Interest))
+            }
+            Upstream::Disinterest { room } => {
+                Self::change(table.preview(from, room, Change::Disinterest))
+            }
+            Upstream::LeaseReturned { room } => {
+                Self::change(table.preview(from, room, Change::LeaseReturned))
+            }
+            Upstream::ProbeReply { .. } | Upstream::Answer { .. } | Upstream::Drained => {
+                Self::change(Effect::None)
             }
         }
     }
 
-    fn change(&mut self, from: CoreId, room: &RoomName, change: Change) {
-        match self.table.apply(from, room, change) {
-            Effect::None => {}
-            Effect::Joined { shards, leased } => {
-                self.counts.leases_granted += u64::from(leased);
-                for to in shards.iter() {
-                    let envelope = Downstream::Joined {
-                        room: room.clone(),
-                        leased,
-                    };
-                    self.actions.push_back(Action::Send {
-                        to,
-                        envelope,
-                        bytes: 0,
-                    });
-                }
-            }
-            Effect::Revoke(to) => {
-                self.counts.leases_revoked += 1;
-                let envelope = Downstream::LeaseRevoke { room: room.clone() };
-                self.actions.push_back(Action::Send {
-                    to,
-                    envelope,
-                    bytes: 0,
-                });
-            }
+    fn publish(route: Route, batch: &Batch) -> Self {
+        let bytes = u32::try_from(batch.bytes.len()).unwrap_or(u32::MAX);
+        match route {
+            Route::Order(holder) => Self {
+                targets: ShardSet::of(holder),
+                bytes,
+                says: Says::Order,
+            },
+            Route::Deliver(targets) => Self {
+                targets,
+                bytes,
+                says: Says::Deliver,
+            },
         }
+    }
+
+    fn change(effect: Effect) -> Self {
+        let (targets, says) = match effect {
+            Effect::None => (ShardSet::EMPTY, Says::Deliver),
+            Effect::Joined { shards, leased } => (shards, Says::Joined { leased }),
+            Effect::Revoke(holder) => (ShardSet::of(holder), Says::Revoke),
+        };
+        Self {
+            targets,
+            bytes: 0,
+            says,
+        }
+    }
+
+    /// The lanes that have no room, or that an older envelope waits for.
+    fn blocked(&self, claimed: ShardSet, lanes: &impl LaneRoom) -> ShardSet {
+        self.targets
+            .iter()
+            .filter(|shard| claimed.contains(*shard) || !lanes.fits(*shard, self.bytes))
+            .collect()
     }
 }
 
 /// A lane that the publish would go to is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BusFull;
-
-/// What a batch weighs in a lane.
-fn payload_bytes(batch: &Batch) -> u32 {
-    u32::try_from(batch.bytes.len()).unwrap_or(u32::MAX)
-}
 
 #[cfg(test)]
 mod tests {

@@ -52,17 +52,6 @@ pub enum Effect {
     Revoke(CoreId),
 }
 
-impl Effect {
-    /// The shards that are written to.
-    pub fn targets(self) -> ShardSet {
-        match self {
-            Self::None => ShardSet::EMPTY,
-            Self::Joined { shards, .. } => shards,
-            Self::Revoke(holder) => ShardSet::of(holder),
-        }
-    }
-}
-
 /// What a shard says about a room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
@@ -116,7 +105,7 @@ impl InterestTable {
         }
     }
 
-    /// What `apply` would make this core say; changes nothing.
+    /// What `apply` is to be answered with; changes nothing.
     pub fn preview(&self, shard: CoreId, room: &str, change: Change) -> Effect {
         let alone = Effect::Joined {
             shards: ShardSet::of(shard),
@@ -155,15 +144,13 @@ impl InterestTable {
     }
 
     /// Changes the table. What a shard may not say here (interest twice, a lease that it does not hold) changes
-    /// nothing.
-    pub fn apply(&mut self, shard: CoreId, room: &RoomName, change: Change) -> Effect {
-        let effect = self.preview(shard, room, change);
+    /// nothing. To be answered with what [`Self::preview`] says before.
+    pub fn apply(&mut self, shard: CoreId, room: &RoomName, change: Change) {
         match change {
             Change::Interest => self.apply_interest(shard, room),
             Change::Disinterest => self.apply_disinterest(shard, room),
             Change::LeaseReturned => self.apply_lease_returned(shard, room),
         }
-        effect
     }
 
     fn joined(shards: ShardSet, leased: bool) -> Effect {
@@ -328,6 +315,13 @@ mod tests {
         (InterestTable::new(true, 1), RoomName::from("room"))
     }
 
+    /// Says it, and what comes back.
+    fn tell(table: &mut InterestTable, shard: CoreId, room: &RoomName, change: Change) -> Effect {
+        let effect = table.preview(shard, room, change);
+        table.apply(shard, room, change);
+        effect
+    }
+
     fn joined(shards: &[CoreId], leased: bool) -> Effect {
         Effect::Joined {
             shards: shards.iter().copied().collect(),
@@ -342,11 +336,17 @@ mod tests {
     #[test]
     fn the_first_shard_gets_the_lease_and_the_second_waits_until_it_is_returned() {
         let (mut table, room) = table();
-        assert_eq!(table.apply(A, &room, Change::Interest), joined(&[A], true));
-        assert_eq!(table.route(&room), Route::Order(A));
-        assert_eq!(table.apply(B, &room, Change::Interest), Effect::Revoke(A));
         assert_eq!(
-            table.apply(C, &room, Change::Interest),
+            tell(&mut table, A, &room, Change::Interest),
+            joined(&[A], true)
+        );
+        assert_eq!(table.route(&room), Route::Order(A));
+        assert_eq!(
+            tell(&mut table, B, &room, Change::Interest),
+            Effect::Revoke(A)
+        );
+        assert_eq!(
+            tell(&mut table, C, &room, Change::Interest),
             Effect::None,
             "one revoke is enough"
         );
@@ -356,7 +356,7 @@ mod tests {
             "behind the revoke the bus orders"
         );
         assert_eq!(
-            table.apply(A, &room, Change::LeaseReturned),
+            tell(&mut table, A, &room, Change::LeaseReturned),
             joined(&[B, C], false)
         );
         assert_eq!(table.route(&room), deliver(&[A, B, C]));
@@ -366,18 +366,21 @@ mod tests {
     #[test]
     fn a_holder_that_leaves_ends_its_lease_and_a_single_waiter_inherits_it() {
         let (mut table, room) = table();
-        table.apply(A, &room, Change::Interest);
-        table.apply(B, &room, Change::Interest);
+        tell(&mut table, A, &room, Change::Interest);
+        tell(&mut table, B, &room, Change::Interest);
         assert_eq!(
-            table.apply(A, &room, Change::Disinterest),
+            tell(&mut table, A, &room, Change::Disinterest),
             joined(&[B], true)
         );
         assert_eq!(table.route(&room), Route::Order(B));
         assert_eq!(table.leased_count(), 1);
         // A comes back before it has read the revoke: it is a newcomer now.
-        assert_eq!(table.apply(A, &room, Change::Interest), Effect::Revoke(B));
         assert_eq!(
-            table.apply(B, &room, Change::LeaseReturned),
+            tell(&mut table, A, &room, Change::Interest),
+            Effect::Revoke(B)
+        );
+        assert_eq!(
+            tell(&mut table, B, &room, Change::LeaseReturned),
             joined(&[A], false)
         );
         table.check_invariants(250, 1);
@@ -386,11 +389,11 @@ mod tests {
     #[test]
     fn a_holder_that_leaves_several_waiters_leaves_no_lease() {
         let (mut table, room) = table();
-        table.apply(A, &room, Change::Interest);
-        table.apply(B, &room, Change::Interest);
-        table.apply(C, &room, Change::Interest);
+        tell(&mut table, A, &room, Change::Interest);
+        tell(&mut table, B, &room, Change::Interest);
+        tell(&mut table, C, &room, Change::Interest);
         assert_eq!(
-            table.apply(A, &room, Change::Disinterest),
+            tell(&mut table, A, &room, Change::Disinterest),
             joined(&[B, C], false)
         );
         assert_eq!(table.route(&room), deliver(&[B, C]));
@@ -400,41 +403,47 @@ mod tests {
     #[test]
     fn a_waiter_that_gives_up_is_answered_once_and_may_come_back() {
         let (mut table, room) = table();
-        table.apply(A, &room, Change::Interest);
-        table.apply(B, &room, Change::Interest);
+        tell(&mut table, A, &room, Change::Interest);
+        tell(&mut table, B, &room, Change::Interest);
         assert_eq!(
-            table.apply(B, &room, Change::Disinterest),
+            tell(&mut table, B, &room, Change::Disinterest),
             joined(&[B], false)
         );
         assert_eq!(
-            table.apply(B, &room, Change::Interest),
+            tell(&mut table, B, &room, Change::Interest),
             Effect::None,
             "it waits again"
         );
         assert_eq!(
-            table.apply(B, &room, Change::Disinterest),
+            tell(&mut table, B, &room, Change::Disinterest),
             joined(&[B], false)
         );
         assert_eq!(
-            table.apply(A, &room, Change::LeaseReturned),
+            tell(&mut table, A, &room, Change::LeaseReturned),
             Effect::None,
             "nobody waits any more"
         );
         assert_eq!(table.route(&room), deliver(&[A]));
-        assert_eq!(table.apply(A, &room, Change::Disinterest), Effect::None);
+        assert_eq!(
+            tell(&mut table, A, &room, Change::Disinterest),
+            Effect::None
+        );
         assert_eq!(table.room_count(), 0);
     }
 
     #[test]
     fn when_holder_and_waiter_both_leave_the_room_is_forgotten() {
         let (mut table, room) = table();
-        table.apply(A, &room, Change::Interest);
-        table.apply(B, &room, Change::Interest);
-        table.apply(B, &room, Change::Disinterest);
-        assert_eq!(table.apply(A, &room, Change::Disinterest), Effect::None);
+        tell(&mut table, A, &room, Change::Interest);
+        tell(&mut table, B, &room, Change::Interest);
+        tell(&mut table, B, &room, Change::Disinterest);
+        assert_eq!(
+            tell(&mut table, A, &room, Change::Disinterest),
+            Effect::None
+        );
         assert_eq!(table.room_count(), 0);
         assert_eq!(
-            table.apply(C, &room, Change::Interest),
+            tell(&mut table, C, &room, Change::Interest),
             joined(&[C], true),
             "the next is the first again"
         );
@@ -444,12 +453,24 @@ mod tests {
     fn shards_come_and_go_without_leases_too() {
         let mut table = InterestTable::new(false, 1);
         let room = RoomName::from("room");
-        assert_eq!(table.apply(A, &room, Change::Interest), joined(&[A], false));
-        assert_eq!(table.apply(B, &room, Change::Interest), joined(&[B], false));
-        assert_eq!(table.apply(A, &room, Change::Disinterest), Effect::None);
+        assert_eq!(
+            tell(&mut table, A, &room, Change::Interest),
+            joined(&[A], false)
+        );
+        assert_eq!(
+            tell(&mut table, B, &room, Change::Interest),
+            joined(&[B], false)
+        );
+        assert_eq!(
+            tell(&mut table, A, &room, Change::Disinterest),
+            Effect::None
+        );
         assert_eq!(table.route(&room), deliver(&[B]));
         table.check_invariants(250, 1);
-        assert_eq!(table.apply(B, &room, Change::Disinterest), Effect::None);
+        assert_eq!(
+            tell(&mut table, B, &room, Change::Disinterest),
+            Effect::None
+        );
         assert_eq!(table.route(&room), deliver(&[]));
         assert_eq!(table.room_count(), 0);
     }
@@ -458,7 +479,7 @@ mod tests {
     #[should_panic(expected = "a lease is returned only when it was revoked")]
     fn a_lease_that_nobody_revoked_is_not_returned() {
         let (mut table, room) = table();
-        table.apply(A, &room, Change::Interest);
-        table.apply(A, &room, Change::LeaseReturned);
+        tell(&mut table, A, &room, Change::Interest);
+        tell(&mut table, A, &room, Change::LeaseReturned);
     }
 }

@@ -36,4 +36,4 @@ mod crossings;
 
 pub use delivery::{Action, Backplane, BusFull, LaneRoom, Offered, Options};
 pub use shard_set::ShardSet;
-pub use turn::{Ports, TurnReport, turn};
+pub use turn::{Ports, TurnReport, perform_actions, turn};

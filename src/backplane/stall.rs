@@ -19,6 +19,8 @@ struct Stalled {
 pub struct StalledLanes {
     lanes: Vec<Stalled>,
     from: ShardSet,
+    /// The union of all their claims: looked at once an envelope, while anything waits.
+    claims: ShardSet,
 }
 
 impl StalledLanes {
@@ -39,14 +41,13 @@ impl StalledLanes {
 
     /// The lanes that those who wait have claimed.
     pub fn claims(&self) -> ShardSet {
-        self.lanes.iter().fold(ShardSet::EMPTY, |claims, stalled| {
-            claims.union(stalled.claims)
-        })
+        self.claims
     }
 
     /// Keeps `envelope`, which may not be handled because of `blocked`.
     pub fn push(&mut self, from: CoreId, envelope: Upstream, blocked: ShardSet, now: Tick) {
         assert!(self.from.insert(from), "a stalled lane is not read");
+        self.claims = self.claims.union(blocked);
         self.lanes.push(Stalled {
             from,
             envelope,
@@ -68,11 +69,16 @@ impl StalledLanes {
             if waits_for.is_empty() {
                 let ready = self.lanes.remove(index);
                 self.from.remove(ready.from);
+                self.claims = self
+                    .lanes
+                    .iter()
+                    .fold(ShardSet::EMPTY, |all, stalled| all.union(stalled.claims));
                 return Some((ready.from, ready.envelope));
             }
             stalled.claims = stalled.claims.intersection(targets).union(waits_for);
             claimed = claimed.union(stalled.claims);
         }
+        self.claims = claimed;
         None
     }
 }

@@ -232,7 +232,8 @@ pub enum DrainOrder {
 pub enum Question {
     /// All counters, gauges and histograms.
     Stats,
-    /// The rooms with members on this shard, at most `count_max`, those whose name begins with `prefix`.
+    /// The rooms with members on this shard whose name begins with `prefix`: the first `count_max` in byte order of
+    /// their names, so that the first of all shards together can be told from the answers.
     Rooms {
         /// The beginning of the name.
         prefix: String,

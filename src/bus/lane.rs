@@ -98,8 +98,19 @@ impl<T> LaneWriter<T> {
     /// Payload bytes that would still be taken.
     #[must_use]
     pub fn bytes_room(&self) -> usize {
-        let flying = self.sent_bytes - self.settled_bytes.load(Ordering::Acquire);
-        LANE_BYTES_MAX.saturating_sub(usize::try_from(flying).unwrap_or(usize::MAX))
+        LANE_BYTES_MAX.saturating_sub(usize::try_from(self.bytes_flying()).unwrap_or(usize::MAX))
+    }
+
+    /// Envelopes waiting.
+    #[must_use]
+    pub fn depth(&self) -> usize {
+        self.envelopes.len()
+    }
+
+    /// Payload bytes in flight: sent, and not settled yet.
+    #[must_use]
+    pub fn bytes_flying(&self) -> u64 {
+        self.sent_bytes - self.settled_bytes.load(Ordering::Acquire)
     }
 
     /// Whether a data envelope with `bytes` of payload would be taken now.

@@ -1,8 +1,11 @@
 //! The command line, built from the settings' definitions.
 
+use std::ffi::OsString;
+
+use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use crate::config::{DEFINITIONS, Definition, ServeArgs};
+use crate::config::{DEFINITIONS, Definition, Mistake, ServeArgs};
 
 /// What a person asked for.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,7 +26,7 @@ pub(super) enum Asked {
 }
 
 /// The whole command line.
-pub(super) fn command() -> Command {
+fn command() -> Command {
     let subcommand = |name: &'static str, about: &'static str| {
         Command::new(name).about(about).args(setting_args()).arg(
             Arg::new("config")
@@ -52,8 +55,76 @@ pub(super) fn command() -> Command {
         )
 }
 
+/// Reads a command line, the program's name first. Flags that nobody knows are mistakes like any other, so that they
+/// are told together with the rest.
+///
+/// # Errors
+/// clap's, for help, the version, and what is no flag at all.
+pub(super) fn read(mut line: Vec<OsString>) -> Result<(Asked, Vec<Mistake>), Error> {
+    let mut mistakes = Vec::new();
+    loop {
+        let error = match command().try_get_matches_from(&line) {
+            Ok(matches) => {
+                let asked = asked(&matches).ok_or_else(|| {
+                    command().error(ErrorKind::MissingSubcommand, "say what to do")
+                })?;
+                return Ok((asked, mistakes));
+            }
+            Err(error) => error,
+        };
+        let Some(mistake) = unknown_flag(&error) else {
+            return Err(error);
+        };
+        if !remove_flag(&mut line, &mistake.place) {
+            return Err(error);
+        }
+        mistakes.push(mistake);
+    }
+}
+
+/// The flag that clap does not know, if that is its complaint.
+fn unknown_flag(error: &Error) -> Option<Mistake> {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        Some(ContextValue::Strings(texts)) => texts.first().cloned(),
+        _ => None,
+    };
+    let place = text(ContextKind::InvalidArg).filter(|flag| flag.starts_with("--"))?;
+    (error.kind() == ErrorKind::UnknownArgument).then(|| Mistake {
+        place,
+        problem: "there is no such flag".into(),
+        instead: match text(ContextKind::SuggestedArg) {
+            Some(meant) => format!("write {meant}, or leave it out"),
+            None => "leave it out; `throng serve --help` prints all flags".into(),
+        },
+    })
+}
+
+/// Takes `flag` and its value out of the line. False: it is not there.
+fn remove_flag(line: &mut Vec<OsString>, flag: &str) -> bool {
+    let is_flag = |argument: &OsString| {
+        let argument = argument.to_string_lossy();
+        argument
+            .split_once('=')
+            .map_or(&*argument, |(name, _)| name)
+            == flag
+    };
+    let Some(index) = line.iter().position(is_flag) else {
+        return false;
+    };
+    let removed = line.remove(index);
+    let value_follows = !removed.to_string_lossy().contains('=')
+        && line
+            .get(index)
+            .is_some_and(|next| !next.to_string_lossy().starts_with("--"));
+    if value_follows {
+        line.remove(index);
+    }
+    true
+}
+
 /// Reads a command line that [`command`] has accepted.
-pub(super) fn asked(matches: &ArgMatches) -> Option<Asked> {
+fn asked(matches: &ArgMatches) -> Option<Asked> {
     let (name, matches) = matches.subcommand()?;
     match name {
         "serve" => Some(Asked::Serve(serve_args(matches))),
@@ -118,9 +189,13 @@ fn serve_args(matches: &ArgMatches) -> ServeArgs {
 mod tests {
     use super::*;
 
+    fn read_line(line: &str) -> Result<(Asked, Vec<Mistake>), Error> {
+        read(line.split(' ').map(OsString::from).collect())
+    }
+
     fn parse(line: &str) -> Option<Asked> {
-        let matches = command().try_get_matches_from(line.split(' ')).ok()?;
-        asked(&matches)
+        let (asked, mistakes) = read_line(line).ok()?;
+        mistakes.is_empty().then_some(asked)
     }
 
     #[test]
@@ -150,6 +225,22 @@ mod tests {
         assert_eq!(args.config.as_deref(), Some("-"));
         assert_eq!(args.flags["listen"], ["1.2.3.4:5", "[::1]:6"]);
         assert_eq!(args.flags.len(), 1);
+    }
+
+    #[test]
+    fn unknown_flags_are_mistakes_beside_the_rest() {
+        let line = "throng serve --listne 1.2.3.4:5 --shards 2 --colour --wrap=3 --admin off";
+        let (asked, mistakes) = read_line(line).unwrap();
+        let Asked::Serve(args) = asked else {
+            panic!("not understood")
+        };
+        assert_eq!(args.flags.keys().collect::<Vec<_>>(), ["admin", "shards"]);
+        let places: Vec<&str> = mistakes
+            .iter()
+            .map(|mistake| mistake.place.as_str())
+            .collect();
+        assert_eq!(places, ["--listne", "--colour", "--wrap"]);
+        assert!(mistakes[0].instead.contains("--listen"), "{}", mistakes[0]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod args;
 mod check;
 mod logs;
 
+use std::ffi::OsString;
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::process::ExitCode;
 
@@ -25,29 +26,36 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 /// Does what the command line asks for.
 #[must_use]
 pub fn run() -> ExitCode {
-    let matches = args::command().get_matches();
-    match args::asked(&matches) {
-        Some(Asked::Serve(args)) => serve(&args),
-        Some(Asked::Config(args)) => config(&args),
-        Some(Asked::Reference) => print(&config::reference_markdown()),
-        Some(Asked::Check { args, json }) => check(&args, json),
-        None => ExitCode::from(EXIT_MISTAKES),
+    let (asked, unknown) = match args::read(std::env::args_os().collect()) {
+        Ok(read) => read,
+        Err(error) => error.exit(),
+    };
+    match asked {
+        Asked::Serve(args) => serve(&args, unknown),
+        Asked::Check { args, json } => check(&args, unknown, json),
+        Asked::Config(args) => config(&args, unknown),
+        Asked::Reference if unknown.is_empty() => print(&config::reference_markdown()),
+        Asked::Reference => tell(&unknown),
     }
 }
 
-fn serve(args: &ServeArgs) -> ExitCode {
-    let (settings, _) = match load(args, &host::machine()) {
+fn serve(args: &ServeArgs, unknown: Vec<Mistake>) -> ExitCode {
+    let (settings, _) = match load(args, unknown, &host::machine()) {
         Ok(loaded) => loaded,
         Err(mistakes) => return tell(&mistakes),
     };
     logs::start(settings.log);
     raise_limits();
+    let level = settings.log.level;
     match cores::serve(settings) {
         Ok(code) => ExitCode::from(code),
         Err(reason) => {
-            tracing::error!(reason, "could not start");
-            // Said on standard error even where logs are off: a start that fails is never silent.
-            eprintln!("throng: could not start: {reason}");
+            if level.is_some() {
+                tracing::error!(reason, "could not start, or could not go on");
+            } else {
+                // A failure is never silent, even where logs are off.
+                eprintln!("throng: {reason}");
+            }
             ExitCode::from(EXIT_FAILED)
         }
     }
@@ -65,17 +73,17 @@ fn raise_limits() {
     }
 }
 
-fn config(args: &ServeArgs) -> ExitCode {
-    match load(args, &host::machine()) {
+fn config(args: &ServeArgs, unknown: Vec<Mistake>) -> ExitCode {
+    match load(args, unknown, &host::machine()) {
         Ok((_, effective)) => print(&effective.to_toml()),
         Err(mistakes) => tell(&mistakes),
     }
 }
 
-fn check(args: &ServeArgs, json: bool) -> ExitCode {
+fn check(args: &ServeArgs, unknown: Vec<Mistake>, json: bool) -> ExitCode {
     let machine = host::machine();
     // Settings that cannot be are told, and the host is judged by the defaults: one run tells all there is to mend.
-    let (settings, mistakes) = match load(args, &machine) {
+    let (settings, mistakes) = match load(args, unknown, &machine) {
         Ok((settings, _)) => (settings, Vec::new()),
         Err(mistakes) => {
             let no_file = |_: &str| Err(io::Error::from(io::ErrorKind::NotFound));
@@ -93,7 +101,7 @@ fn check(args: &ServeArgs, json: bool) -> ExitCode {
         .chain(&settings.admin)
         .copied()
         .collect();
-    let facts = host::collect(settings.ring.socket_count_max, &addresses);
+    let facts = host::collect(&settings.ring, &addresses);
     let report = check::evaluate(&settings, &facts, &mistakes);
     let printed = match json {
         true => print(&format!("{:#}\n", report.to_json())),
@@ -105,14 +113,22 @@ fn check(args: &ServeArgs, json: bool) -> ExitCode {
     }
 }
 
-fn load(args: &ServeArgs, machine: &Machine) -> Result<(Settings, Effective), Vec<Mistake>> {
-    let environment = std::env::vars_os().map(|(name, text)| {
-        (
-            name.to_string_lossy().into_owned(),
-            text.to_string_lossy().into_owned(),
-        )
-    });
-    config::load(args, environment, read_file, machine)
+/// The settings, or all mistakes: flags that nobody knows, and what `config` finds.
+fn load(
+    args: &ServeArgs,
+    mut unknown: Vec<Mistake>,
+    machine: &Machine,
+) -> Result<(Settings, Effective), Vec<Mistake>> {
+    let lossy = |text: OsString| text.to_string_lossy().into_owned();
+    let environment = std::env::vars_os().map(|(name, text)| (lossy(name), lossy(text)));
+    match config::load(args, environment, read_file, machine) {
+        Ok(loaded) if unknown.is_empty() => Ok(loaded),
+        Ok(_) => Err(unknown),
+        Err(mistakes) => {
+            unknown.extend(mistakes);
+            Err(unknown)
+        }
+    }
 }
 
 fn read_file(path: &str) -> io::Result<String> {

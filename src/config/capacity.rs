@@ -20,6 +20,14 @@ pub const FILES_RESERVED_PER_SHARD: u64 = 16;
 /// Table entries kept for sockets that are only answered with an HTTP status and closed: a full node still says so.
 pub const SOCKETS_PASSING: u64 = 1_024;
 
+/// Descriptors that the process needs beside its clients.
+#[must_use]
+pub fn files_reserved(shard_count: usize) -> u64 {
+    FILES_RESERVED + shard_count as u64 * FILES_RESERVED_PER_SHARD
+}
+
+const MIB: u64 = 1 << 20;
+
 /// Sockets that one table may hold: a shard's own with direct descriptors, the process's with plain ones.
 #[must_use]
 pub fn table_count_max(descriptors: Descriptors, open_files_max: u64) -> u64 {
@@ -27,7 +35,7 @@ pub fn table_count_max(descriptors: Descriptors, open_files_max: u64) -> u64 {
         Descriptors::Plain => open_files_max.saturating_sub(FILES_RESERVED),
         Descriptors::Auto | Descriptors::Direct => open_files_max.min(DIRECT_TABLE_COUNT_MAX),
     }
-    .min(u64::from(SHARD_CONNECTION_COUNT_MAX))
+    .min(u64::from(SHARD_CONNECTION_COUNT_MAX) - 1) // one index is nobody's
 }
 
 /// Connections that the node's descriptor tables hold, beside the sockets passing through. A direct table is each
@@ -49,10 +57,19 @@ fn without_passing(table: u64) -> u64 {
     table - SOCKETS_PASSING.min(table.div_ceil(16))
 }
 
-/// Idle connections that fit into three quarters of the memory; the rest is for what they queue and for the host.
+/// Idle connections that fit into the memory beside what the node may hold for them (`node_bytes_max`) and an eighth
+/// for everything else; a quarter of the memory is theirs in any case.
 #[must_use]
-pub fn by_memory(memory_bytes: u64) -> u64 {
-    memory_bytes / 4 * 3 / CONNECTION_BYTES
+pub fn by_memory(memory_bytes: u64, node_bytes_max: u64) -> u64 {
+    let left = (memory_bytes / 8 * 7).saturating_sub(node_bytes_max);
+    left.max(memory_bytes / 4) / CONNECTION_BYTES
+}
+
+/// What a node may hold for its connections unless told otherwise: three eighths of the memory, in whole MiB, at least
+/// 64 of them. Half of the memory is left for idle connections.
+#[must_use]
+pub fn node_bytes_default(memory_bytes: u64) -> u64 {
+    (memory_bytes / 8 * 3 / MIB).max(64) * MIB
 }
 
 /// Sockets that each ring is set up for: all of the node's connections, since nothing makes the kernel spread them
@@ -92,8 +109,17 @@ mod tests {
         );
         assert_eq!(
             table_count_max(Descriptors::Plain, u64::MAX),
-            u64::from(SHARD_CONNECTION_COUNT_MAX)
+            u64::from(SHARD_CONNECTION_COUNT_MAX) - 1
         );
+    }
+
+    #[test]
+    fn memory_is_shared_between_idle_connections_and_what_they_hold() {
+        const MEMORY: u64 = 8 << 30;
+        assert_eq!(node_bytes_default(MEMORY), 3 << 30);
+        assert_eq!(by_memory(MEMORY, 3 << 30), (4 << 30) / CONNECTION_BYTES);
+        assert_eq!(by_memory(MEMORY, 8 << 30), (2 << 30) / CONNECTION_BYTES);
+        assert_eq!(node_bytes_default(0), 64 << 20);
     }
 
     #[test]

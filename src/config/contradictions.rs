@@ -69,9 +69,11 @@ impl Found<'_> {
     }
 }
 
-/// Whether two listeners cannot be apart: the same port, and the same address or one that stands for all.
+/// Whether two listeners cannot be apart: the same port, and the same address or one that stands for all. Port 0 is a
+/// new one each time.
 fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     one.port() == other.port()
+        && one.port() != 0
         && one.is_ipv4() == other.is_ipv4()
         && (one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified())
 }

@@ -163,7 +163,9 @@ const fn any(min: u64, max: u64) -> Range {
 
 const U32_MAX: u64 = u32::MAX as u64;
 const HOUR_MS: u64 = 3_600_000;
-const DAY_MS: u64 = 24 * HOUR_MS;
+const WEEK_MS: u64 = 7 * 24 * HOUR_MS;
+/// The kernel's keepalive counts to 32,767 seconds.
+const KEEPALIVE_MS_MAX: u64 = 9 * HOUR_MS;
 
 /// All settings, in the order of the reference.
 pub static DEFINITIONS: &[Definition] = &[
@@ -234,7 +236,7 @@ pub static DEFINITIONS: &[Definition] = &[
         Group::Cores,
         Kind::Processors,
         "",
-        "The processors to run on, for the shards and the backplane core in turn.",
+        "The processors to run on: the first for the backplane core, the others for the shards in turn; shared where there are too few.",
         |draft, value| draft.settings.cores = value.processors(),
     ),
     setting(
@@ -290,7 +292,7 @@ pub static DEFINITIONS: &[Definition] = &[
         Group::NodeLimits,
         bytes(any(1 << 20, 1 << 50)),
         "auto",
-        "All that the node holds for its connections. auto: half of the memory.",
+        "All that the node holds for its connections. auto: three eighths of the memory.",
         |draft, value| draft.node_bytes_max = value.number(),
     )
     .or("auto"),
@@ -375,7 +377,7 @@ pub static DEFINITIONS: &[Definition] = &[
     setting(
         "ping_interval_ms",
         Group::Life,
-        ms(any(100, DAY_MS)),
+        ms(any(100, KEEPALIVE_MS_MAX)),
         "25s",
         "Between two pings to a connection (with heartbeat = \"tcp\": idle time before the kernel probes).",
         |draft, value| set(&mut draft.settings.shard.ping_interval_ms, value),
@@ -383,7 +385,7 @@ pub static DEFINITIONS: &[Definition] = &[
     setting(
         "pong_timeout_ms",
         Group::Life,
-        ms(any(50, DAY_MS)),
+        ms(any(50, KEEPALIVE_MS_MAX)),
         "10s",
         "From a ping to giving the peer up (with heartbeat = \"tcp\": the time in which the kernel probes).",
         |draft, value| set(&mut draft.settings.shard.pong_timeout_ms, value),
@@ -391,7 +393,7 @@ pub static DEFINITIONS: &[Definition] = &[
     setting(
         "idle_timeout_ms",
         Group::Life,
-        ms(any(100, 7 * DAY_MS).or_zero("no limit")),
+        ms(any(100, WEEK_MS).or_zero("no limit")),
         "0",
         "Without a message from the client; the connection is closed with 4000.",
         |draft, value| set(&mut draft.settings.shard.idle_timeout_ms, value),

@@ -89,14 +89,14 @@ impl Draft {
 
         let node_bytes_max = self
             .node_bytes_max
-            .unwrap_or(node_bytes_default(machine.memory_bytes));
+            .unwrap_or(capacity::node_bytes_default(machine.memory_bytes));
         settings.shard.node_bytes_max = node_bytes_max;
         settings.shard.shard_bytes_max = self.shard_bytes_max.unwrap_or(node_bytes_max);
 
         let descriptors = settings.ring.descriptors;
         let files = capacity::by_files(descriptors, machine.open_files_max, settings.shards);
         settings.shard.connection_count_max = self.connection_count_max.unwrap_or_else(|| {
-            let connections = files.min(capacity::by_memory(machine.memory_bytes));
+            let connections = files.min(capacity::by_memory(machine.memory_bytes, node_bytes_max));
             u32::try_from(connections).unwrap_or(u32::MAX).max(1)
         });
         settings.ring.socket_count_max = capacity::ring_socket_count(
@@ -116,12 +116,6 @@ impl Draft {
                 .unwrap_or(if tcp { silence_ms } else { 0 });
         settings
     }
-}
-
-/// Half of the memory in whole MiB, at least one.
-fn node_bytes_default(memory_bytes: u64) -> u64 {
-    const MIB: u64 = 1 << 20;
-    (memory_bytes / 2 / MIB).max(1) * MIB
 }
 
 /// Idle for the ping interval, then probes spread over the pong timeout.

@@ -16,6 +16,8 @@ pub struct Effective {
     pub entries: Vec<Entry>,
     /// The room rules, in order.
     pub rules: Vec<RoomRule>,
+    /// The file, if there was one.
+    pub file: Option<String>,
 }
 
 /// One setting in force.
@@ -45,7 +47,7 @@ impl Effective {
                 .iter()
                 .filter(|entry| entry.definition.group == group)
             {
-                entry.write_toml(&mut out);
+                entry.write_toml(self.file.as_deref().unwrap_or_default(), &mut out);
             }
         }
         if self.rules.is_empty() {
@@ -109,7 +111,7 @@ impl Effective {
 }
 
 impl Entry {
-    fn write_toml(&self, out: &mut String) {
+    fn write_toml(&self, file: &str, out: &mut String) {
         let definition = self.definition;
         let word = definition.word.unwrap_or_default();
         let _ = write!(out, "\n# {}\n", definition.effect);
@@ -119,7 +121,7 @@ impl Entry {
             definition.kind.unit(),
             definition.range(),
             default(definition).toml(word),
-            self.origin(),
+            self.origin(file),
         );
         match (&self.value, definition.secret) {
             (Value::Word, _) | (_, false) => {
@@ -135,10 +137,10 @@ impl Entry {
         }
     }
 
-    fn origin(&self) -> String {
+    fn origin(&self, file: &str) -> String {
         let origin = match self.source {
             Source::Default => "Here: the default".to_owned(),
-            Source::File { line } => format!("Here: the file, line {line}"),
+            Source::File { line } => format!("Here: {file}:{line}"),
             Source::Environment => format!("Here: the environment, {}", self.definition.variable()),
             Source::Flag => format!("Here: the flag {}", self.definition.flag()),
         };

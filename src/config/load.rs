@@ -75,6 +75,7 @@ pub fn load(
     let mut effective = Effective {
         entries,
         rules: settings.shard.rooms.clone(),
+        file: path,
     };
     effective.work_out(&settings);
     // Contradictions between values of which some are wrong would only repeat what is said already.

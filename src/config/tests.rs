@@ -81,8 +81,8 @@ fn defaults_are_what_the_reference_says() {
         settings.shard.connection_count_max, 56_928,
         "three tables of 20,000, less those passing"
     );
-    assert_eq!(settings.shard.node_bytes_max, 4 << 30);
-    assert_eq!(settings.shard.shard_bytes_max, 4 << 30);
+    assert_eq!(settings.shard.node_bytes_max, 3 << 30);
+    assert_eq!(settings.shard.shard_bytes_max, 3 << 30);
     assert_eq!(settings.shard.heartbeat, HeartbeatMode::Ping);
     assert_eq!(settings.shard.ping_interval_ms, 25_000);
     assert_eq!(settings.shard.pong_timeout_ms, 10_000);
@@ -316,7 +316,9 @@ fn what_just_fits_is_no_contradiction() {
         "message_bytes_max = 65536\npong_timeout_ms = 24999\ndrain_window_ms = \"30s\"\nconnection_count_max = 56928",
     );
     from_file("connection_count_max = 18800\ndescriptors = \"plain\"");
-    from_file("listen = [\"0.0.0.0:1\", \"[::]:1\", \"0.0.0.0:2\"]\nadmin = \"off\"");
+    from_file(
+        "listen = [\"0.0.0.0:1\", \"[::]:1\", \"0.0.0.0:2\", \"0.0.0.0:0\", \"127.0.0.1:0\"]\nadmin = \"off\"",
+    );
     from_file("admin = \"0.0.0.0:8081\"\nadmin_key = \"12345678\"");
     from_file("shard_bytes_max = \"1GiB\"\nnode_bytes_max = \"1GiB\"");
 }
@@ -449,4 +451,35 @@ fn the_settings_in_the_operating_guide_are_these() {
     let table = after.and_then(|(_, rest)| rest.split_once("<!-- settings: end -->"));
     let (table, _) = table.expect("the guide has both marks");
     assert_eq!(table, reference_markdown());
+}
+
+proptest::proptest! {
+    /// Anything may stand in a file, a variable and a flag: it becomes settings or mistakes, never a panic.
+    #[test]
+    fn nothing_written_makes_it_panic(
+        file in "(([a-z_]{1,12}|listen|shards|rooms|origins|\\[\\[rooms\\]\\]|match|slow)( = )?[^\\x00]{0,12}\n){0,6}",
+        index in 0..DEFINITIONS.len(),
+        variable in ".{0,12}",
+        flag in "[0-9a-zA-Z:.,_*-]{0,12}",
+    ) {
+        let definition = &DEFINITIONS[index];
+        let name = definition.variable();
+        let loaded = load_all(&args(&[(definition.key, &flag)]), &[(&name, &variable)], &file);
+        if let Ok((_, effective)) = loaded {
+            proptest::prop_assert!(load_all(&args(&[]), &[], &effective.to_toml()).is_ok());
+        }
+    }
+
+    /// Whatever number is allowed is printed so that it is read back.
+    #[test]
+    fn numbers_in_force_read_back(index in 0..DEFINITIONS.len(), number in proptest::prelude::any::<u64>()) {
+        let definition = &DEFINITIONS[index];
+        if let Kind::Number(_, range) = definition.kind {
+            let number = range.min + number % (range.max - range.min + 1);
+            let text = definition.kind.human(&Value::Number(number)).unwrap_or(number.to_string());
+            let text = if range.zero.is_some() && number == 0 { "0".to_owned() } else { text };
+            let read = definition.kind.read(&value::Raw::Text(text));
+            proptest::prop_assert!(read == Ok(Value::Number(number)) || range.power_of_two);
+        }
+    }
 }

@@ -226,8 +226,10 @@ impl Kind {
             Self::Boolean => "true or false".into(),
             Self::Choice(words) => words.join(", "),
             Self::Text { range, .. } | Self::Texts { range, .. } => (*range).into(),
-            Self::Address => "IPV4:PORT or [IPV6]:PORT, port 1 to 65535".into(),
-            Self::Addresses => "one or more of IPV4:PORT or [IPV6]:PORT, port 1 to 65535".into(),
+            Self::Address => "IPV4:PORT or [IPV6]:PORT, port 0: the kernel chooses".into(),
+            Self::Addresses => {
+                "one or more of IPV4:PORT or [IPV6]:PORT, port 0: the kernel chooses".into()
+            }
             Self::Processors => {
                 format!("numbers 0 to {PROCESSOR_MAX} and ranges, such as 0-3,6; empty: all")
             }
@@ -413,9 +415,7 @@ pub(crate) fn human_number(number: u64, unit: Unit) -> String {
 }
 
 fn read_address(text: &str) -> Option<SocketAddr> {
-    text.parse()
-        .ok()
-        .filter(|address: &SocketAddr| address.port() != 0)
+    text.parse().ok()
 }
 
 fn read_processors(text: &str) -> Option<Vec<u32>> {
@@ -534,7 +534,8 @@ mod tests {
         let list = Raw::List(vec!["127.0.0.1:1".into(), "[::1]:2".into()]);
         assert_eq!(Kind::Addresses.read(&list), Ok(both));
         assert!(read(Kind::Addresses, "").is_err());
-        assert!(read(Kind::Addresses, "127.0.0.1:0").is_err());
+        assert!(read(Kind::Addresses, "127.0.0.1:0").is_ok());
+        assert!(read(Kind::Addresses, "127.0.0.1").is_err());
         assert!(read(Kind::Addresses, "localhost:80").is_err());
     }
 

@@ -27,4 +27,6 @@ pub struct BackplaneSnapshot {
     pub stalled_us: u64,
     /// From a probe to its answer.
     pub probe_round_trip: Log2Histogram,
+    /// Time of a turn of the core's loop; the runtime's to fill in.
+    pub turn: Log2Histogram,
 }

@@ -5,9 +5,15 @@
 #![forbid(unsafe_code)]
 
 mod backplane;
+pub mod exposition;
 mod histogram;
+pub mod names;
+mod node;
+mod process;
 mod shard;
 
 pub use backplane::BackplaneSnapshot;
 pub use histogram::Log2Histogram;
+pub use node::{NodeSnapshot, ShardLanes, ShardReport};
+pub use process::{ProcessSnapshot, TcpSnapshot};
 pub use shard::{DropPolicy, RefusalKind, RingCounters, ShardCounters, ShardGauges, ShardSnapshot};

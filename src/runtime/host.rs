@@ -14,6 +14,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::Machine;
+use crate::runtime::ring;
 
 /// A limit of the process; `None`: there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,13 +27,15 @@ pub struct Limit {
 
 /// What the kernel's io_uring can do for this process.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum IoUringFacts {
+pub enum RingFacts {
     /// A ring could be set up as a shard does it.
     Works {
         /// Operations that are missing, by their names.
         opcodes_missing: Vec<&'static str>,
-        /// Whether a table of direct descriptors as large as the shard's could be registered, or why not.
-        direct_table: Result<u32, String>,
+        /// Whether a shard's ring could be set up as the settings say; if not, why and what mends it.
+        engine: Result<(), String>,
+        /// Why sockets would not be direct descriptors, if they would not.
+        direct: Result<(), String>,
     },
     /// The kernel was built without it, or hides it (ENOSYS).
     Absent,
@@ -58,7 +61,9 @@ pub enum PortState {
     Free,
     /// Somebody has it.
     Taken,
-    /// It is not for this process, in the kernel's words.
+    /// This process has no right to it.
+    Forbidden,
+    /// It cannot be bound, in the kernel's words.
     Refused(String),
 }
 
@@ -68,7 +73,7 @@ pub struct HostFacts {
     /// `uname -r`.
     pub kernel_release: String,
     /// What io_uring can do.
-    pub io_uring: IoUringFacts,
+    pub rings: RingFacts,
     /// `RLIMIT_NOFILE`.
     pub open_files: Limit,
     /// `fs.nr_open`: the most that `RLIMIT_NOFILE` can be raised to.
@@ -164,9 +169,10 @@ fn limit(resource: Resource) -> Limit {
     }
 }
 
-/// Looks at everything, with the limits raised as `serve` raises them (what is told is what held before). `socket_count` is how large a shard's direct table is to be, `addresses` are those to bind.
+/// Looks at everything, with the limits raised as `serve` raises them; what is told of them is what held before. A ring
+/// is set up with `options`, and `addresses` are bound.
 #[must_use]
-pub fn collect(socket_count: u32, addresses: &[SocketAddr]) -> HostFacts {
+pub fn collect(options: &ring::Options, addresses: &[SocketAddr]) -> HostFacts {
     let open_files = limit(Resource::Nofile);
     let memory_lock = limit(Resource::Memlock);
     // A refusal leaves the limits as they are, and the trial below tells what follows from it.
@@ -184,7 +190,7 @@ pub fn collect(socket_count: u32, addresses: &[SocketAddr]) -> HostFacts {
             .release()
             .to_string_lossy()
             .into_owned(),
-        io_uring: io_uring(socket_count, &status),
+        rings: rings(options, &status),
         open_files,
         nr_open: sysctl("fs/nr_open"),
         file_max: sysctl("fs/file-max"),
@@ -216,22 +222,23 @@ pub fn collect(socket_count: u32, addresses: &[SocketAddr]) -> HostFacts {
 const CAP_SYS_ADMIN: u32 = 21;
 
 /// The operations that the socket engine gives to the kernel.
-const OPCODES: [(&str, u8); 11] = [
+const OPCODES: [(&str, u8); 12] = [
     ("ACCEPT", opcode::Accept::CODE),
     ("ASYNC_CANCEL", opcode::AsyncCancel::CODE),
     ("CLOSE", opcode::Close::CODE),
     ("CONNECT", opcode::Connect::CODE),
-    ("RECV", opcode::Recv::CODE),
+    ("FILES_UPDATE", opcode::FilesUpdate::CODE),
+    ("NOP", opcode::Nop::CODE),
+    ("RECV", opcode::RecvMulti::CODE),
     ("SEND", opcode::Send::CODE),
     ("SENDMSG", opcode::SendMsg::CODE),
     ("SHUTDOWN", opcode::Shutdown::CODE),
-    ("SOCKET", opcode::Socket::CODE),
     ("TIMEOUT", opcode::Timeout::CODE),
     ("TIMEOUT_REMOVE", opcode::TimeoutRemove::CODE),
 ];
 
-fn io_uring(socket_count: u32, status: &str) -> IoUringFacts {
-    // Provided-buffer rings and multishot receives came before DEFER_TASKRUN: a ring with it has them.
+fn rings(options: &ring::Options, status: &str) -> RingFacts {
+    // The bare ring tells apart why there is none; the engine's own tells whether all that it needs is there.
     let ring = IoUring::<squeue::Entry, cqueue::Entry>::builder()
         .setup_single_issuer()
         .setup_defer_taskrun()
@@ -241,7 +248,7 @@ fn io_uring(socket_count: u32, status: &str) -> IoUringFacts {
         .build(32);
     let ring = match ring {
         Ok(ring) => ring,
-        Err(error) => return io_uring_refused(&error, status),
+        Err(error) => return rings_refused(&error, status),
     };
     let mut probe = Probe::new();
     let opcodes_missing = match ring.submitter().register_probe(&mut probe) {
@@ -253,27 +260,28 @@ fn io_uring(socket_count: u32, status: &str) -> IoUringFacts {
         }
         Err(_) => vec!["all of them (the kernel does not answer the question)"],
     };
-    let direct_table = ring
-        .submitter()
-        .register_files_sparse(socket_count)
-        .map(|()| socket_count)
-        .map_err(|error| error.to_string());
-    IoUringFacts::Works {
+    drop(ring);
+    let (engine, direct) = match ring::Ring::new(options) {
+        Ok(ring) => (Ok(()), ring.direct().map_err(ToOwned::to_owned)),
+        Err(error) => (Err(error.to_string()), Ok(())),
+    };
+    RingFacts::Works {
         opcodes_missing,
-        direct_table,
+        engine,
+        direct,
     }
 }
 
-fn io_uring_refused(error: &io::Error, status: &str) -> IoUringFacts {
+fn rings_refused(error: &io::Error, status: &str) -> RingFacts {
     match rustix::io::Errno::from_io_error(error) {
-        Some(rustix::io::Errno::NOSYS) => IoUringFacts::Absent,
-        Some(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS) => IoUringFacts::Forbidden {
+        Some(rustix::io::Errno::NOSYS) => RingFacts::Absent,
+        Some(rustix::io::Errno::PERM | rustix::io::Errno::ACCESS) => RingFacts::Forbidden {
             disabled: sysctl("kernel/io_uring_disabled"),
             seccomp: status_field(status, "Seccomp").is_some_and(|mode| mode != "0"),
         },
-        Some(rustix::io::Errno::INVAL) => IoUringFacts::TooOld,
-        Some(rustix::io::Errno::NOMEM) => IoUringFacts::MemoryLocked,
-        _ => IoUringFacts::Failed(error.to_string()),
+        Some(rustix::io::Errno::INVAL) => RingFacts::TooOld,
+        Some(rustix::io::Errno::NOMEM) => RingFacts::MemoryLocked,
+        _ => RingFacts::Failed(error.to_string()),
     }
 }
 
@@ -294,6 +302,7 @@ pub fn port_state(address: SocketAddr) -> PortState {
     match bind() {
         Ok(()) => PortState::Free,
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => PortState::Taken,
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => PortState::Forbidden,
         Err(error) => PortState::Refused(error.to_string()),
     }
 }
@@ -478,8 +487,24 @@ mod tests {
 
     #[test]
     fn this_host_can_be_read() {
-        let facts = collect(64, &[]);
+        let options = ring::Options {
+            descriptors: ring::Descriptors::Auto,
+            socket_count_max: 64,
+            submission_entries: 64,
+            completion_entries: 128,
+            receive_buffer_bytes: 1_024,
+            receive_buffer_count: 4,
+        };
+        let facts = collect(&options, &[]);
         assert!(!facts.kernel_release.is_empty());
+        if let RingFacts::Works {
+            opcodes_missing,
+            engine,
+            ..
+        } = &facts.rings
+        {
+            assert_eq!((opcodes_missing.len(), engine), (0, &Ok(())));
+        }
         assert!(!facts.processors.is_empty());
         assert!(facts.memory_bytes > 0);
         assert!(facts.open_files.soft <= facts.open_files.hard || facts.open_files.hard.is_none());

@@ -7,6 +7,8 @@ pub mod bridge;
 mod clock;
 pub mod cores;
 pub mod host;
+pub mod http;
 mod listener;
+pub mod process;
 pub mod ring;
 mod shard_core;

@@ -6,7 +6,7 @@ use super::connection::{State, flag};
 use super::room::{Gathered, Order, RoomIndex};
 use super::{Delivery, Quiet, Shard};
 use crate::bus::{Batch, BatchMessage, MessageKind, RoomName, Upstream};
-use crate::limits::{ROOM_BATCH_BYTES_MAX, SERVER_HEADER_BYTES_MAX};
+use crate::limits::{LANE_BYTES_MAX, ROOM_BATCH_BYTES_MAX, SERVER_HEADER_BYTES_MAX};
 use crate::protocol::{OpCode, Utf8Validator, encode_header, unmask_extend};
 
 /// A payload on its way into a room.
@@ -46,8 +46,10 @@ impl Shard {
         match room.order {
             Order::Here => true,
             Order::Pending => false,
+            // A message beyond the lane's bound goes when the lane carries nothing else (`LaneWriter::fits`).
             Order::Bus => {
-                self.bus_bytes >= bytes && (room.outgoing.is_some() || self.bus_envelopes > 0)
+                (self.bus_bytes >= bytes || self.bus_bytes >= LANE_BYTES_MAX)
+                    && (room.outgoing.is_some() || self.bus_envelopes > 0)
             }
         }
     }

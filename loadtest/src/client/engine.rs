@@ -261,22 +261,18 @@ impl<B: Behaviour> Engine<B> {
         if self.stop_at_ns.is_some() {
             return;
         }
-        let connects_from_ns = *self.connects_from_ns.get_or_insert(now);
+        self.connects_from_ns.get_or_insert(now);
         let until = self.orders.open_until.min(self.tokens.len() as u32);
         while self.member_next < until
             && self.connecting_count < self.plan.connecting_max
             && self.alive_count < self.plan.alive_max
         {
             if self.plan.connects_per_s > 0.0 {
-                if now < connects_from_ns {
+                let due_ns = self.connects_from_ns.unwrap_or(now);
+                if now < due_ns {
                     break;
                 }
-                self.connects_from_ns = self
-                    .connects_from_ns
-                    .map(|at| at + (1e9 / self.plan.connects_per_s) as u64);
-                if self.connects_from_ns.is_some_and(|at| at > now) && self.connecting_count > 0 {
-                    break;
-                }
+                self.connects_from_ns = Some(due_ns + (1e9 / self.plan.connects_per_s) as u64);
             }
             let local = self.member_next;
             self.member_next += 1;

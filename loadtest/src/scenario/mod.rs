@@ -156,7 +156,7 @@ impl Common {
                 "--threads {thread_count}: at most 1024, and at most one a connection"
             )));
         }
-        let sources = sources(self.source.as_deref(), &target, alive_max)?;
+        let sources = sources(self.source.as_deref(), &target, alive_max, connection_count)?;
         let alive_max = alive_max.div_ceil(thread_count);
         let plan = Plan {
             sources,

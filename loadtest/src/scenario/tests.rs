@@ -117,7 +117,7 @@ fn connections_come_and_go_either_way_and_a_rate_is_kept() {
     )
     .unwrap();
     let rate = slowly.get("handshakes_per_s").unwrap();
-    assert!(rate < 450.0, "{rate} a second were made");
+    assert!((250.0..450.0).contains(&rate), "{rate} a second were made");
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! How many connections fit, by each limit.
 
-use super::{grouped, sized};
+use super::{grouped, shards, sized};
 use crate::config::Settings;
 use crate::config::capacity::{self, CONNECTION_BYTES};
-use crate::runtime::host::{HostFacts, IoUringFacts};
+use crate::runtime::host::{HostFacts, RingFacts};
 use crate::runtime::ring::Descriptors;
 
 /// What one limit allows.
@@ -20,13 +20,7 @@ pub(super) struct Bound {
 /// All bounds, the tightest first. Where two are equal, the one that the host sets stands before the setting.
 pub(super) fn bounds(settings: &Settings, facts: &HostFacts) -> Vec<Bound> {
     let open_files = facts.open_files.hard.unwrap_or(u64::MAX);
-    let refused = matches!(
-        &facts.io_uring,
-        IoUringFacts::Works {
-            direct_table: Err(_),
-            ..
-        }
-    );
+    let refused = matches!(&facts.rings, RingFacts::Works { direct: Err(_), .. });
     let descriptors = match refused {
         true => Descriptors::Plain,
         false => settings.ring.descriptors,
@@ -34,13 +28,13 @@ pub(super) fn bounds(settings: &Settings, facts: &HostFacts) -> Vec<Bound> {
     let table = capacity::table_count_max(descriptors, open_files);
     let files_why = match descriptors {
         Descriptors::Plain => format!(
-            "the process's file table, {} less what it needs itself",
+            "the process's file table, {} less what it needs itself and the sockets passing",
             grouped(open_files)
         ),
         Descriptors::Auto | Descriptors::Direct => {
             format!(
-                "{} shards with a table of {} each",
-                settings.shards,
+                "{} with a table of {} each, less the sockets passing",
+                shards(settings.shards),
                 grouped(table)
             )
         }
@@ -55,10 +49,10 @@ pub(super) fn bounds(settings: &Settings, facts: &HostFacts) -> Vec<Bound> {
             why: files_why,
         },
         Bound {
-            connections: capacity::by_memory(memory),
+            connections: capacity::by_memory(memory, settings.shard.node_bytes_max),
             name: "memory",
             why: format!(
-                "three quarters of {}, {} bytes for each idle connection with the kernel's part",
+                "{} less node_bytes_max and an eighth, {} bytes for each idle connection with the kernel's part",
                 sized(memory),
                 grouped(CONNECTION_BYTES)
             ),

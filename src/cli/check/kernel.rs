@@ -1,9 +1,9 @@
 //! Kernel, io_uring, the process's limits, processors and memory.
 
-use super::{Finding, grouped, sized};
+use super::{Finding, grouped, shards, sized};
 use crate::config::Settings;
 use crate::config::capacity::{self, CONNECTION_BYTES, DIRECT_TABLE_COUNT_MAX};
-use crate::runtime::host::{HostFacts, IoUringFacts};
+use crate::runtime::host::{HostFacts, RingFacts};
 use crate::runtime::ring::Descriptors;
 
 /// The oldest kernel that has all that the engine needs: DEFER_TASKRUN came with it.
@@ -14,7 +14,7 @@ const MEMORY_LOCK_BYTES_MIN: u64 = 512 * 1024;
 const OPEN_FILES_WANTED: u64 = DIRECT_TABLE_COUNT_MAX;
 
 pub(super) fn findings(settings: &Settings, facts: &HostFacts) -> Vec<Finding> {
-    let mut findings = vec![kernel(facts), io_uring(facts)];
+    let mut findings = vec![kernel(facts), rings(facts)];
     findings.extend(descriptors(settings, facts));
     findings.extend([
         open_files(settings, facts),
@@ -51,70 +51,74 @@ fn kernel(facts: &HostFacts) -> Finding {
     }
 }
 
-fn io_uring(facts: &HostFacts) -> Finding {
+fn rings(facts: &HostFacts) -> Finding {
     let name = "io_uring";
-    match &facts.io_uring {
-        IoUringFacts::Works { opcodes_missing, .. } if opcodes_missing.is_empty() => {
-            Finding::ok(name, "SINGLE_ISSUER and DEFER_TASKRUN rings, all operations")
-        }
-        IoUringFacts::Works { opcodes_missing, .. } => {
+    match &facts.rings {
+        RingFacts::Works { opcodes_missing, .. } if !opcodes_missing.is_empty() => {
             Finding::fail(name, format!("operations are missing: {}", opcodes_missing.join(", ")))
                 .mended_by("boot Linux 6.1 or later; in a sandbox (gVisor) run outside of it")
         }
-        IoUringFacts::Absent => {
+        RingFacts::Works { engine: Err(words), .. } => {
+            Finding::fail(name, format!("a shard's ring could not be set up: {words}"))
+        }
+        RingFacts::Works { .. } => Finding::ok(name, "a shard's ring could be set up, and has all operations"),
+        RingFacts::Absent => {
             Finding::fail(name, "the kernel says there is none (ENOSYS): built without CONFIG_IO_URING, or hidden by a seccomp filter")
                 .mended_by("boot a kernel with CONFIG_IO_URING=y")
                 .mended_by("in a container, allow io_uring_setup, io_uring_enter and io_uring_register in its seccomp profile")
         }
-        IoUringFacts::Forbidden { disabled: Some(disabled @ 1..), .. } => Finding::fail(
+        RingFacts::Forbidden { disabled: Some(disabled @ 1..), .. } => Finding::fail(
             name,
             format!("kernel.io_uring_disabled = {disabled} forbids it (EPERM)"),
         )
         .mended_by("sysctl -w kernel.io_uring_disabled=0"),
-        IoUringFacts::Forbidden { seccomp: true, .. } => {
+        RingFacts::Forbidden { seccomp: true, .. } => {
             Finding::fail(name, "a seccomp filter forbids it (EPERM), as Docker's and containerd's do unless told otherwise")
                 .mended_by("docker run --security-opt seccomp=PROFILE, with io_uring_setup, io_uring_enter and io_uring_register allowed")
                 .mended_by("systemd: SystemCallFilter=@system-service @aio")
         }
-        IoUringFacts::Forbidden { .. } => {
+        RingFacts::Forbidden { .. } => {
             Finding::fail(name, "it is forbidden (EPERM), neither by kernel.io_uring_disabled nor by seccomp: a security module does it")
                 .mended_by("allow io_uring in the SELinux or AppArmor policy of this process")
         }
-        IoUringFacts::TooOld => Finding::fail(name, "the kernel does not know SINGLE_ISSUER and DEFER_TASKRUN (EINVAL)")
+        RingFacts::TooOld => Finding::fail(name, "the kernel does not know SINGLE_ISSUER and DEFER_TASKRUN (EINVAL)")
             .mended_by("boot Linux 6.1 or later"),
-        IoUringFacts::MemoryLocked => {
+        RingFacts::MemoryLocked => {
             Finding::fail(name, "no memory may be locked for a ring (ENOMEM)")
                 .mended_by("ulimit -l unlimited")
                 .mended_by("systemd: LimitMEMLOCK=infinity")
         }
-        IoUringFacts::Failed(words) => Finding::fail(name, format!("a ring could not be set up: {words}")),
+        RingFacts::Failed(words) => Finding::fail(name, format!("a ring could not be set up: {words}")),
     }
 }
 
 fn descriptors(settings: &Settings, facts: &HostFacts) -> Option<Finding> {
     let name = "direct descriptors";
-    let IoUringFacts::Works { direct_table, .. } = &facts.io_uring else {
+    let RingFacts::Works {
+        engine: Ok(()),
+        direct,
+        ..
+    } = &facts.rings
+    else {
         return None;
     };
-    Some(match (settings.ring.descriptors, direct_table) {
+    Some(match (settings.ring.descriptors, direct) {
         (Descriptors::Plain, _) => {
             Finding::ok(name, "not wanted: sockets live in the process's file table")
         }
-        (_, Ok(count)) => Finding::ok(
+        (_, Ok(())) => Finding::ok(
             name,
             format!(
                 "a table of {} sockets for each shard",
-                grouped(u64::from(*count))
+                grouped(u64::from(settings.ring.socket_count_max))
             ),
         ),
-        (Descriptors::Auto, Err(words)) => Finding::warn(
+        (Descriptors::Auto | Descriptors::Direct, Err(words)) => Finding::warn(
             name,
             format!(
                 "no table ({words}): sockets will live in the process's file table, which the open-file limit counts"
             ),
         ),
-        (Descriptors::Direct, Err(words)) => Finding::fail(name, format!("no table: {words}"))
-            .mended_by("write descriptors = \"auto\""),
     })
 }
 
@@ -124,7 +128,7 @@ fn open_files(settings: &Settings, facts: &HostFacts) -> Finding {
     let most = facts.nr_open.unwrap_or(DIRECT_TABLE_COUNT_MAX);
     let direct = settings.ring.descriptors != Descriptors::Plain;
     let what = match direct {
-        true => format!("so many sockets in each of {} tables", settings.shards),
+        true => format!("so many sockets for each of {}", shards(settings.shards)),
         false => "so many sockets in the process".to_owned(),
     };
     let seen = match facts.open_files.soft {
@@ -135,12 +139,15 @@ fn open_files(settings: &Settings, facts: &HostFacts) -> Finding {
         ),
         _ => format!("limit {}: {what}", counted(facts.open_files.hard)),
     };
-    if capacity::table_count_max(settings.ring.descriptors, hard) == 0 {
+    let own = capacity::files_reserved(settings.shards);
+    if hard < own {
+        let seen = format!("{seen}; the process itself needs about {own}");
         return raise_open_files(Finding::fail(name, seen), OPEN_FILES_WANTED, most);
     }
     let held = capacity::by_files(settings.ring.descriptors, hard, settings.shards);
     let memory = facts.memory_group_bytes_max.unwrap_or(facts.memory_bytes);
-    if held < OPEN_FILES_WANTED && held < capacity::by_memory(memory) {
+    if held < OPEN_FILES_WANTED && held < capacity::by_memory(memory, settings.shard.node_bytes_max)
+    {
         return raise_open_files(
             Finding::warn(name, format!("{seen}; memory would hold more")),
             OPEN_FILES_WANTED,
@@ -200,8 +207,8 @@ fn processors(settings: &Settings, facts: &HostFacts) -> Finding {
     };
     let cores = settings.shards + 1;
     let seen = format!(
-        "{count} for {} shards and the backplane core",
-        settings.shards
+        "{count} for {} and the backplane core",
+        shards(settings.shards)
     );
     match cores <= count {
         true => Finding::ok(name, seen),
@@ -260,12 +267,12 @@ fn memory(settings: &Settings, facts: &HostFacts) -> Finding {
     if needed <= memory {
         return Finding::ok(name, seen);
     }
-    let left = memory.saturating_sub(idle) / 4 * 3 >> 20;
+    let left = (memory / 8 * 7).saturating_sub(idle) >> 20;
     let finding = Finding::warn(name, format!("{seen}: together more than there is"));
     match left {
         0 => finding.mended_by(format!(
             "write connection_count_max = {}",
-            capacity::by_memory(memory).max(1)
+            capacity::by_memory(memory, settings.shard.node_bytes_max).max(1)
         )),
         _ => finding.mended_by(format!("write node_bytes_max = \"{left}MiB\"")),
     }

@@ -80,6 +80,11 @@ pub(super) fn evaluate(settings: &Settings, facts: &HostFacts, mistakes: &[Mista
     Report { findings, bounds }
 }
 
+/// `1 shard`, `2 shards`.
+fn shards(count: usize) -> String {
+    format!("{count} shard{}", if count == 1 { "" } else { "s" })
+}
+
 /// A whole number with its thousands apart: `1,048,576`.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();

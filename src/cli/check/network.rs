@@ -27,11 +27,9 @@ fn ports(facts: &HostFacts) -> impl Iterator<Item = Finding> + '_ {
                 "ss -ltnp 'sport = :{}' tells who; stop it, or write another port",
                 address.port()
             )),
-            PortState::Refused(words) if address.port() < 1_024 => {
-                Finding::fail(&name, format!("it cannot be bound: {words}"))
-                    .mended_by("setcap cap_net_bind_service=+ep /path/to/throng")
-                    .mended_by("systemd: AmbientCapabilities=CAP_NET_BIND_SERVICE")
-            }
+            PortState::Forbidden => Finding::fail(&name, "this process may not bind it")
+                .mended_by("setcap cap_net_bind_service=+ep /path/to/throng")
+                .mended_by("systemd: AmbientCapabilities=CAP_NET_BIND_SERVICE"),
             PortState::Refused(words) => {
                 Finding::fail(&name, format!("it cannot be bound: {words}"))
                     .mended_by("write an address that this host has; `ip address` lists them")

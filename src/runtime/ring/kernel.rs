@@ -325,12 +325,12 @@ impl Kernel {
                 self.counters.completion_overflows += 1;
                 break;
             }
-            let unsubmitted = !queue.is_empty();
+            let submitted = queue.is_empty();
             let unrun = queue.taskrun();
             drop(queue);
             let completions = self.io.completion();
             let room = completions.len() < TURN_COMPLETIONS.min(completions.capacity() / 2);
-            if !unsubmitted && !(unrun && room) {
+            if submitted && (!unrun || !room) {
                 break;
             }
             attempts += 1;

@@ -67,7 +67,7 @@ impl<T: Entry> Pool<T> {
             return index;
         }
         let index = self.len();
-        if index as usize % CHUNK_ENTRIES == 0 {
+        if (index as usize).is_multiple_of(CHUNK_ENTRIES) {
             self.chunks.push(Vec::with_capacity(CHUNK_ENTRIES));
         }
         let last = self

@@ -119,6 +119,7 @@ impl Vectored {
 #[derive(Debug)]
 pub(super) struct Sends {
     pool: Pool<Send>,
+    #[allow(clippy::vec_box)] // the boxes are what is kept
     spare: Vec<Box<Vectored>>,
 }
 

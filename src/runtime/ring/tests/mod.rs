@@ -44,6 +44,23 @@ enum Seen {
     Alarm,
 }
 
+impl Seen {
+    /// The socket that it is about.
+    fn token(&self) -> Option<u32> {
+        match *self {
+            Self::Accepted(token, _)
+            | Self::Connected(token)
+            | Self::ConnectFailed(token, _)
+            | Self::Received(token, _)
+            | Self::ReceiveEnded(token, _)
+            | Self::Sent(token, _, _)
+            | Self::SendFailed(token, _)
+            | Self::Closed(token) => Some(token),
+            Self::AcceptFailed(_) | Self::ListenerStopped(_) | Self::Alarm => None,
+        }
+    }
+}
+
 impl From<Event<'_>> for Seen {
     fn from(event: Event<'_>) -> Self {
         match event {
@@ -195,7 +212,9 @@ impl World {
         }
     }
 
+    /// Closes, and checks that nothing comes of the token from now on; what came before is forgotten.
     fn close(&mut self, token: u32) {
+        self.seen.retain(|seen| seen.token() != Some(token));
         self.ring.close(token);
         self.wait_for(&Seen::Closed(token));
         assert!(
@@ -207,17 +226,7 @@ impl World {
 
     /// Whether an event that nobody asked for is about `token`.
     fn names(&self, token: u32) -> bool {
-        self.seen.iter().any(|seen| match seen {
-            Seen::Accepted(of, _)
-            | Seen::Connected(of)
-            | Seen::ConnectFailed(of, _)
-            | Seen::Received(of, _)
-            | Seen::ReceiveEnded(of, _)
-            | Seen::Sent(of, _, _)
-            | Seen::SendFailed(of, _)
-            | Seen::Closed(of) => *of == token,
-            Seen::AcceptFailed(_) | Seen::ListenerStopped(_) | Seen::Alarm => false,
-        })
+        self.seen.iter().any(|seen| seen.token() == Some(token))
     }
 
     /// Nothing is left of any socket or send.

@@ -1,0 +1,174 @@
+//! A message of the admin API as the bus carries it.
+
+use std::sync::Arc;
+
+use crate::bus::{Batch, BatchMessage, MessageKind};
+use crate::time::Tick;
+
+use super::Answer;
+use frame_header::{OpCode, encode_header};
+
+/// What is sent as one message: its kind, and a batch of one without a sender.
+///
+/// `kind` is what the query said; without it, `application/octet-stream` is binary and everything else is text.
+///
+/// # Errors
+/// The answer: 413 beyond `message_bytes_max`, 400 for text that is not UTF-8.
+pub fn batch(
+    kind: Option<MessageKind>,
+    content_type: Option<&str>,
+    body: &[u8],
+    message_bytes_max: u32,
+    now: Tick,
+) -> Result<Arc<Batch>, Answer> {
+    if body.len() > message_bytes_max as usize {
+        let message = format!("a message has at most {message_bytes_max} bytes");
+        return Err(Answer::error(413, "message_too_big", &message));
+    }
+    let media_type = content_type
+        .unwrap_or("")
+        .split(';')
+        .next()
+        .unwrap_or("")
+        .trim();
+    let binary = media_type.eq_ignore_ascii_case("application/octet-stream");
+    let kind = kind.unwrap_or(if binary {
+        MessageKind::Binary
+    } else {
+        MessageKind::Text
+    });
+    if kind == MessageKind::Text && simdutf8::basic::from_utf8(body).is_err() {
+        let message = "a text message is UTF-8; send other bytes with `?kind=binary`";
+        return Err(Answer::error(400, "text_invalid", message));
+    }
+    let opcode = match kind {
+        MessageKind::Text => OpCode::Text,
+        MessageKind::Binary => OpCode::Binary,
+    };
+    let mut bytes = Vec::with_capacity(body.len() + crate::limits::SERVER_HEADER_BYTES_MAX);
+    let header_bytes = encode_header(&mut bytes, true, opcode, body.len());
+    bytes.extend_from_slice(body);
+    let end = u32::try_from(bytes.len()).expect("a message's limit is far below 4 GiB");
+    let message = BatchMessage {
+        end,
+        header_bytes,
+        kind,
+        sender: None,
+    };
+    Ok(Arc::new(Batch {
+        bytes,
+        messages: vec![message],
+        published: now,
+    }))
+}
+
+/// The frame header of `protocol`, by the same signature.
+mod frame_header {
+    /// The data opcodes (RFC 6455 §5.2).
+    #[derive(Clone, Copy)]
+    #[repr(u8)]
+    pub enum OpCode {
+        Text = 1,
+        Binary = 2,
+    }
+
+    /// Appends the header of an unmasked frame (RFC 6455 §5.2) and says how many bytes it has.
+    #[allow(clippy::cast_possible_truncation)] // each arm has checked the length
+    pub fn encode_header(out: &mut Vec<u8>, fin: bool, opcode: OpCode, payload_bytes: usize) -> u8 {
+        out.push(u8::from(fin) << 7 | opcode as u8);
+        match payload_bytes {
+            0..=125 => {
+                out.push(payload_bytes as u8);
+                2
+            }
+            126..=0xffff => {
+                out.push(126);
+                out.extend_from_slice(&(payload_bytes as u16).to_be_bytes());
+                4
+            }
+            _ => {
+                out.push(127);
+                out.extend_from_slice(&(payload_bytes as u64).to_be_bytes());
+                10
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX: u32 = 70_000;
+
+    fn kind(kind: Option<MessageKind>, content_type: Option<&str>) -> MessageKind {
+        batch(kind, content_type, b"x", MAX, Tick(0))
+            .unwrap()
+            .messages[0]
+            .kind
+    }
+
+    #[test]
+    fn a_batch_holds_one_whole_frame_without_a_sender() {
+        let batch = batch(None, None, b"hello", MAX, Tick(9)).unwrap();
+        assert_eq!(batch.bytes, b"\x81\x05hello");
+        let message = BatchMessage {
+            end: 7,
+            header_bytes: 2,
+            kind: MessageKind::Text,
+            sender: None,
+        };
+        assert_eq!(batch.messages, [message]);
+        assert_eq!(batch.published, Tick(9));
+    }
+
+    #[test]
+    fn the_length_takes_the_form_it_needs() {
+        for (payload_bytes, header) in [
+            (0, vec![0x82, 0]),
+            (125, vec![0x82, 125]),
+            (126, vec![0x82, 126, 0, 126]),
+            (65_535, vec![0x82, 126, 255, 255]),
+            (65_536, vec![0x82, 127, 0, 0, 0, 0, 0, 1, 0, 0]),
+        ] {
+            let body = vec![0xff; payload_bytes];
+            let batch = batch(Some(MessageKind::Binary), None, &body, MAX, Tick(0)).unwrap();
+            assert_eq!(batch.bytes[..header.len()], header);
+            assert_eq!(usize::from(batch.messages[0].header_bytes), header.len());
+            assert_eq!(batch.messages[0].end as usize, header.len() + payload_bytes);
+        }
+    }
+
+    #[test]
+    fn the_query_decides_the_kind_then_the_content_type() {
+        assert_eq!(kind(None, None), MessageKind::Text);
+        assert_eq!(kind(None, Some("application/json")), MessageKind::Text);
+        assert_eq!(
+            kind(None, Some("Application/Octet-Stream; x=y")),
+            MessageKind::Binary
+        );
+        assert_eq!(
+            kind(Some(MessageKind::Text), Some("application/octet-stream")),
+            MessageKind::Text
+        );
+        assert_eq!(
+            kind(Some(MessageKind::Binary), Some("text/plain")),
+            MessageKind::Binary
+        );
+    }
+
+    #[test]
+    fn a_message_that_clients_could_not_send_is_refused() {
+        assert_eq!(
+            batch(None, None, b"\xff", MAX, Tick(0)).unwrap_err().status,
+            400
+        );
+        assert_eq!(
+            batch(None, None, &[b'x'; 6], 5, Tick(0))
+                .unwrap_err()
+                .status,
+            413
+        );
+        assert!(batch(None, None, &[b'x'; 5], 5, Tick(0)).is_ok());
+    }
+}

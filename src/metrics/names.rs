@@ -1,0 +1,120 @@
+//! All names of metrics, with what they mean. A name ends in its unit; counters get `_total` when they are written.
+
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Unit;
+
+/// A metric family.
+#[derive(Debug)]
+pub struct Name {
+    /// The full name, unit included, without `_total`, `_info`, `_bucket`.
+    pub name: &'static str,
+    /// What it means, one sentence.
+    pub help: &'static str,
+    /// What kind it is.
+    pub kind: MetricType,
+}
+
+static BYTES: Unit = Unit::Bytes;
+static SECONDS: Unit = Unit::Seconds;
+
+impl Name {
+    /// The name without its unit, and the unit.
+    #[must_use]
+    pub fn parts(&self) -> (&'static str, Option<&'static Unit>) {
+        [("_bytes", &BYTES), ("_seconds", &SECONDS)]
+            .into_iter()
+            .find_map(|(suffix, unit)| Some((self.name.strip_suffix(suffix)?, Some(unit))))
+            .unwrap_or((self.name, None))
+    }
+}
+
+macro_rules! names {
+    ($($constant:ident: $kind:ident $name:literal, $help:literal;)*) => {
+        $(
+            #[doc = $help]
+            pub static $constant: Name = Name { name: $name, help: $help, kind: MetricType::$kind };
+        )*
+        /// All of them, in the order they are written.
+        pub static ALL: &[&Name] = &[$(&$constant),*];
+    };
+}
+
+names! {
+    BUILD: Info "throng_build", "Version of the running program, and the node's name.";
+
+    CONNECTIONS: Gauge "throng_connections", "WebSocket connections open, by shard.";
+    CONNECTIONS_MAX: Gauge "throng_connections_max", "Connections that the node takes.";
+    CONNECTION_SKEW: Gauge "throng_connection_skew", "Connections on the fullest shard over the mean of all shards; 1 is even, 0 without connections.";
+    SOCKETS: Gauge "throng_sockets", "Client sockets open, whatever their state, by shard.";
+    SOCKETS_ACCEPTED: Counter "throng_sockets_accepted", "Client sockets accepted, by shard.";
+    HANDSHAKES: Counter "throng_handshakes", "Requests on the client port, by outcome: upgraded, health, or why they were refused.";
+    CONNECTIONS_CLOSED: Counter "throng_connections_closed", "Connections ended, by reason.";
+    ROOMS: Gauge "throng_rooms", "Rooms with members, by shard.";
+    NODE_ROOMS: Gauge "throng_node_rooms", "Rooms with members on any shard.";
+    NODE_ROOMS_LEASED: Gauge "throng_node_rooms_leased", "Rooms with members on one shard only, which orders them itself.";
+
+    MESSAGES_RECEIVED: Counter "throng_messages_received", "Messages received whole from clients, by shard.";
+    MESSAGES_RECEIVED_BYTES: Counter "throng_messages_received_bytes", "Payload of the messages received from clients, by shard.";
+    MESSAGES_DELIVERED: Counter "throng_messages_delivered", "Messages delivered into rooms, once a message and shard.";
+    DELIVERIES: Counter "throng_deliveries", "Messages queued to members, once a member, by shard.";
+    SOCKET_RECEIVED_BYTES: Counter "throng_socket_received_bytes", "Bytes read from client sockets, by shard.";
+    SOCKET_SENT_BYTES: Counter "throng_socket_sent_bytes", "Bytes written to client sockets, by shard.";
+    PUBLISH_TO_DELIVER: Histogram "throng_publish_to_deliver_seconds", "From taking a message from its publisher to handing it to a member's socket, once a delivery.";
+
+    QUEUED_BYTES: Gauge "throng_queued_bytes", "Output queued for members, by shard.";
+    CONNECTIONS_QUEUED: Gauge "throng_connections_queued", "Connections with output queued behind a send in flight, by shard.";
+    LEDGER_BYTES: Gauge "throng_ledger_bytes", "Bytes charged to connections, by shard.";
+    LEDGER_MAX_BYTES: Gauge "throng_ledger_max_bytes", "Bytes that a shard may charge to connections.";
+    BUDGET_USED: Gauge "throng_budget_used_ratio", "Bytes charged on all shards over the node's budget.";
+    MESSAGES_DROPPED: Counter "throng_messages_dropped", "Messages that slow members lost, by the room's policy.";
+    GAPS_TOLD: Counter "throng_gaps_told", "Gap notices sent to members that lost messages, by shard.";
+
+    HEARTBEATS: Counter "throng_heartbeats", "Heartbeats, by event: sent (a ping), answered (its pong), dead (given up).";
+    PEER_PINGS_ANSWERED: Counter "throng_peer_pings_answered", "Pings of clients answered, by shard.";
+    ROUND_TRIP: Histogram "throng_round_trip_seconds", "From a heartbeat ping to its pong.";
+
+    LOOP_TURN: Histogram "throng_loop_turn_seconds", "Time of a turn of a shard's loop, by shard.";
+    BACKPLANE_TURN: Histogram "throng_backplane_turn_seconds", "Time of a turn of the backplane core's loop.";
+    SHARD_ANSWERING: Gauge "throng_shard_answering", "1 when the shard answered this scrape, 0 when its last known figures are shown.";
+    SHARD_PROCESSOR: Gauge "throng_shard_processor", "Processor that the shard is pinned to.";
+
+    BUS_DEPTH: Gauge "throng_bus_depth", "Envelopes waiting in a lane, by shard and direction (up: from the shard, down: to it).";
+    BUS_LANE_BYTES: Gauge "throng_bus_lane_bytes", "Payload in flight in the lane to a shard, by shard.";
+    BUS_BATCHES: Counter "throng_bus_batches", "Batches of messages that crossed the bus.";
+    BUS_MESSAGES: Counter "throng_bus_messages", "Messages that crossed the bus.";
+    BUS_DELIVERIES: Counter "throng_bus_deliveries", "Batches handed to shards, once a shard with members.";
+    BUS_STALLS: Counter "throng_bus_stalls", "Times a lane had to wait because another was full.";
+    BUS_LANES_STALLED: Gauge "throng_bus_lanes_stalled", "Lanes that wait because another is full.";
+    BUS_STALLED_SECONDS: Gauge "throng_bus_stalled_seconds", "How long the oldest waiting lane has waited.";
+    BUS_PROBE: Histogram "throng_bus_probe_seconds", "From a probe to a shard to its answer.";
+    LEASES_GRANTED: Counter "throng_leases_granted", "Leases of rooms granted to shards.";
+    LEASES_REVOKED: Counter "throng_leases_revoked", "Leases revoked because a second shard came.";
+    PUBLISHERS_PAUSED: Gauge "throng_publishers_paused", "Connections that are not read because the bus is full, by shard.";
+    PUBLISHER_PAUSES: Counter "throng_publisher_pauses", "Times a connection was not read because the bus was full, by shard.";
+
+    RING_ENTERS: Counter "throng_ring_enters", "Calls of io_uring_enter, by shard.";
+    RING_COMPLETIONS: Counter "throng_ring_completions", "Completions handled, by shard.";
+    RING_SLEEPS: Counter "throng_ring_sleeps", "Times the shard slept, by shard.";
+    RING_BUFFERS_EXHAUSTED: Counter "throng_ring_buffers_exhausted", "Times no receive buffer was free, by shard.";
+    RING_COMPLETION_OVERFLOWS: Counter "throng_ring_completion_overflows", "Times the completion queue overflowed into the kernel's list, by shard.";
+    RING_SUBMISSION_FULL: Counter "throng_ring_submission_full", "Times the submission queue was full, by shard.";
+    RING_PARTIAL_SENDS: Counter "throng_ring_partial_sends", "Sends that took more than one submission, by shard.";
+    RING_ACCEPT_EXHAUSTED: Counter "throng_ring_accept_exhausted", "Accepts that failed for want of descriptors or memory, by shard.";
+    RING_DIRECT_DESCRIPTORS: Gauge "throng_ring_direct_descriptors", "1 when client sockets are direct descriptors, by shard.";
+
+    DRAIN_PHASE: Gauge "throng_drain_phase", "0 running, 1 not ready, 2 closing, 3 cut, by shard.";
+    ADMIN_ANSWERS: Counter "throng_admin_answers", "Answers of the admin listener, by status.";
+    ADMIN_EXCHANGES: Gauge "throng_admin_exchanges", "Admin requests that wait for shards.";
+
+    KERNEL_TCP_MEMORY: Gauge "throng_kernel_tcp_memory_bytes", "Memory that queued TCP data takes in the kernel, all processes of the network namespace together.";
+    KERNEL_TCP_SOCKETS: Gauge "throng_kernel_tcp_sockets", "TCP sockets in the kernel by state, all processes of the network namespace together.";
+    PROCESS_MEMORY_ANONYMOUS: Gauge "throng_process_anonymous_memory_bytes", "Resident memory that no file backs: heap, stacks, rings.";
+    PROCESS_MEMORY_PER_CONNECTION: Gauge "throng_process_memory_per_connection_bytes", "Resident memory that no file backs, over open connections; 0 without connections.";
+    PROCESS_CPU_MODE: Counter "throng_process_cpu_seconds", "Processor time, by mode.";
+    PROCESS_CPU: Counter "process_cpu_seconds", "Processor time, user and system.";
+    PROCESS_RESIDENT: Gauge "process_resident_memory_bytes", "Resident memory.";
+    PROCESS_VIRTUAL: Gauge "process_virtual_memory_bytes", "Virtual memory.";
+    PROCESS_OPEN_FILES: Gauge "process_open_fds", "Open file descriptors; direct descriptors are not among them.";
+    PROCESS_OPEN_FILES_MAX: Gauge "process_max_fds", "Open file descriptors at most.";
+    PROCESS_START: Gauge "process_start_time_seconds", "Unix time of the process's start.";
+}
