@@ -72,7 +72,7 @@ if [ "$STAY" = yes ]; then
      who is where      curl http://$ADMIN/v1/rooms
      each shard        curl http://$ADMIN/v1/stats
      metrics           curl http://$ADMIN/metrics
-     a stranger's port curl -i http://$LISTEN/health
+     health            curl -i http://$LISTEN/health
 
    Ctrl-C tells every client to reconnect, closes them within $WINDOW, and ends with exit code 0.
 
