@@ -46,4 +46,6 @@ const _: () = assert!(1 + SHARD_QUESTION_COUNT_MAX + DRAIN_ORDER_COUNT_MAX <= LA
 const _: () = assert!(ADMIN_EXCHANGE_COUNT_MAX <= SHARD_QUESTION_COUNT_MAX);
 const _: () = assert!(ROOM_BATCH_BYTES_MAX < LANE_BYTES_MAX);
 const _: () = assert!(SHARD_COUNT_MAX < CORE_BACKPLANE as usize);
-const _: () = assert!(CONTROL_RESERVE_BYTES as usize >= 2 * (CONTROL_PAYLOAD_BYTES_MAX + SERVER_HEADER_BYTES_MAX));
+const _: () = assert!(
+    CONTROL_RESERVE_BYTES as usize >= 2 * (CONTROL_PAYLOAD_BYTES_MAX + SERVER_HEADER_BYTES_MAX)
+);

@@ -216,10 +216,12 @@ pub enum DrainOrder {
     /// Readiness is off: `GET /health` answers 503 from now on.
     NotReady,
     /// Stop accepting; serve what is in the accept queue; then tell and close every connection, spread evenly over
-    /// `window_ms`.
+    /// `window_ms`. A later order of this kind replaces the window of an earlier one.
     Close {
         /// Milliseconds over which the closes are spread.
         window_ms: u32,
+        /// Whether clients are told to reconnect before the close frame.
+        notice: bool,
     },
     /// The deadline: cut whatever is left.
     Cut,

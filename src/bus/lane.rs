@@ -74,8 +74,16 @@ pub fn lane<T>() -> (LaneWriter<T>, LaneReader<T>) {
     let (sender, receiver) = bounded(LANE_ENVELOPE_COUNT_MAX);
     let settled_bytes = Arc::new(AtomicU64::new(0));
     (
-        LaneWriter { envelopes: sender, settled_bytes: Arc::clone(&settled_bytes), sent_bytes: 0 },
-        LaneReader { envelopes: receiver, settled_bytes, taken_bytes: 0 },
+        LaneWriter {
+            envelopes: sender,
+            settled_bytes: Arc::clone(&settled_bytes),
+            sent_bytes: 0,
+        },
+        LaneReader {
+            envelopes: receiver,
+            settled_bytes,
+            taken_bytes: 0,
+        },
     )
 }
 
@@ -158,7 +166,8 @@ impl<T> LaneReader<T> {
 
     /// Gives the bytes of all envelopes taken so far back to the writer. Once a drain, not once an envelope.
     pub fn settle(&self) {
-        self.settled_bytes.store(self.taken_bytes, Ordering::Release);
+        self.settled_bytes
+            .store(self.taken_bytes, Ordering::Release);
     }
 
     /// Envelopes waiting.
@@ -185,7 +194,10 @@ mod tests {
         while writer.try_send_data(sent, 1).is_ok() {
             sent += 1;
         }
-        assert_eq!(sent as usize, LANE_ENVELOPE_COUNT_MAX - LANE_CONTROL_RESERVE);
+        assert_eq!(
+            sent as usize,
+            LANE_ENVELOPE_COUNT_MAX - LANE_CONTROL_RESERVE
+        );
         for _ in 0..LANE_CONTROL_RESERVE {
             writer.try_send_control(u32::MAX).unwrap();
         }
@@ -199,8 +211,13 @@ mod tests {
     #[test]
     fn bytes_are_bounded_and_come_back_when_settled() {
         let (mut writer, mut reader) = lane::<&str>();
-        writer.try_send_data("most", u32::try_from(LANE_BYTES_MAX).unwrap() - 10).unwrap();
-        assert_eq!(writer.try_send_data("too much", 11), Err(LaneFull("too much")));
+        writer
+            .try_send_data("most", u32::try_from(LANE_BYTES_MAX).unwrap() - 10)
+            .unwrap();
+        assert_eq!(
+            writer.try_send_data("too much", 11),
+            Err(LaneFull("too much"))
+        );
         writer.try_send_data("fits", 10).unwrap();
         assert_eq!(writer.bytes_room(), 0);
         while reader.next_envelope().is_some() {}

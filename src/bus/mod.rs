@@ -8,7 +8,7 @@ mod envelope;
 mod lane;
 
 pub use envelope::{
-    Batch, BatchMessage, ConnectionId, ConnectionInfo, CoreId, Downstream, DrainOrder, MessageKind, Question, Reply,
-    RoomInfo, RoomName, Upstream,
+    Batch, BatchMessage, ConnectionId, ConnectionInfo, CoreId, Downstream, DrainOrder, MessageKind,
+    Question, Reply, RoomInfo, RoomName, Upstream,
 };
 pub use lane::{Bell, LaneFull, LaneReader, LaneWriter, lane};

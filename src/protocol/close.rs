@@ -1,4 +1,12 @@
-//! Why a connection ends: the one list that wire, clients, metrics and logs agree on.
+//! Why a connection ends: the one list that wire, clients, metrics and logs agree on; and the close frame itself.
+
+use tungstenite::protocol::frame::coding::CloseCode;
+
+use super::{FrameError, OpCode, encode_header};
+use crate::limits::CONTROL_PAYLOAD_BYTES_MAX;
+
+/// Bytes of a close frame's reason: a control frame's payload without the code (RFC 6455 §5.5.1).
+pub const CLOSE_REASON_BYTES_MAX: usize = CONTROL_PAYLOAD_BYTES_MAX - 2;
 
 /// Why a connection ended. The single home of the close code, the advice and the label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -86,7 +94,11 @@ impl CloseReason {
     pub const fn may_reconnect(self) -> bool {
         !matches!(
             self,
-            Self::ProtocolError | Self::InvalidUtf8 | Self::MessageTooBig | Self::Disconnected | Self::NotUpgraded
+            Self::ProtocolError
+                | Self::InvalidUtf8
+                | Self::MessageTooBig
+                | Self::Disconnected
+                | Self::NotUpgraded
         )
     }
 
@@ -114,6 +126,50 @@ impl CloseReason {
     }
 }
 
+/// Appends a server's close frame with `code` and `reason` to `out` (RFC 6455 §5.5.1).
+///
+/// # Panics
+/// A code that must not be on the wire, or a reason over [`CLOSE_REASON_BYTES_MAX`] bytes: both are this process's own.
+pub fn close_frame(out: &mut Vec<u8>, code: u16, reason: &str) {
+    assert!(
+        is_on_wire(code),
+        "close code {code} must not be on the wire"
+    );
+    assert!(
+        reason.len() <= CLOSE_REASON_BYTES_MAX,
+        "a close reason has at most 123 bytes"
+    );
+    encode_header(out, true, OpCode::Close, 2 + reason.len());
+    out.extend_from_slice(&code.to_be_bytes());
+    out.extend_from_slice(reason.as_bytes());
+}
+
+/// Reads the unmasked payload of a close frame: its code and reason; `Ok(None)` when it has neither.
+///
+/// # Errors
+/// - `CloseTruncated`: one byte is no code (RFC 6455 §5.5.1).
+/// - `CloseCodeForbidden`: a code that must not be on the wire, or that nobody has defined (RFC 6455 §7.4).
+/// - `CloseReasonNotUtf8`: what follows the code is not UTF-8 (RFC 6455 §5.5.1).
+pub fn parse_close(payload: &[u8]) -> Result<Option<(u16, &str)>, FrameError> {
+    let Some((code, reason)) = payload.split_first_chunk() else {
+        return if payload.is_empty() {
+            Ok(None)
+        } else {
+            Err(FrameError::CloseTruncated)
+        };
+    };
+    let code = u16::from_be_bytes(*code);
+    if !is_on_wire(code) {
+        return Err(FrameError::CloseCodeForbidden);
+    }
+    let reason = std::str::from_utf8(reason).map_err(|_| FrameError::CloseReasonNotUtf8)?;
+    Ok(Some((code, reason)))
+}
+
+fn is_on_wire(code: u16) -> bool {
+    CloseCode::from(code).is_allowed()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,9 +179,86 @@ mod tests {
         for (index, reason) in CloseReason::ALL.into_iter().enumerate() {
             assert_eq!(reason as usize, index);
         }
-        let mut labels: Vec<_> = CloseReason::ALL.iter().map(|reason| reason.label()).collect();
+        let mut labels: Vec<_> = CloseReason::ALL
+            .iter()
+            .map(|reason| reason.label())
+            .collect();
         labels.sort_unstable();
         labels.dedup();
         assert_eq!(labels.len(), CloseReason::ALL.len());
+    }
+
+    #[test]
+    fn every_reason_fits_a_close_frame_and_reads_back() {
+        for reason in CloseReason::ALL {
+            let Some(code) = reason.code() else { continue };
+            let mut out = Vec::new();
+            close_frame(&mut out, code, reason.label());
+            assert_eq!((out[0], usize::from(out[1])), (0x88, out.len() - 2));
+            assert_eq!(parse_close(&out[2..]), Ok(Some((code, reason.label()))));
+        }
+    }
+
+    #[test]
+    fn codes_at_both_sides_of_each_range_are_judged() {
+        let parsed =
+            |code: u16| parse_close(&code.to_be_bytes()).map(|close| close.map(|(code, _)| code));
+        for code in [
+            1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 3000, 3999, 4000,
+            4999,
+        ] {
+            assert_eq!(parsed(code), Ok(Some(code)));
+        }
+        for code in [
+            0, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65_535,
+        ] {
+            assert_eq!(parsed(code), Err(FrameError::CloseCodeForbidden), "{code}");
+        }
+    }
+
+    #[test]
+    fn a_close_payload_is_empty_or_a_code_and_utf8() {
+        assert_eq!(parse_close(b""), Ok(None));
+        assert_eq!(parse_close(b"\x03"), Err(FrameError::CloseTruncated));
+        assert_eq!(parse_close(b"\x03\xe8"), Ok(Some((1000, ""))));
+        assert_eq!(
+            parse_close(b"\x03\xed\xff"),
+            Err(FrameError::CloseCodeForbidden)
+        );
+        assert_eq!(
+            parse_close(b"\x03\xe8\xc3"),
+            Err(FrameError::CloseReasonNotUtf8)
+        );
+        assert_eq!(
+            FrameError::CloseReasonNotUtf8.close_reason(),
+            CloseReason::InvalidUtf8
+        );
+        assert_eq!(
+            FrameError::CloseTruncated.close_reason(),
+            CloseReason::ProtocolError
+        );
+    }
+
+    #[test]
+    fn a_reason_of_123_bytes_fills_the_frame() {
+        let mut out = Vec::new();
+        close_frame(&mut out, 1000, &"x".repeat(CLOSE_REASON_BYTES_MAX));
+        assert_eq!(out.len(), 2 + CONTROL_PAYLOAD_BYTES_MAX);
+    }
+
+    #[test]
+    #[should_panic(expected = "at most 123 bytes")]
+    fn a_reason_of_124_bytes_is_never_sent() {
+        close_frame(
+            &mut Vec::new(),
+            1000,
+            &"x".repeat(CLOSE_REASON_BYTES_MAX + 1),
+        );
+    }
+
+    #[test]
+    #[should_panic(expected = "must not be on the wire")]
+    fn a_reserved_code_is_never_sent() {
+        close_frame(&mut Vec::new(), 1006, "");
     }
 }

@@ -1,36 +1,69 @@
 //! Encoded bytes on their way out, shared by every recipient on a core.
 
+use std::cell::Cell;
 use std::rc::Rc;
+
+/// Adds up the bytes of all [`Encoded`] that were made with it and still live.
+///
+/// The ledger reads it: bytes that a thousand recipients share are held once, and are gone when the last lets go,
+/// wherever that is.
+#[derive(Clone, Debug, Default)]
+pub struct Meter(Rc<Cell<u64>>);
+
+impl Meter {
+    /// Bytes alive.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.0.get()
+    }
+}
 
 /// Bytes ready for a socket: one or more whole frames. Cloning shares them; nobody changes them any more.
 ///
-/// One pointer wide, because a connection with one piece queued keeps it in its slab slot. Not atomic, because it
-/// never leaves its core.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Encoded(Rc<Vec<u8>>);
+/// One pointer wide and not atomic: it never leaves its core.
+#[derive(Clone, Debug)]
+pub struct Encoded(Rc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    bytes: Vec<u8>,
+    meter: Option<Meter>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(meter) = &self.meter {
+            meter.0.set(meter.0.get() - self.bytes.capacity() as u64);
+        }
+    }
+}
 
 impl Encoded {
-    /// Takes the bytes over.
+    /// Takes the bytes over, unmetered: for frames that a core keeps for good.
     #[must_use]
     pub fn new(bytes: Vec<u8>) -> Self {
-        Self(Rc::new(bytes))
+        Self(Rc::new(Inner { bytes, meter: None }))
+    }
+
+    /// Takes the bytes over; their capacity counts in `meter` until the last clone is dropped.
+    #[must_use]
+    pub fn metered(bytes: Vec<u8>, meter: &Meter) -> Self {
+        meter.0.set(meter.0.get() + bytes.capacity() as u64);
+        Self(Rc::new(Inner {
+            bytes,
+            meter: Some(meter.clone()),
+        }))
     }
 
     /// The bytes. Their address does not change while any clone lives.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        &self.0
-    }
-
-    /// Gives the buffer back for reuse if nobody else holds it.
-    #[must_use]
-    pub fn reclaim(self) -> Option<Vec<u8>> {
-        Rc::try_unwrap(self.0).ok()
+        &self.0.bytes
     }
 }
 
 /// A part of an [`Encoded`]: the unit of a vectored send.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Piece {
     /// The bytes it is a part of.
     pub encoded: Encoded,
@@ -48,7 +81,11 @@ impl Piece {
     #[must_use]
     pub fn whole(encoded: Encoded) -> Self {
         let end = u32::try_from(encoded.bytes().len()).expect("a batch is bounded far below 4 GiB");
-        Self { encoded, start: 0, end }
+        Self {
+            encoded,
+            start: 0,
+            end,
+        }
     }
 
     /// The bytes.
@@ -56,6 +93,35 @@ impl Piece {
     pub fn bytes(&self) -> &[u8] {
         &self.encoded.bytes()[self.start as usize..self.end as usize]
     }
+
+    /// How many they are.
+    #[must_use]
+    pub const fn byte_count(&self) -> u32 {
+        self.end - self.start
+    }
 }
 
 const _: () = assert!(size_of::<Option<Encoded>>() == size_of::<usize>());
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_meter_counts_shared_bytes_once_and_until_the_last_clone_goes() {
+        let meter = Meter::default();
+        let first = Encoded::metered(vec![0; 100], &meter);
+        let second = first.clone();
+        let piece = Piece {
+            encoded: first.clone(),
+            start: 10,
+            end: 20,
+        };
+        assert_eq!(meter.bytes(), 100);
+        drop((first, second));
+        assert_eq!(meter.bytes(), 100);
+        assert_eq!(piece.bytes().len(), 10);
+        drop(piece);
+        assert_eq!(meter.bytes(), 0);
+    }
+}

@@ -2,6 +2,13 @@
 //!
 //! Rule of this room: it moves bytes, time and wake-ups, and decides nothing about rooms.
 
+mod backplane_core;
+pub mod bridge;
+mod clock;
+pub mod cores;
+pub mod host;
 pub mod http;
+mod listener;
 pub mod process;
 pub mod ring;
+mod shard_core;

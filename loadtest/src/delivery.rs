@@ -1,0 +1,265 @@
+//! Checks every delivery: who lost what, what came twice, late, changed, or to the wrong room.
+
+use std::collections::BTreeSet;
+use std::collections::HashMap;
+
+use crate::report::Report;
+
+/// Sequences that are known to be missing at a time, all members of a worker together.
+const MISSING_COUNT_MAX: usize = 1 << 20;
+/// No sequence is expected yet: the first that comes is taken as the beginning.
+const SEQUENCE_ANY: u32 = u32::MAX;
+
+/// The deliveries of a worker's members. Each member hears the same number of publishers.
+#[derive(Debug)]
+pub struct Deliveries {
+    publishers_per_room: u32,
+    /// By member, then publisher of its room: the sequence that comes next.
+    next: Vec<u32>,
+    /// What was skipped, by index into `next`; empty unless something goes wrong.
+    missing: HashMap<usize, BTreeSet<u32>>,
+    missing_count: usize,
+    counts: Counts,
+}
+
+/// What was found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Deliveries that came the first time, in whatever order.
+    pub delivered: u64,
+    /// Skipped and never seen.
+    pub lost: u64,
+    /// Seen before.
+    pub duplicated: u64,
+    /// Came after a later one.
+    pub reordered: u64,
+    /// The payload is not what a publisher wrote.
+    pub corrupted: u64,
+    /// From a publisher of another room.
+    pub misrouted: u64,
+    /// Skipped, as the server told (`gap` notices).
+    pub lost_as_told: u64,
+}
+
+impl Deliveries {
+    /// `learn`: the first sequence that comes from a publisher is taken as the beginning, because it publishes
+    /// without being asked.
+    pub fn new(member_count: u32, publishers_per_room: u32, learn: bool) -> Self {
+        let first = if learn { SEQUENCE_ANY } else { 0 };
+        Self {
+            publishers_per_room,
+            next: vec![first; member_count as usize * publishers_per_room as usize],
+            missing: HashMap::new(),
+            missing_count: 0,
+            counts: Counts::default(),
+        }
+    }
+
+    /// A delivery to `member` from the `publisher`th publisher of its room. True: it is the first of its kind.
+    pub fn delivered(&mut self, member: u32, publisher: u32, sequence: u32) -> bool {
+        let index = member as usize * self.publishers_per_room as usize + publisher as usize;
+        let next = &mut self.next[index];
+        if sequence == *next || *next == SEQUENCE_ANY {
+            *next = sequence + 1;
+            self.counts.delivered += 1;
+            return true;
+        }
+        self.out_of_order(index, sequence)
+    }
+
+    #[cold]
+    fn out_of_order(&mut self, index: usize, sequence: u32) -> bool {
+        let next = self.next[index];
+        if sequence > next {
+            self.counts.lost += u64::from(sequence - next);
+            let room = MISSING_COUNT_MAX - self.missing_count;
+            let skipped: Vec<u32> = (next..sequence).take(room).collect();
+            self.missing_count += skipped.len();
+            self.missing.entry(index).or_default().extend(skipped);
+            self.next[index] = sequence + 1;
+            self.counts.delivered += 1;
+            return true;
+        }
+        if self
+            .missing
+            .get_mut(&index)
+            .is_some_and(|missing| missing.remove(&sequence))
+        {
+            self.missing_count -= 1;
+            self.counts.lost -= 1;
+            self.counts.reordered += 1;
+            self.counts.delivered += 1;
+            return true;
+        }
+        self.counts.duplicated += 1;
+        false
+    }
+
+    /// A payload that no publisher wrote.
+    pub fn corrupted(&mut self) {
+        self.counts.corrupted += 1;
+    }
+
+    /// A payload of another room.
+    pub fn misrouted(&mut self) {
+        self.counts.misrouted += 1;
+    }
+
+    /// The server told a member that it missed `count`.
+    pub fn told(&mut self, count: u64) {
+        self.counts.lost_as_told += count;
+    }
+
+    /// Counts what never came to `member`, now that the `publisher`th publisher of its room has sent `published`.
+    pub fn close(&mut self, member: u32, publisher: u32, published: u32) {
+        let index = member as usize * self.publishers_per_room as usize + publisher as usize;
+        let next = &mut self.next[index];
+        if *next != SEQUENCE_ANY && *next < published {
+            self.counts.lost += u64::from(published - *next);
+            *next = published;
+        }
+    }
+
+    /// What was found so far.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+}
+
+impl Counts {
+    /// Adds another worker's.
+    pub fn merge(&mut self, other: Self) {
+        self.delivered += other.delivered;
+        self.lost += other.lost;
+        self.duplicated += other.duplicated;
+        self.reordered += other.reordered;
+        self.corrupted += other.corrupted;
+        self.misrouted += other.misrouted;
+        self.lost_as_told += other.lost_as_told;
+    }
+
+    /// Adds them to a report: figures, and a fault for each kind that is not zero.
+    pub fn report(&self, report: &mut Report) {
+        report.count("delivered", self.delivered);
+        for (name, count) in [
+            ("lost", self.lost),
+            ("duplicated", self.duplicated),
+            ("reordered", self.reordered),
+            ("corrupted", self.corrupted),
+            ("misrouted", self.misrouted),
+        ] {
+            report.count(name, count);
+            if count > 0 {
+                report.fault(format!("{count} deliveries were {name}"));
+            }
+        }
+        report.count("lost_as_told", self.lost_as_told);
+    }
+}
+
+/// The count in a `{"type":"gap","missed":N}` notice.
+pub fn notice_missed(text: &[u8]) -> Option<u64> {
+    let text = std::str::from_utf8(text).ok()?;
+    let notice: serde_json::Value = serde_json::from_str(text).ok()?;
+    if notice.get("type")?.as_str()? == "gap" {
+        notice.get("missed")?.as_u64()
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(sequences: &[u32], published: u32) -> Counts {
+        let mut deliveries = Deliveries::new(2, 3, false);
+        for sequence in sequences {
+            deliveries.delivered(1, 2, *sequence);
+        }
+        deliveries.close(1, 2, published);
+        deliveries.counts()
+    }
+
+    #[test]
+    fn each_fault_is_counted_as_what_it_is() {
+        let fine = Counts {
+            delivered: 4,
+            ..Counts::default()
+        };
+        assert_eq!(counts(&[0, 1, 2, 3], 4), fine);
+        assert_eq!(
+            counts(&[0, 2, 3], 4),
+            Counts {
+                delivered: 3,
+                lost: 1,
+                ..Counts::default()
+            }
+        );
+        assert_eq!(
+            counts(&[0, 1, 1, 2, 3], 4),
+            Counts {
+                duplicated: 1,
+                ..fine
+            }
+        );
+        assert_eq!(
+            counts(&[0, 2, 1, 3], 4),
+            Counts {
+                reordered: 1,
+                ..fine
+            }
+        );
+        assert_eq!(
+            counts(&[0, 2, 1, 3, 1], 4),
+            Counts {
+                reordered: 1,
+                duplicated: 1,
+                ..fine
+            }
+        );
+        assert_eq!(
+            counts(&[0, 1], 4),
+            Counts {
+                delivered: 2,
+                lost: 2,
+                ..Counts::default()
+            },
+            "the tail"
+        );
+        assert_eq!(
+            counts(&[], 4),
+            Counts {
+                lost: 4,
+                ..Counts::default()
+            },
+            "all of it"
+        );
+    }
+
+    #[test]
+    fn a_publisher_that_began_before_is_learnt() {
+        let mut deliveries = Deliveries::new(1, 1, true);
+        assert!(deliveries.delivered(0, 0, 500));
+        assert!(deliveries.delivered(0, 0, 502));
+        deliveries.close(0, 0, 503);
+        assert_eq!(
+            deliveries.counts(),
+            Counts {
+                delivered: 2,
+                lost: 1,
+                ..Counts::default()
+            }
+        );
+    }
+
+    #[test]
+    fn only_gap_notices_tell_of_gaps() {
+        assert_eq!(notice_missed(br#"{"type":"gap","missed":12}"#), Some(12));
+        assert_eq!(
+            notice_missed(br#"{"type":"reconnect","after_ms":12}"#),
+            None
+        );
+        assert_eq!(notice_missed(b"gap"), None);
+    }
+}

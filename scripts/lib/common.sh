@@ -1,0 +1,79 @@
+# shellcheck shell=bash disable=SC2034
+# What run.sh and test.sh share: words for people, packages that are missing, a Python environment.
+# Sourced, not run. Expects `set -euo pipefail`.
+
+REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+
+if [ -t 1 ]; then
+    BOLD=$'\e[1m' GREEN=$'\e[32m' RED=$'\e[31m' PLAIN=$'\e[0m'
+else
+    BOLD='' GREEN='' RED='' PLAIN=''
+fi
+
+step() { printf '\n%s== %s%s\n' "$BOLD" "$*" "$PLAIN"; }
+note() { printf '   %s\n' "$*"; }
+fail() {
+    printf '%sfailed:%s %s\n' "$RED" "$PLAIN" "$*" >&2
+    exit 1
+}
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# Installs Debian packages: `packages gcc make`. Says what to type where it may not or cannot.
+packages() {
+    local as_root=()
+    [ "$(id -u)" = 0 ] || { have sudo && as_root=(sudo); }
+    if ! have apt-get || { [ "$(id -u)" != 0 ] && [ ${#as_root[@]} = 0 ]; }; then
+        note "please install: $*"
+        return 1
+    fi
+    note "installing $*"
+    local log
+    log=$(mktemp)
+    if ! "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive sh -c \
+        'apt-get update -q && apt-get install -q -y --no-install-recommends "$@"' sh "$@" >"$log" 2>&1; then
+        tail -5 "$log"
+        rm -f "$log"
+        return 1
+    fi
+    rm -f "$log"
+}
+
+need_rust() {
+    if ! have cargo && [ -f "$HOME/.cargo/env" ]; then
+        # shellcheck disable=SC1091
+        . "$HOME/.cargo/env"
+    fi
+    have cargo || fail "there is no Rust toolchain (1.90 or later is needed).
+        Get one from https://rustup.rs, then run this again:
+        curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y"
+}
+
+need_linker() {
+    have cc && have make && return
+    packages gcc libc6-dev make || fail "a C compiler and make are needed to build"
+}
+
+# A Python environment with the clients: sets PYTHON. Debian's python3 comes without venv's installer.
+need_python() {
+    local venv="$REPOSITORY/.venv"
+    have python3 || packages python3 python3-venv || fail "python3 is needed for the demonstration's clients and the tests"
+    if [ ! -x "$venv/bin/pip" ]; then
+        rm -rf "$venv"
+        python3 -m venv "$venv" >/dev/null 2>&1 || {
+            packages python3-venv || fail "python3-venv is needed"
+            python3 -m venv "$venv" || fail "no virtual environment could be made in $venv"
+        }
+    fi
+    PYTHON="$venv/bin/python"
+    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+        || fail "Python 3.11 or later is needed; $("$PYTHON" --version) was found"
+    "$PYTHON" -m pip install -q --disable-pip-version-check -r "$REPOSITORY/tests/e2e/requirements.txt" \
+        || fail "pip could not install tests/e2e/requirements.txt"
+}
+
+# The npm package `ws` for the tests' and the demonstration's other clients. Not having it is no failure.
+want_node() {
+    have node && have npm || return 1
+    [ -d "$REPOSITORY/tests/e2e/clients/node_modules/ws" ] && return
+    (cd "$REPOSITORY/tests/e2e/clients" && npm ci --silent --no-audit --no-fund >/dev/null 2>&1)
+}

@@ -1,0 +1,255 @@
+//! Values that are right each by itself and wrong together.
+
+use std::net::SocketAddr;
+
+use crate::config::capacity;
+use crate::config::effective::Effective;
+use crate::config::mistake::{Mistake, Source};
+use crate::config::settings::{Machine, Settings};
+use crate::config::value::Value;
+use crate::runtime::ring::Descriptors;
+
+/// All contradictions, but for those with settings in `wrong`: what is wrong with these is told already.
+pub(super) fn find_all(
+    settings: &Settings,
+    machine: &Machine,
+    effective: &Effective,
+    wrong: &[&str],
+) -> Vec<Mistake> {
+    let mut found = Found {
+        effective,
+        wrong,
+        mistakes: Vec::new(),
+    };
+    listeners(settings, &mut found);
+    cores(settings, machine, &mut found);
+    limits(settings, machine, &mut found);
+    times(settings, &mut found);
+    found.mistakes
+}
+
+/// Collects contradictions.
+struct Found<'a> {
+    effective: &'a Effective,
+    wrong: &'a [&'a str],
+    mistakes: Vec<Mistake>,
+}
+
+impl Found<'_> {
+    /// Notes a contradiction between the settings `keys`.
+    fn add(&mut self, keys: &[&str], problem: String, instead: String) {
+        if keys.iter().any(|key| self.wrong.contains(key)) {
+            return;
+        }
+        let places: Vec<String> = keys.iter().map(|key| self.place(key)).collect();
+        self.mistakes.push(Mistake {
+            place: places.join(" and "),
+            problem,
+            instead,
+        });
+    }
+
+    /// A setting and where its value came from, unless that is the default.
+    fn place(&self, key: &str) -> String {
+        match self.effective.entry(key) {
+            Some(entry) => match entry.source {
+                Source::Default => format!("{key} (default)"),
+                Source::File { line } => format!("{key} (line {line})"),
+                Source::Environment => entry.definition.variable(),
+                Source::Flag => entry.definition.flag(),
+            },
+            None => key.to_owned(),
+        }
+    }
+
+    fn is_auto(&self, key: &str) -> bool {
+        self.effective
+            .entry(key)
+            .is_some_and(|entry| entry.value == Value::Word)
+    }
+}
+
+/// Whether two listeners cannot be apart: the same port, and the same address or one that stands for all. Port 0 is a
+/// new one each time.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    one.port() == other.port()
+        && one.port() != 0
+        && one.is_ipv4() == other.is_ipv4()
+        && (one.ip() == other.ip() || one.ip().is_unspecified() || other.ip().is_unspecified())
+}
+
+fn listeners(settings: &Settings, found: &mut Found<'_>) {
+    for (index, &late) in settings.listen.iter().enumerate() {
+        if let Some(early) = settings.listen[..index]
+            .iter()
+            .find(|&&early| overlap(early, late))
+        {
+            let problem = match *early == late {
+                true => format!("{late} stands there twice"),
+                false => format!("{early} and {late} cover each other"),
+            };
+            found.add(&["listen"], problem, "leave one of the two out".into());
+        }
+    }
+    let Some(admin) = settings.admin else { return };
+    if let Some(listen) = settings
+        .listen
+        .iter()
+        .find(|&&listen| overlap(listen, admin))
+    {
+        let problem = match *listen == admin {
+            true => format!("both are {admin}"),
+            false => format!("{listen} covers {admin}"),
+        };
+        found.add(
+            &["admin", "listen"],
+            problem,
+            "give the admin listener another port".into(),
+        );
+    }
+    if !admin.ip().is_loopback() && settings.admin_key.is_none() {
+        found.add(
+            &["admin", "admin_key"],
+            format!("others than this host reach {admin}, and no key guards it"),
+            format!(
+                "set THRONG_ADMIN_KEY or admin_key_file, or write admin = \"127.0.0.1:{}\"",
+                admin.port()
+            ),
+        );
+    }
+}
+
+fn cores(settings: &Settings, machine: &Machine, found: &mut Found<'_>) {
+    let missing: Vec<String> = settings
+        .cores
+        .iter()
+        .filter(|core| !machine.processors.contains(core))
+        .map(ToString::to_string)
+        .collect();
+    if !missing.is_empty() {
+        let there: Vec<String> = machine.processors.iter().map(ToString::to_string).collect();
+        found.add(
+            &["cores"],
+            format!(
+                "this process may not run on processor {}",
+                missing.join(", ")
+            ),
+            format!("write some of {}", there.join(", ")),
+        );
+    }
+}
+
+fn limits(settings: &Settings, machine: &Machine, found: &mut Found<'_>) {
+    let shard = &settings.shard;
+    if shard.message_bytes_max > shard.connection_queue_bytes_max {
+        found.add(
+            &["message_bytes_max", "connection_queue_bytes_max"],
+            format!(
+                "a message of {} bytes never fits a queue of {}",
+                shard.message_bytes_max, shard.connection_queue_bytes_max
+            ),
+            format!(
+                "write connection_queue_bytes_max = {} or more",
+                shard.message_bytes_max
+            ),
+        );
+    }
+    if shard.shard_bytes_max > shard.node_bytes_max {
+        found.add(
+            &["shard_bytes_max", "node_bytes_max"],
+            format!(
+                "a shard of {} bytes is more than the node's {}",
+                shard.shard_bytes_max, shard.node_bytes_max
+            ),
+            format!(
+                "write shard_bytes_max = {} or less, or \"auto\"",
+                shard.node_bytes_max
+            ),
+        );
+    }
+    let connection_bytes =
+        u64::from(shard.connection_queue_bytes_max) + u64::from(shard.message_bytes_max);
+    if connection_bytes > shard.shard_bytes_max {
+        found.add(
+            &["connection_queue_bytes_max", "shard_bytes_max"],
+            format!(
+                "one connection may hold {connection_bytes} bytes with its message, and a whole shard {}",
+                shard.shard_bytes_max
+            ),
+            format!("write shard_bytes_max = {connection_bytes} or more"),
+        );
+    }
+    if shard.address_connection_count_max > shard.connection_count_max {
+        found.add(
+            &["address_connection_count_max", "connection_count_max"],
+            format!(
+                "{} connections from one address are more than the node's {}",
+                shard.address_connection_count_max, shard.connection_count_max
+            ),
+            "write fewer, or 0 for no limit".into(),
+        );
+    }
+    let descriptors = settings.ring.descriptors;
+    let held = capacity::by_files(descriptors, machine.open_files_max, settings.shards);
+    if u64::from(shard.connection_count_max) > held && !found.is_auto("connection_count_max") {
+        let cure = match descriptors {
+            Descriptors::Plain => "raise the open-file limit, or write descriptors = \"auto\"",
+            Descriptors::Auto | Descriptors::Direct => {
+                "raise the open-file limit, or write more shards"
+            }
+        };
+        found.add(
+            &["connection_count_max", "shards"],
+            format!(
+                "{} connections are more than the {held} descriptors of {} shards (open-file limit {})",
+                shard.connection_count_max, settings.shards, machine.open_files_max
+            ),
+            format!("write connection_count_max = {held} or less, {cure}"),
+        );
+    }
+    if settings.ring.completion_entries < 2 * settings.ring.submission_entries {
+        found.add(
+            &["ring_completion_entries", "ring_submission_entries"],
+            format!(
+                "{} completions are too few for {} submissions",
+                settings.ring.completion_entries, settings.ring.submission_entries
+            ),
+            format!(
+                "write ring_completion_entries = {} or more",
+                2 * settings.ring.submission_entries
+            ),
+        );
+    }
+}
+
+fn times(settings: &Settings, found: &mut Found<'_>) {
+    let shard = &settings.shard;
+    if shard.pong_timeout_ms >= shard.ping_interval_ms {
+        found.add(
+            &["pong_timeout_ms", "ping_interval_ms"],
+            format!(
+                "the next ping ({} ms) would come before the last is given up ({} ms)",
+                shard.ping_interval_ms, shard.pong_timeout_ms
+            ),
+            format!(
+                "write pong_timeout_ms = {} or less",
+                shard.ping_interval_ms / 2
+            ),
+        );
+    }
+    let drain = &settings.drain;
+    let needed_ms = u64::from(drain.delay_ms) + u64::from(drain.window_ms);
+    if needed_ms > u64::from(drain.deadline_ms) {
+        found.add(
+            &["drain_deadline_ms", "drain_window_ms"],
+            format!(
+                "the delay ({} ms) and the window ({} ms) end after the deadline ({} ms)",
+                drain.delay_ms, drain.window_ms, drain.deadline_ms
+            ),
+            format!(
+                "write drain_deadline_ms = {} or more",
+                needed_ms + u64::from(shard.close_timeout_ms)
+            ),
+        );
+    }
+}

@@ -1,0 +1,173 @@
+//! Values on their way to [`Settings`]: what was given is put in place, then `auto` is worked out for this machine.
+
+use crate::config::capacity;
+use crate::config::settings::{Keepalive, Log, LogFormat, Machine, Settings, SocketOptions};
+use crate::runtime::ring::Descriptors;
+use crate::shard::HeartbeatMode;
+use crate::{drain, limits, runtime::ring, shard};
+
+/// Probes that the kernel's keepalive sends before it gives a peer up.
+const KEEPALIVE_PROBE_COUNT: u32 = 3;
+
+/// Settings of which some are still to be worked out. `None`: `auto`.
+#[derive(Debug)]
+pub struct Draft {
+    pub(super) settings: Settings,
+    pub(super) shards: Option<usize>,
+    pub(super) node_id: Option<String>,
+    pub(super) connection_count_max: Option<u32>,
+    pub(super) shard_bytes_max: Option<u64>,
+    pub(super) node_bytes_max: Option<u64>,
+    pub(super) user_timeout_ms: Option<u32>,
+    pub(super) admin_key_file: Option<String>,
+}
+
+impl Draft {
+    /// With nothing in place. Every definition has a default, so all of it is overwritten.
+    pub(super) fn new() -> Self {
+        Self {
+            settings: Settings {
+                listen: Vec::new(),
+                admin: None,
+                admin_key: None,
+                shards: 0,
+                cores: Vec::new(),
+                node_id: String::new(),
+                shard: shard_options_empty(),
+                ring: ring::Options {
+                    descriptors: Descriptors::Auto,
+                    socket_count_max: 0,
+                    submission_entries: 0,
+                    completion_entries: 0,
+                    receive_buffer_bytes: 0,
+                    receive_buffer_count: 0,
+                },
+                socket: SocketOptions {
+                    backlog: 0,
+                    send_buffer_bytes: 0,
+                    receive_buffer_bytes: 0,
+                    notsent_lowat_bytes: 0,
+                    keepalive: None,
+                    user_timeout_ms: 0,
+                },
+                drain: drain::Options {
+                    delay_ms: 0,
+                    window_ms: 0,
+                    deadline_ms: 0,
+                    notice: false,
+                },
+                log: Log {
+                    level: None,
+                    format: LogFormat::Auto,
+                },
+            },
+            shards: None,
+            node_id: None,
+            connection_count_max: None,
+            shard_bytes_max: None,
+            node_bytes_max: None,
+            user_timeout_ms: None,
+            admin_key_file: None,
+        }
+    }
+
+    /// Works out what is `auto`, for `machine`.
+    pub(super) fn finish(self, machine: &Machine) -> Settings {
+        let mut settings = self.settings;
+        let processor_count = match settings.cores.len() {
+            0 => machine.processors.len(),
+            count => count,
+        };
+        settings.shards = self.shards.unwrap_or_else(|| {
+            processor_count
+                .saturating_sub(1)
+                .clamp(1, limits::SHARD_COUNT_MAX)
+        });
+        settings.node_id = self
+            .node_id
+            .unwrap_or_else(|| node_id_default(&machine.hostname, machine.process_id));
+
+        let node_bytes_max = self
+            .node_bytes_max
+            .unwrap_or(capacity::node_bytes_default(machine.memory_bytes));
+        settings.shard.node_bytes_max = node_bytes_max;
+        settings.shard.shard_bytes_max = self.shard_bytes_max.unwrap_or(node_bytes_max);
+
+        let descriptors = settings.ring.descriptors;
+        let files = capacity::by_files(descriptors, machine.open_files_max, settings.shards);
+        settings.shard.connection_count_max = self.connection_count_max.unwrap_or_else(|| {
+            let connections = files.min(capacity::by_memory(machine.memory_bytes, node_bytes_max));
+            u32::try_from(connections).unwrap_or(u32::MAX).max(1)
+        });
+        settings.ring.socket_count_max = capacity::ring_socket_count(
+            descriptors,
+            machine.open_files_max,
+            settings.shard.connection_count_max,
+        );
+
+        let silence_ms = settings
+            .shard
+            .ping_interval_ms
+            .saturating_add(settings.shard.pong_timeout_ms);
+        let tcp = settings.shard.heartbeat == HeartbeatMode::Tcp;
+        settings.socket.keepalive = tcp.then(|| keepalive(&settings.shard));
+        settings.socket.user_timeout_ms =
+            self.user_timeout_ms
+                .unwrap_or(if tcp { silence_ms } else { 0 });
+        settings
+    }
+}
+
+/// Idle for the ping interval, then probes spread over the pong timeout.
+fn keepalive(options: &shard::Options) -> Keepalive {
+    let interval_ms = options.pong_timeout_ms / KEEPALIVE_PROBE_COUNT;
+    Keepalive {
+        idle_s: options.ping_interval_ms.div_ceil(1_000).max(1),
+        interval_s: interval_ms.div_ceil(1_000).max(1),
+        probe_count: KEEPALIVE_PROBE_COUNT,
+    }
+}
+
+/// `HOST-PID`, with what a node's name may not hold replaced by `-`.
+fn node_id_default(hostname: &str, process_id: u32) -> String {
+    let host = if hostname.is_empty() {
+        "node"
+    } else {
+        hostname
+    };
+    let allowed = |character: char| match character {
+        'A'..='Z' | 'a'..='z' | '0'..='9' | '.' | '_' | '-' => character,
+        _ => '-',
+    };
+    let host: String = host.chars().map(allowed).take(50).collect();
+    format!("{host}-{process_id}")
+}
+
+fn shard_options_empty() -> shard::Options {
+    shard::Options {
+        connection_count_max: 0,
+        address_connection_count_max: 0,
+        room_count_max: 0,
+        handshakes_per_s_max: 0,
+        message_bytes_max: 0,
+        message_fragment_count_max: 0,
+        connection_queue_bytes_max: 0,
+        shard_bytes_max: 0,
+        node_bytes_max: 0,
+        messages_per_s_max: 0,
+        message_bytes_per_s_max: 0,
+        heartbeat: HeartbeatMode::Ping,
+        ping_interval_ms: 0,
+        pong_timeout_ms: 0,
+        idle_timeout_ms: 0,
+        write_stall_timeout_ms: 0,
+        handshake_timeout_ms: 0,
+        close_timeout_ms: 0,
+        handshake_bytes_max: 0,
+        handshake_header_count_max: 0,
+        origins: Vec::new(),
+        retry_after_s: 0,
+        reconnect_after_ms: 0,
+        rooms: Vec::new(),
+    }
+}

@@ -1,0 +1,111 @@
+//! Answers to the admin API's questions.
+
+use super::Shard;
+use super::connection::flag;
+use super::room::{Room, RoomIndex};
+use crate::bus::{ConnectionInfo, Question, Reply, RoomInfo, RoomName, Upstream};
+use crate::metrics::{ShardGauges, ShardSnapshot};
+use crate::protocol::CloseReason;
+use crate::time::elapsed_ms;
+
+impl Shard {
+    pub(super) fn asked(&mut self, request: u64, question: &Question) {
+        let reply = match question {
+            Question::Stats => Reply::Stats(Box::new(self.snapshot())),
+            Question::Rooms { prefix, count_max } => Reply::Rooms(
+                self.rooms
+                    .iter()
+                    .filter(|(_, room)| {
+                        !room.members.is_empty() && room.name.starts_with(prefix.as_str())
+                    })
+                    .take(*count_max as usize)
+                    .map(|(_, room)| self.room_info(room, 0))
+                    .collect(),
+            ),
+            Question::Room {
+                room,
+                member_count_max,
+            } => Reply::Room(
+                self.rooms
+                    .find(room)
+                    .map(|index| &self.rooms[index])
+                    .filter(|room| !room.members.is_empty())
+                    .map(|room| self.room_info(room, *member_count_max as usize)),
+            ),
+            Question::Connection { id } => Reply::Connection(
+                self.connections
+                    .find(self.core, *id)
+                    .map(|index| self.connection_info(index)),
+            ),
+            Question::Disconnect { id } => {
+                let found = self.connections.find(self.core, *id);
+                if let Some(index) = found {
+                    self.fail(index, CloseReason::Disconnected);
+                }
+                Reply::Disconnected(found.is_some())
+            }
+        };
+        self.forward(Upstream::Answer { request, reply }, 0);
+    }
+
+    /// All that the shard knows of itself; what the engine counts is the engine's to fill in.
+    #[must_use]
+    pub fn snapshot(&self) -> ShardSnapshot {
+        let mut gauges = ShardGauges {
+            sockets_open: u64::from(self.connections.count()),
+            connections_open: self.connections_open,
+            rooms: self.rooms.count() as u64,
+            ledger_bytes: self.ledger.used_bytes(),
+            ledger_bytes_max: self.options.shard_bytes_max,
+            publishers_paused: self.paused.len() as u64,
+            drain_phase: self.drain.phase(),
+            ..ShardGauges::default()
+        };
+        for (_, connection) in self.connections.iter() {
+            gauges.queued_bytes += u64::from(connection.queued_bytes);
+            gauges.connections_queued += u64::from(connection.outbox.is_some());
+        }
+        ShardSnapshot {
+            shard: self.core.0,
+            counters: self.counters.clone(),
+            gauges,
+            ..ShardSnapshot::default()
+        }
+    }
+
+    fn room_info(&self, room: &Room, member_count_max: usize) -> RoomInfo {
+        RoomInfo {
+            room: RoomName::clone(&room.name),
+            member_count: u32::try_from(room.members.len()).expect("bounded by the connections"),
+            message_count: room.message_count,
+            members: room
+                .members
+                .iter()
+                .take(member_count_max)
+                .map(|&index| self.connections.id(self.core, index))
+                .collect(),
+        }
+    }
+
+    fn connection_info(&self, index: u32) -> ConnectionInfo {
+        let connection = &self.connections[index];
+        let now_ms = self.now.ms32();
+        let is_ending = !connection.has(flag::PAUSED) && connection.state.label() == "closing";
+        ConnectionInfo {
+            id: self.connections.id(self.core, index),
+            peer: connection.peer(),
+            room: (connection.room != RoomIndex::NONE)
+                .then(|| RoomName::clone(&self.rooms[connection.room].name)),
+            state: connection.state.label(),
+            opened_ms_ago: u64::from(elapsed_ms(now_ms, connection.opened_ms)),
+            heard_ms_ago: u64::from(elapsed_ms(now_ms, connection.heard_ms)),
+            charged_bytes: connection.charged_bytes(),
+            queued_bytes: connection.queued_bytes,
+            missed_untold: connection
+                .outbox
+                .as_ref()
+                .map_or(0, |outbox| outbox.missed_untold()),
+            closing: is_ending.then_some(connection.reason),
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! From a room's turn to its members' sockets: one encoding, shared; the slow ones by their room's policy.
+
+use super::connection::{State, flag};
+use super::outbox::{Outbox, QUEUED_BYTES, Reserve};
+use super::room::{Gathered, RoomIndex};
+use super::{FanOut, Shard};
+use crate::bus::BatchMessage;
+use crate::metrics::DropPolicy;
+use crate::protocol::dialect::raw::notice_gap;
+use crate::protocol::{CloseReason, Encoded, Piece};
+
+impl Shard {
+    /// Delivers `gathered` to every member of the room. One plain loop; whoever is slow takes the other way.
+    pub(super) fn publish_fan_out(&mut self, room_index: RoomIndex, gathered: Gathered) {
+        let Gathered {
+            bytes,
+            messages,
+            published,
+        } = gathered;
+        let byte_count =
+            u32::try_from(bytes.len()).expect("bounded by the batch and the message limit");
+        let message_count = u32::try_from(messages.len()).expect("fewer than bytes");
+        let encoded = Encoded::metered(bytes, self.ledger.meter());
+        let now_ms = self.now.ms32();
+        let room = &mut self.rooms[room_index];
+        room.message_count += u64::from(message_count);
+        let policy = room.policy;
+        let first_target = self.work.targets.len();
+        let mut slow = Vec::new();
+        for &index in &room.members {
+            let connection = &mut self.connections[index];
+            if connection.flags & flag::SLOW == 0
+                && connection.state == State::Open
+                && connection.outbox.is_none()
+            {
+                connection.flags |= flag::SENDING;
+                connection.queued_bytes = byte_count;
+                connection.progress_ms = now_ms;
+                self.work.targets.push(index);
+            } else if connection.state == State::Open {
+                slow.push(index);
+            }
+        }
+        let fast = (self.work.targets.len() - first_target) as u64;
+        if fast > 0 {
+            self.work.fan_outs.push(FanOut {
+                encoded: encoded.clone(),
+                end: self.work.targets.len(),
+            });
+        }
+        self.counters.messages_delivered += u64::from(message_count);
+        let mut deliveries = fast * u64::from(message_count);
+        for index in slow {
+            deliveries += u64::from(self.deliver_slow(index, &encoded, &messages, policy));
+        }
+        self.counters.deliveries += deliveries;
+        self.counters
+            .publish_to_deliver
+            .record(self.now.since(published), deliveries);
+    }
+
+    /// Delivers to a member that has a send in flight, output queued, or does not want its own messages back.
+    /// Returns how many messages were queued to it.
+    fn deliver_slow(
+        &mut self,
+        index: u32,
+        encoded: &Encoded,
+        messages: &[BatchMessage],
+        policy: DropPolicy,
+    ) -> u32 {
+        if self.connections[index].has(flag::NO_ECHO) {
+            let own = Some(self.connections.id(self.core, index));
+            if messages.iter().any(|message| message.sender == own) {
+                return self
+                    .deliver_one_by_one(index, encoded, messages, policy, |m| m.sender != own);
+            }
+        }
+        let count = u32::try_from(messages.len()).expect("fewer than bytes");
+        let whole = Piece::whole(encoded.clone());
+        if self.connection_has_room(index, whole.byte_count()) {
+            self.queue_messages(index, whole, count);
+            return count;
+        }
+        self.deliver_one_by_one(index, encoded, messages, policy, |_| true)
+    }
+
+    /// Queues the messages that are `wanted`, each for itself, so that as many fit as can.
+    fn deliver_one_by_one(
+        &mut self,
+        index: u32,
+        encoded: &Encoded,
+        messages: &[BatchMessage],
+        policy: DropPolicy,
+        wanted: impl Fn(&BatchMessage) -> bool,
+    ) -> u32 {
+        let mut start = 0;
+        let mut queued = 0;
+        for message in messages {
+            let piece = Piece {
+                encoded: encoded.clone(),
+                start,
+                end: message.end,
+            };
+            start = message.end;
+            if !wanted(message) {
+                continue;
+            }
+            if self.connection_has_room(index, piece.byte_count())
+                || self.make_room(index, &piece, policy)
+            {
+                self.queue_messages(index, piece, 1);
+                queued += 1;
+            }
+            if self.connections[index].state != State::Open {
+                break;
+            }
+        }
+        queued
+    }
+
+    fn connection_has_room(&self, index: u32, bytes: u32) -> bool {
+        let limit = Reserve::Data.limit(self.options.connection_queue_bytes_max);
+        self.connections[index]
+            .queued_bytes
+            .saturating_add(bytes + QUEUED_BYTES)
+            <= limit
+    }
+
+    /// Applies the room's policy to a member without room for `piece`, one message. Whether there is room now.
+    #[cold]
+    fn make_room(&mut self, index: u32, piece: &Piece, policy: DropPolicy) -> bool {
+        match policy {
+            DropPolicy::Disconnect => {
+                self.counters.dropped[policy as usize] += 1;
+                self.fail(index, CloseReason::SlowConsumer);
+                false
+            }
+            DropPolicy::DropNewest => {
+                self.miss_newest(index, policy);
+                false
+            }
+            DropPolicy::DropOldest => {
+                while !self.connection_has_room(index, piece.byte_count()) {
+                    if !self.drop_oldest(index, policy) {
+                        self.miss_newest(index, policy);
+                        return false;
+                    }
+                }
+                true
+            }
+            DropPolicy::Latest => {
+                while self.drop_oldest(index, policy) {}
+                let fits = self.connection_has_room(index, piece.byte_count());
+                if !fits {
+                    self.miss_newest(index, policy);
+                }
+                fits
+            }
+        }
+    }
+
+    fn miss_newest(&mut self, index: u32, policy: DropPolicy) {
+        self.counters.dropped[policy as usize] += 1;
+        self.outbox(index).miss_newest(1);
+    }
+
+    fn drop_oldest(&mut self, index: u32, policy: DropPolicy) -> bool {
+        let connection = &mut self.connections[index];
+        let Some((bytes, messages)) = connection
+            .outbox
+            .as_mut()
+            .and_then(|outbox| outbox.drop_oldest())
+        else {
+            return false;
+        };
+        connection.queued_bytes -= bytes;
+        self.ledger.refund(QUEUED_BYTES);
+        self.counters.dropped[policy as usize] += u64::from(messages);
+        true
+    }
+
+    /// Queues messages for which there is room, behind the notice of the gap before them, if there is one.
+    fn queue_messages(&mut self, index: u32, piece: Piece, message_count: u32) {
+        let gap = self.connections[index]
+            .outbox
+            .as_ref()
+            .map_or(0, |outbox| outbox.gap_after());
+        if gap > 0 && self.queue_gap_notice(index, gap) {
+            self.outbox(index).take_gap_after();
+        }
+        self.queue(index, piece, message_count);
+    }
+
+    /// Queues a notice that `missed` messages were lost here. False: there is no room even in the reserve.
+    fn queue_gap_notice(&mut self, index: u32, missed: u32) -> bool {
+        if self.connections[index].has(flag::NO_NOTICES) {
+            return true; // it asked not to be told
+        }
+        let queued = self.queue_control(index, notice_gap(u64::from(missed)), Reserve::Control);
+        self.counters.gaps_told += u64::from(queued);
+        queued
+    }
+
+    /// Queues a control frame, notice or answer. False: its reserve is used up.
+    pub(super) fn queue_control(&mut self, index: u32, bytes: Vec<u8>, reserve: Reserve) -> bool {
+        let limit = reserve.limit(self.options.connection_queue_bytes_max);
+        let cost = u32::try_from(bytes.len())
+            .unwrap_or(u32::MAX)
+            .saturating_add(QUEUED_BYTES);
+        if self.connections[index].queued_bytes.saturating_add(cost) > limit {
+            return false;
+        }
+        let encoded = Encoded::metered(bytes, self.ledger.meter());
+        self.queue(index, Piece::whole(encoded), 0);
+        true
+    }
+
+    /// Queues a piece for which there is room. 0 messages: control.
+    pub(super) fn queue(&mut self, index: u32, piece: Piece, message_count: u32) {
+        self.ledger.charge_owed(QUEUED_BYTES);
+        let cost = self.outbox(index).push(piece, message_count);
+        let connection = &mut self.connections[index];
+        connection.queued_bytes += cost;
+        self.mark_dirty(index);
+    }
+
+    /// The connection's outbox, made if there is none.
+    fn outbox(&mut self, index: u32) -> &mut Outbox {
+        let connection = &mut self.connections[index];
+        if connection.outbox.is_none() {
+            self.ledger.charge_owed(Outbox::BYTES);
+        }
+        connection.outbox.get_or_insert_default()
+    }
+
+    /// Puts the connection on the turn's list, unless a send is in flight: then its end does.
+    pub(super) fn mark_dirty(&mut self, index: u32) {
+        let connection = &mut self.connections[index];
+        if !connection.has(flag::SENDING) && connection.set_first(flag::DIRTY) {
+            self.work.dirty.push(index);
+        }
+    }
+
+    /// Moves the connection's next send into `work.pieces`. False: there is nothing to send.
+    pub(super) fn take_send(&mut self, index: u32) -> bool {
+        let connection = &mut self.connections[index];
+        connection.clear(flag::DIRTY);
+        if connection.has(flag::SENDING) || matches!(connection.state, State::Vacant | State::Dead)
+        {
+            return false;
+        }
+        let wants_notices = !connection.has(flag::NO_NOTICES);
+        let Some(outbox) = &mut connection.outbox else {
+            return false;
+        };
+        let gap = outbox.take_gap_before();
+        if gap > 0 && wants_notices {
+            let notice = Piece::whole(Encoded::metered(
+                notice_gap(u64::from(gap)),
+                self.ledger.meter(),
+            ));
+            connection.queued_bytes += notice.byte_count();
+            self.work.pieces.push(notice);
+            self.counters.gaps_told += 1;
+        }
+        let entry_bytes = outbox.take(&mut self.work.pieces);
+        connection.queued_bytes -= entry_bytes;
+        self.ledger.refund(entry_bytes);
+        let has_pieces = !self.work.pieces.is_empty();
+        if has_pieces {
+            connection.set(flag::SENDING);
+            connection.progress_ms = self.now.ms32();
+        }
+        self.drop_empty_outbox(index);
+        has_pieces
+    }
+
+    fn drop_empty_outbox(&mut self, index: u32) {
+        let connection = &mut self.connections[index];
+        if connection
+            .outbox
+            .as_ref()
+            .is_some_and(|outbox| outbox.is_empty())
+        {
+            connection.outbox = None;
+            self.ledger.refund(Outbox::BYTES);
+        }
+    }
+
+    /// Throws away what is queued and not in flight.
+    pub(super) fn drop_queue(&mut self, index: u32) {
+        let connection = &mut self.connections[index];
+        if let Some(outbox) = connection.outbox.take() {
+            connection.queued_bytes -= outbox.queued_bytes();
+            self.ledger.refund(outbox.charged_bytes());
+        }
+    }
+
+    /// The kernel took `bytes` of the send in flight.
+    pub(super) fn written(&mut self, index: u32, bytes: u32, done: bool) {
+        let connection = &mut self.connections[index];
+        self.counters.bytes_out += u64::from(bytes);
+        connection.queued_bytes -= bytes;
+        if !done {
+            connection.progress_ms = self.now.ms32();
+            return;
+        }
+        connection.flags &= !flag::SENDING;
+        if connection.outbox.is_none() {
+            if connection.state == State::Closing {
+                self.all_sent(index);
+            }
+            return;
+        }
+        self.written_more(index);
+    }
+
+    /// A send has ended and there is more, or a gap behind the last message to be told.
+    #[cold]
+    fn written_more(&mut self, index: u32) {
+        let outbox = self.outbox(index);
+        let gap = outbox.gap_after();
+        if gap > 0 && outbox.piece_count() == 0 {
+            self.outbox(index).take_gap_after();
+            self.queue_gap_notice(index, gap);
+        }
+        self.drop_empty_outbox(index);
+        if self.connections[index].outbox.is_some() {
+            self.mark_dirty(index);
+        } else if self.connections[index].state == State::Closing {
+            self.all_sent(index);
+        }
+    }
+}

@@ -1,0 +1,451 @@
+//! A connection's life: accept, request, join, leave, close.
+//!
+//! ```text
+//! open ─▶ Handshake ─▶ (Joining ─▶) Open ─▶ Closing ─▶ Dead ─▶ closed
+//!             │             │          └────────────────▲
+//!             └─ refused ───┴─▶ Closing                 └─ broken, timed out
+//! ```
+
+use std::net::SocketAddr;
+
+use super::connection::{CONNECTION_IDLE_BYTES, State, flag};
+use super::outbox::Reserve;
+use super::rate::RateState;
+use super::room::{Order, RoomIndex, TableFull};
+use super::{Delivery, Quiet, Shard};
+use crate::bus::{RoomName, Upstream};
+use crate::metrics::RefusalKind;
+use crate::protocol::handshake::{self, HeadScan, Refusal, Route, Upgrade};
+use crate::protocol::{CloseReason, OpCode, close_frame, encode_header};
+
+impl Shard {
+    pub(super) fn open(&mut self, index: u32, peer: SocketAddr) {
+        self.counters.accepted += 1;
+        let connection = self.connections.open(index, peer, self.now);
+        connection.mark_ms = self.now.ms32();
+        // Owed: the socket is there already. Whether it may become a connection is asked at the upgrade.
+        self.ledger
+            .charge_owed(u32::try_from(CONNECTION_IDLE_BYTES).expect("small"));
+    }
+
+    /// Bytes of a request came.
+    pub(super) fn receive_request(&mut self, index: u32, bytes: &[u8]) {
+        if self.connections[index].inbox.is_none() {
+            self.requests(index, bytes, HeadScan::default());
+            return;
+        }
+        self.keep_unread(index, bytes, false);
+        let Some(inbox) = &mut self.connections[index].inbox else {
+            return;
+        };
+        let scan = inbox.head_scan;
+        let unread = inbox.take_unread(&mut self.ledger);
+        self.drop_empty_inbox(index);
+        self.requests(index, &unread, scan);
+    }
+
+    /// Answers the requests in `bytes`; the end of an unfinished one is kept. `scan`: how far its end was looked for.
+    fn requests(&mut self, index: u32, mut bytes: &[u8], mut scan: HeadScan) {
+        while !bytes.is_empty() && self.connections[index].state == State::Handshake {
+            let parsed = if scan == HeadScan::default() {
+                handshake::parse_request(bytes, &self.handshake)
+            } else {
+                Ok(None)
+            };
+            let parsed = match parsed {
+                Ok(None) => scan
+                    .advance(bytes, &self.handshake)
+                    .and_then(|end| match end {
+                        Some(_) => handshake::parse_request(bytes, &self.handshake),
+                        None => Ok(None),
+                    }),
+                parsed => parsed,
+            };
+            match parsed {
+                Ok(Some(request)) => {
+                    match handshake::route(&request, &self.handshake) {
+                        Ok(route) => self.routed(index, &route),
+                        Err(refusal) => self.refuse(index, &refusal),
+                    }
+                    bytes = &bytes[request.head_bytes..];
+                    scan = HeadScan::default();
+                }
+                Ok(None) => {
+                    self.keep_unread(index, bytes, false);
+                    if let Some(inbox) = &mut self.connections[index].inbox {
+                        inbox.head_scan = scan;
+                    }
+                    return;
+                }
+                Err(refusal) => self.refuse(index, &refusal),
+            }
+        }
+        if bytes.is_empty() {
+            return;
+        }
+        match self.connections[index].state {
+            State::Open => self.receive_frames(index, bytes),
+            State::Joining => self.keep_unread(index, bytes, false),
+            _ => {}
+        }
+    }
+
+    fn routed(&mut self, index: u32, route: &Route<'_>) {
+        match route {
+            Route::Upgrade(upgrade) => {
+                if let Err(refusal) = self.upgrade(index, upgrade) {
+                    self.refuse(index, &refusal);
+                }
+            }
+            Route::Health(health) => {
+                self.counters.health_checks += 1;
+                let mut answer = Vec::new();
+                let keep_alive =
+                    handshake::answer_health(&mut answer, !self.drain.is_begun(), *health);
+                let queued = self.queue_control(index, answer, Reserve::Control);
+                self.connections[index].mark_ms = self.now.ms32();
+                if !keep_alive || !queued {
+                    self.end(index, CloseReason::NotUpgraded);
+                }
+            }
+        }
+    }
+
+    /// Admits the connection and puts it into its room, or says why not and changes nothing.
+    fn upgrade(&mut self, index: u32, upgrade: &Upgrade<'_>) -> Result<(), Refusal> {
+        let refusal = |kind, detail| Err(Refusal { kind, detail });
+        if self.drain.window_is_over(self.now) {
+            return refusal(
+                RefusalKind::Draining,
+                "this node is stopping; connect again, to another node",
+            );
+        }
+        if !self.handshake_bucket.take(1, self.now) {
+            return refusal(
+                RefusalKind::HandshakeRate,
+                "too many handshakes a second; try again later",
+            );
+        }
+        if self.ledger.is_tight(0) {
+            return refusal(
+                RefusalKind::OverBudget,
+                "this node's memory budget is used up; try again later",
+            );
+        }
+        let address = self.connections[index].peer().ip();
+        let Some(address_counted) = self.node.admit_address(address) else {
+            return refusal(
+                RefusalKind::AddressFull,
+                "too many connections from this address; close one first",
+            );
+        };
+        let result = if self.node.admit_connection() {
+            self.join(index, &upgrade.room).or_else(|TableFull| {
+                self.node.release_connection();
+                refusal(
+                    RefusalKind::OverBudget,
+                    "this node holds as many rooms as it may; try again later",
+                )
+            })
+        } else {
+            refusal(
+                RefusalKind::NodeFull,
+                "this node holds as many connections as it may; try again later",
+            )
+        };
+        if result.is_err() {
+            if address_counted {
+                self.node.release_address(address);
+            }
+            return result;
+        }
+        let connection = &mut self.connections[index];
+        connection.set(flag::ADMITTED);
+        for (bit, is_set) in [
+            (flag::ADDRESS_COUNTED, address_counted),
+            (flag::NO_ECHO, !upgrade.echo),
+            (flag::NO_NOTICES, !upgrade.notices),
+        ] {
+            if is_set {
+                connection.set(bit);
+            }
+        }
+        let mut answer = Vec::with_capacity(129);
+        handshake::answer_upgrade(&mut answer, &upgrade.accept);
+        if connection.state == State::Open {
+            self.opened(index, answer);
+        } else {
+            self.joining.insert(index, answer);
+        }
+        Ok(())
+    }
+
+    /// Answers the upgrade: the connection is a member of its room.
+    fn opened(&mut self, index: u32, answer: Vec<u8>) {
+        self.counters.upgraded += 1;
+        self.connections_open += 1;
+        self.connections[index].state = State::Open;
+        self.connections[index].message_ms = self.now.ms32();
+        let queued = self.queue_control(index, answer, Reserve::Control);
+        debug_assert!(queued, "an empty queue takes the answer");
+    }
+
+    /// Makes the connection a member of the room `name`.
+    fn join(&mut self, index: u32, name: &str) -> Result<(), TableFull> {
+        let order = match self.delivery {
+            Delivery::Inline => Order::Here,
+            Delivery::Bus => Order::Pending,
+        };
+        let room_index = self.rooms.find_or_open(name, order)?;
+        let room = &mut self.rooms[room_index];
+        let connection = &mut self.connections[index];
+        connection.room = room_index;
+        connection.member_index =
+            u32::try_from(room.members.len()).expect("bounded by the connections");
+        room.members.push(index);
+        connection.state = if room.order == Order::Pending {
+            State::Joining
+        } else {
+            State::Open
+        };
+        if room.order == Order::Pending && room.members.len() == 1 {
+            room.answers_due += 1;
+            let room = RoomName::clone(&room.name);
+            self.forward(Upstream::Interest { room }, 0);
+        }
+        Ok(())
+    }
+
+    /// The backplane answered our interest: whoever waited is in.
+    pub(super) fn joined(&mut self, name: &RoomName, leased: bool) {
+        let Some(room_index) = self.rooms.find(name) else {
+            return;
+        };
+        let room = &mut self.rooms[room_index];
+        room.answers_due = room.answers_due.saturating_sub(1);
+        if room.answers_due > 0 {
+            return; // the answer to an interest that was given up since
+        }
+        if room.members.is_empty() {
+            self.rooms.close(room_index);
+            return;
+        }
+        room.order = if leased { Order::Here } else { Order::Bus };
+        for index in room.members.clone() {
+            let answer = self
+                .joining
+                .remove(&index)
+                .expect("members of a pending room wait for its answer");
+            self.opened(index, answer);
+            self.receive_unread(index);
+        }
+    }
+
+    /// Another shard wants a room that this shard puts in order.
+    pub(super) fn lease_revoked(&mut self, name: RoomName) {
+        let Some(room_index) = self.rooms.find(&name) else {
+            return;
+        };
+        if self.delivery == Delivery::Bus && self.rooms[room_index].order == Order::Here {
+            self.flush_room(room_index);
+            // Delivering may have closed the last member, and the room with it; its disinterest has gone up then.
+            if self.rooms.find(&name) == Some(room_index)
+                && !self.rooms[room_index].members.is_empty()
+            {
+                self.rooms[room_index].order = Order::Bus;
+                self.forward(Upstream::LeaseReturned { room: name }, 0);
+            }
+        }
+    }
+
+    /// Takes the connection out of its room.
+    fn leave(&mut self, index: u32) {
+        let connection = &mut self.connections[index];
+        let room_index = std::mem::replace(&mut connection.room, RoomIndex::NONE);
+        if room_index == RoomIndex::NONE {
+            return;
+        }
+        let at = connection.member_index as usize;
+        let room = &mut self.rooms[room_index];
+        room.members.swap_remove(at);
+        if let Some(&moved) = room.members.get(at) {
+            self.connections[moved].member_index = u32::try_from(at).expect("it was one before");
+        }
+        if !room.members.is_empty() {
+            return;
+        }
+        if let Some(gathered) = room.incoming.take() {
+            self.gathered_bytes -= gathered.bytes.len() as u64; // nobody is left to get it
+        }
+        if self.delivery == Delivery::Bus {
+            self.flush_outgoing(room_index); // others may be
+            let name = RoomName::clone(&self.rooms[room_index].name);
+            self.forward(Upstream::Disinterest { room: name }, 0);
+            if self.rooms[room_index].answers_due > 0 {
+                return; // kept until the answers have come
+            }
+        }
+        self.rooms.close(room_index);
+    }
+
+    /// Answers an HTTP request with an error and closes.
+    pub(super) fn refuse(&mut self, index: u32, refusal: &Refusal) {
+        self.counters.refused[refusal.kind as usize] += 1;
+        let retry_after_s = matches!(refusal.kind.status(), 429 | 503).then(|| {
+            let base = self.options.retry_after_s;
+            base + self.jittered(base)
+        });
+        let mut answer = Vec::new();
+        handshake::answer_refusal(&mut answer, refusal, retry_after_s);
+        self.queue_control(index, answer, Reserve::Close);
+        self.end(index, CloseReason::NotUpgraded);
+    }
+
+    /// Ends the connection for a fault or a limit: tells the peer where there is a code for it.
+    #[cold]
+    pub(super) fn fail(&mut self, index: u32, reason: CloseReason) {
+        match (self.connections[index].state, reason.code()) {
+            (State::Open, Some(code)) => {
+                if matches!(reason, CloseReason::SlowConsumer | CloseReason::OverBudget) {
+                    self.drop_queue(index);
+                }
+                self.close_with(index, reason, &close_frame_of(code, reason));
+            }
+            (State::Closing | State::Dead | State::Vacant, _) => {}
+            _ => self.cut(index, reason),
+        }
+    }
+
+    /// The peer sent a close frame: what it published goes first, then its code goes back (RFC 6455 §5.5.1).
+    pub(super) fn peer_closed(&mut self, index: u32, code: Option<u16>) {
+        let room = self.connections[index].room;
+        self.flush_room(room);
+        if self.connections[index].state == State::Open {
+            let mut frame = Vec::new();
+            match code {
+                Some(code) => close_frame(&mut frame, code, ""),
+                None => _ = encode_header(&mut frame, true, OpCode::Close, 0),
+            }
+            self.close_with(index, CloseReason::PeerClosed, &frame);
+        }
+    }
+
+    /// Queues a close frame behind everything that is queued, and ends the connection.
+    pub(super) fn close_with(&mut self, index: u32, reason: CloseReason, frame: &[u8]) {
+        let queued = self.queue_control(index, frame.to_vec(), Reserve::Close);
+        debug_assert!(queued, "the end of the reserve is kept for it");
+        self.end(index, reason);
+    }
+
+    /// From here on the connection only gets what is queued; then our side of the stream is ended.
+    fn end(&mut self, index: u32, reason: CloseReason) {
+        self.leave(index);
+        self.unlist(index);
+        let connection = &mut self.connections[index];
+        connection.state = State::Closing;
+        connection.reason = reason;
+        connection.mark_ms = self.now.ms32();
+        connection.clear(flag::AWAITING_PONG);
+        self.counters.closed[reason as usize] += 1;
+        if !self.connections[index].has(flag::SENDING) && self.connections[index].outbox.is_none() {
+            self.all_sent(index);
+        }
+    }
+
+    /// Gives up what an open connection has and one that only drains has not.
+    fn unlist(&mut self, index: u32) {
+        let connection = &mut self.connections[index];
+        self.connections_open -= u64::from(connection.state == State::Open);
+        if connection.has(flag::PAUSED) {
+            connection.clear(flag::PAUSED);
+            self.paused.retain(|&paused| paused != index);
+            self.work.quiet.push_back(Quiet::ReadResume(index));
+        }
+        if connection.rate.take().is_some() {
+            self.ledger.refund(RateState::BYTES);
+        }
+        self.joining.remove(&index);
+        self.drop_inbox(index);
+    }
+
+    /// A closing connection has nothing left to send.
+    pub(super) fn all_sent(&mut self, index: u32) {
+        let connection = &mut self.connections[index];
+        if connection.has(flag::PEER_ENDED) || connection.reason == CloseReason::PeerClosed {
+            connection.state = State::Dead;
+            self.work.quiet.push_back(Quiet::Close(index));
+        } else if connection.set_first(flag::WRITE_ENDED) {
+            // Closing with unread input would reset the connection, and could take our last bytes with it.
+            self.work.quiet.push_back(Quiet::ShutdownWrite(index));
+        }
+    }
+
+    /// Ends the connection at once.
+    pub(super) fn cut(&mut self, index: u32, reason: CloseReason) {
+        match self.connections[index].state {
+            State::Vacant | State::Dead => return,
+            State::Closing => {}
+            State::Handshake | State::Joining | State::Open => {
+                self.leave(index);
+                self.unlist(index);
+                self.connections[index].reason = reason;
+                self.counters.closed[reason as usize] += 1;
+            }
+        }
+        self.drop_queue(index);
+        self.connections[index].state = State::Dead;
+        self.work.quiet.push_back(Quiet::Close(index));
+    }
+
+    /// The peer's stream has ended.
+    pub(super) fn receive_ended(&mut self, index: u32, broken: bool) {
+        let connection = &mut self.connections[index];
+        connection.set(flag::PEER_ENDED);
+        match connection.state {
+            // What it published before is still served; then it is cut.
+            State::Open if connection.has(flag::PAUSED) => {}
+            State::Closing
+                if !broken && (connection.has(flag::SENDING) || connection.outbox.is_some()) => {}
+            _ => self.cut(
+                index,
+                if broken {
+                    CloseReason::PeerReset
+                } else {
+                    CloseReason::PeerGone
+                },
+            ),
+        }
+    }
+
+    pub(super) fn write_failed(&mut self, index: u32) {
+        let connection = &mut self.connections[index];
+        if connection.state != State::Dead {
+            connection.clear(flag::SENDING);
+            connection.queued_bytes = connection
+                .outbox
+                .as_ref()
+                .map_or(0, |outbox| outbox.queued_bytes());
+            self.cut(index, CloseReason::PeerReset);
+        }
+    }
+
+    /// The engine has nothing left of the socket: the slot is free.
+    pub(super) fn closed(&mut self, index: u32) {
+        self.cut(index, CloseReason::PeerReset); // only if the engine closed it unasked
+        let connection = &self.connections[index];
+        if connection.has(flag::ADMITTED) {
+            self.node.release_connection();
+        }
+        if connection.has(flag::ADDRESS_COUNTED) {
+            self.node.release_address(connection.peer().ip());
+        }
+        self.ledger.refund(connection.charged_bytes());
+        self.connections.vacate(index);
+    }
+}
+
+fn close_frame_of(code: u16, reason: CloseReason) -> Vec<u8> {
+    let mut frame = Vec::new();
+    close_frame(&mut frame, code, reason.label());
+    frame
+}

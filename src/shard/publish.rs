@@ -1,0 +1,250 @@
+//! From a message to its room: it joins what the room gathers in this turn.
+
+use std::sync::Arc;
+
+use super::connection::{State, flag};
+use super::room::{Gathered, Order, RoomIndex};
+use super::{Delivery, Quiet, Shard};
+use crate::bus::{Batch, BatchMessage, MessageKind, RoomName, Upstream};
+use crate::limits::{LANE_BYTES_MAX, ROOM_BATCH_BYTES_MAX, SERVER_HEADER_BYTES_MAX};
+use crate::protocol::{OpCode, Utf8Validator, encode_header, unmask_extend};
+
+/// A payload on its way into a room.
+pub(super) enum Payload<'a> {
+    /// As it came, still masked; text is not checked yet.
+    Masked { bytes: &'a [u8], mask: [u8; 4] },
+    /// Put together from frames, checked.
+    Plain(&'a [u8]),
+}
+
+impl Payload<'_> {
+    const fn len(&self) -> usize {
+        match self {
+            Self::Masked { bytes, .. } | Self::Plain(bytes) => bytes.len(),
+        }
+    }
+}
+
+/// The text was not UTF-8; nothing was published.
+pub(super) struct NotUtf8;
+
+impl Shard {
+    /// Whether a message of `payload_bytes` may be published into `room` now. If not, its publisher waits.
+    pub(super) fn has_publish_room(&mut self, room: RoomIndex, payload_bytes: usize) -> bool {
+        let bytes = payload_bytes + SERVER_HEADER_BYTES_MAX;
+        if self
+            .ledger
+            .admit(self.gathered_bytes + bytes as u64)
+            .is_err()
+        {
+            return false;
+        }
+        if self.delivery == Delivery::Inline {
+            return true;
+        }
+        let room = &self.rooms[room];
+        match room.order {
+            Order::Here => true,
+            Order::Pending => false,
+            // A message beyond the lane's bound goes when the lane carries nothing else (`LaneWriter::fits`).
+            Order::Bus => {
+                (self.bus_bytes >= bytes || self.bus_bytes >= LANE_BYTES_MAX)
+                    && (room.outgoing.is_some() || self.bus_envelopes > 0)
+            }
+        }
+    }
+
+    /// Publishes a message of the connection `index`. The caller has asked [`Shard::has_publish_room`].
+    pub(super) fn publish(
+        &mut self,
+        index: u32,
+        kind: MessageKind,
+        payload: &Payload<'_>,
+    ) -> Result<(), NotUtf8> {
+        let room_index = self.connections[index].room;
+        let sender = Some(self.connections.id(self.core, index));
+        let room = &mut self.rooms[room_index];
+        let upwards = room.order == Order::Bus;
+        let place = if upwards {
+            &mut room.outgoing
+        } else {
+            &mut room.incoming
+        };
+        let is_first = place.is_none();
+        let gathered = place.get_or_insert_with(|| {
+            Box::new(Gathered {
+                bytes: Vec::with_capacity(payload.len() + SERVER_HEADER_BYTES_MAX),
+                messages: Vec::with_capacity(1),
+                published: self.now,
+            })
+        });
+        let start = gathered.bytes.len();
+        let opcode = match kind {
+            MessageKind::Text => OpCode::Text,
+            MessageKind::Binary => OpCode::Binary,
+        };
+        let header_bytes = encode_header(&mut gathered.bytes, true, opcode, payload.len());
+        match *payload {
+            Payload::Plain(bytes) => gathered.bytes.extend_from_slice(bytes),
+            Payload::Masked { bytes, mask } => {
+                unmask_extend(&mut gathered.bytes, bytes, mask, 0);
+                if kind == MessageKind::Text {
+                    let mut utf8 = Utf8Validator::default();
+                    let text = &gathered.bytes[start + usize::from(header_bytes)..];
+                    if utf8.push(text).is_err() || !utf8.is_complete() {
+                        gathered.bytes.truncate(start);
+                        if is_first {
+                            *place = None;
+                        }
+                        return Err(NotUtf8);
+                    }
+                }
+            }
+        }
+        let end = u32::try_from(gathered.bytes.len())
+            .expect("bounded by the batch and the message limit");
+        gathered.messages.push(BatchMessage {
+            end,
+            header_bytes,
+            kind,
+            sender,
+        });
+        let total = gathered.bytes.len();
+        let frame_bytes = total - start;
+        self.gathered_bytes += frame_bytes as u64;
+        self.counters.messages_in += 1;
+        self.counters.message_bytes_in += payload.len() as u64;
+        if upwards {
+            self.bus_bytes = self.bus_bytes.saturating_sub(frame_bytes);
+            self.bus_envelopes -= usize::from(is_first);
+        }
+        if is_first {
+            self.rooms_dirty.push(room_index);
+        }
+        if total >= ROOM_BATCH_BYTES_MAX {
+            self.flush_room(room_index);
+        }
+        Ok(())
+    }
+
+    /// A delivery of the backplane joins what the room gathers.
+    pub(super) fn delivered(&mut self, room: &RoomName, batch: &Batch) {
+        let Some(index) = self.rooms.find(room) else {
+            return;
+        };
+        if self.rooms[index].order == Order::Bus {
+            self.gather(index, batch);
+        }
+    }
+
+    /// A publish of the admin API that this shard is to put in order.
+    pub(super) fn publish_from_bus(&mut self, room: RoomName, batch: Arc<Batch>) {
+        match self.rooms.find(&room) {
+            Some(index) if self.rooms[index].order == Order::Here => self.gather(index, &batch),
+            None if self.delivery == Delivery::Inline => {} // no member anywhere
+            _ => {
+                // The lease ended while this was on its way: the backplane orders the room now.
+                let bytes = u32::try_from(batch.bytes.len()).unwrap_or(u32::MAX);
+                self.forward(Upstream::Publish { room, batch }, bytes);
+            }
+        }
+    }
+
+    fn gather(&mut self, index: RoomIndex, batch: &Batch) {
+        let room = &mut self.rooms[index];
+        if room.incoming.is_none() {
+            self.rooms_dirty.push(index);
+        }
+        let gathered = room.incoming.get_or_insert_with(|| {
+            Box::new(Gathered {
+                published: batch.published,
+                ..Gathered::default()
+            })
+        });
+        let offset = u32::try_from(gathered.bytes.len()).expect("bounded by the batch limit");
+        gathered.bytes.extend_from_slice(&batch.bytes);
+        gathered
+            .messages
+            .extend(batch.messages.iter().map(|m| BatchMessage {
+                end: m.end + offset,
+                ..*m
+            }));
+        gathered.published = gathered.published.min(batch.published);
+        self.gathered_bytes += batch.bytes.len() as u64;
+        if gathered.bytes.len() >= ROOM_BATCH_BYTES_MAX {
+            self.flush_room(index);
+        }
+    }
+
+    /// Delivers and forwards what all rooms gathered.
+    pub(super) fn flush_rooms(&mut self) {
+        while let Some(index) = self.rooms_dirty.pop() {
+            if self.rooms.is_open(index) {
+                self.flush_room(index);
+            }
+        }
+        debug_assert_eq!(self.gathered_bytes, 0);
+    }
+
+    /// Delivers and forwards what one room gathered.
+    pub(super) fn flush_room(&mut self, index: RoomIndex) {
+        self.flush_outgoing(index);
+        if let Some(gathered) = self.rooms[index].incoming.take() {
+            self.gathered_bytes -= gathered.bytes.len() as u64;
+            self.publish_fan_out(index, *gathered);
+        }
+    }
+
+    /// Forwards what one room gathered for the bus.
+    pub(super) fn flush_outgoing(&mut self, index: RoomIndex) {
+        let room = &mut self.rooms[index];
+        if let Some(gathered) = room.outgoing.take() {
+            let Gathered {
+                bytes,
+                messages,
+                published,
+            } = *gathered;
+            self.gathered_bytes -= bytes.len() as u64;
+            let byte_count =
+                u32::try_from(bytes.len()).expect("bounded by the batch and the message limit");
+            let batch = Arc::new(Batch {
+                bytes,
+                messages,
+                published,
+            });
+            let room = Arc::clone(&room.name);
+            self.forward(Upstream::Publish { room, batch }, byte_count);
+        }
+    }
+
+    /// The connection's publisher waits: it is not read until there is room for what it publishes.
+    pub(super) fn pause_publisher(&mut self, index: u32) {
+        if self.connections[index].set_first(flag::PAUSED) {
+            self.paused.push(index);
+            self.counters.publishers_paused += 1;
+            self.work.quiet.push_back(Quiet::ReadPause(index));
+        }
+    }
+
+    /// Lets publishers that wait try again, in the order in which they began to wait.
+    pub(super) fn resume_publishers(&mut self) {
+        let waiting = std::mem::take(&mut self.paused);
+        for index in waiting {
+            self.connections[index].clear(flag::PAUSED);
+            if self.connections[index].state != State::Open {
+                self.work.quiet.push_back(Quiet::ReadResume(index));
+                continue;
+            }
+            let room = self.connections[index].room;
+            if !self.has_publish_room(room, 0) {
+                self.connections[index].set(flag::PAUSED);
+                self.paused.push(index);
+                continue;
+            }
+            self.receive_unread(index);
+            if !self.connections[index].has(flag::PAUSED) {
+                self.work.quiet.push_back(Quiet::ReadResume(index));
+            }
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! The room table: names, members, and what a room has gathered in this turn.
+
+use std::hash::BuildHasher;
+
+use hashbrown::HashTable;
+
+use crate::bus::{BatchMessage, RoomName};
+use crate::metrics::DropPolicy;
+use crate::time::Tick;
+
+/// A room's place in the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct RoomIndex(pub u32);
+
+impl RoomIndex {
+    /// No room.
+    pub(super) const NONE: Self = Self(u32::MAX);
+}
+
+/// Who puts the room's messages in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// This shard: it is the only one, or holds the room's lease.
+    Here,
+    /// The backplane core: publishes go up the bus and come back as deliveries.
+    Bus,
+    /// Not known yet: the backplane has not answered our interest.
+    Pending,
+}
+
+/// Messages of one room, gathered in one turn.
+#[derive(Debug, Default)]
+pub(super) struct Gathered {
+    pub bytes: Vec<u8>,
+    pub messages: Vec<BatchMessage>,
+    pub published: Tick,
+}
+
+/// One room with members on this shard, or with an answer of the backplane still to come.
+#[derive(Debug)]
+pub(super) struct Room {
+    pub name: RoomName,
+    /// Slab indexes of the members, in no order.
+    pub members: Vec<u32>,
+    /// To be delivered to the members at the end of the turn.
+    pub incoming: Option<Box<Gathered>>,
+    /// To be published on the bus at the end of the turn.
+    pub outgoing: Option<Box<Gathered>>,
+    pub order: Order,
+    pub policy: DropPolicy,
+    /// Interests sent that the backplane has not answered; only the last answer counts.
+    pub answers_due: u32,
+    pub message_count: u64,
+}
+
+/// All rooms of a shard.
+#[derive(Debug)]
+pub(super) struct RoomTable {
+    rooms: Vec<Option<Room>>,
+    free: Vec<RoomIndex>,
+    by_name: HashTable<RoomIndex>,
+    hasher: foldhash::fast::FixedState,
+    rules: Vec<super::RoomRule>,
+    count_max: u32,
+}
+
+/// As many rooms as allowed are in use.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct TableFull;
+
+impl RoomTable {
+    /// An empty table. `seed` keeps names from being chosen to collide.
+    pub(super) fn new(rules: Vec<super::RoomRule>, count_max: u32, seed: u64) -> Self {
+        Self {
+            rooms: Vec::new(),
+            free: Vec::new(),
+            by_name: HashTable::new(),
+            hasher: foldhash::fast::FixedState::with_seed(seed),
+            rules,
+            count_max,
+        }
+    }
+
+    pub(super) fn find(&self, name: &str) -> Option<RoomIndex> {
+        self.by_name
+            .find(self.hasher.hash_one(name), |&index| {
+                &*self[index].name == name
+            })
+            .copied()
+    }
+
+    /// The room `name`, made if it is not there. `order` is what a new room begins with.
+    pub(super) fn find_or_open(
+        &mut self,
+        name: &str,
+        order: Order,
+    ) -> Result<RoomIndex, TableFull> {
+        if let Some(index) = self.find(name) {
+            return Ok(index);
+        }
+        if self.by_name.len() >= self.count_max as usize {
+            return Err(TableFull);
+        }
+        let room = Room {
+            name: name.into(),
+            members: Vec::new(),
+            incoming: None,
+            outgoing: None,
+            order,
+            policy: self.policy(name),
+            answers_due: 0,
+            message_count: 0,
+        };
+        let index = if let Some(index) = self.free.pop() {
+            self.rooms[index.0 as usize] = Some(room);
+            index
+        } else {
+            self.rooms.push(Some(room));
+            RoomIndex(u32::try_from(self.rooms.len() - 1).expect("bounded by count_max"))
+        };
+        let (rooms, hasher) = (&self.rooms, &self.hasher);
+        let name_of = |index: &RoomIndex| {
+            &*rooms[index.0 as usize]
+                .as_ref()
+                .expect("indexed rooms exist")
+                .name
+        };
+        self.by_name
+            .insert_unique(hasher.hash_one(name), index, |other| {
+                hasher.hash_one(name_of(other))
+            });
+        Ok(index)
+    }
+
+    /// Takes an empty room out.
+    pub(super) fn close(&mut self, index: RoomIndex) {
+        let room = self.rooms[index.0 as usize]
+            .take()
+            .expect("a room is closed once");
+        debug_assert!(
+            room.members.is_empty() && room.incoming.is_none() && room.outgoing.is_none()
+        );
+        let hash = self.hasher.hash_one(&*room.name);
+        let entry = self
+            .by_name
+            .find_entry(hash, |&other| other == index)
+            .expect("an open room is in the index");
+        entry.remove();
+        self.free.push(index);
+    }
+
+    /// What the first matching rule says of rooms with this name.
+    fn policy(&self, name: &str) -> DropPolicy {
+        let matches = |rule: &&super::RoomRule| match rule.pattern.strip_suffix('*') {
+            Some(prefix) => name.starts_with(prefix),
+            None => rule.pattern == name,
+        };
+        self.rules
+            .iter()
+            .find(matches)
+            .map_or(DropPolicy::Disconnect, |rule| rule.slow)
+    }
+
+    /// Whether `index` names a room now: it may have been closed since it was noted down.
+    pub(super) fn is_open(&self, index: RoomIndex) -> bool {
+        self.rooms[index.0 as usize].is_some()
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.by_name.len()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (RoomIndex, &Room)> {
+        (0..)
+            .map(RoomIndex)
+            .zip(&self.rooms)
+            .filter_map(|(index, room)| Some((index, room.as_ref()?)))
+    }
+}
+
+impl std::ops::Index<RoomIndex> for RoomTable {
+    type Output = Room;
+    fn index(&self, index: RoomIndex) -> &Room {
+        self.rooms[index.0 as usize]
+            .as_ref()
+            .expect("a RoomIndex is held only while its room is open")
+    }
+}
+
+impl std::ops::IndexMut<RoomIndex> for RoomTable {
+    fn index_mut(&mut self, index: RoomIndex) -> &mut Room {
+        self.rooms[index.0 as usize]
+            .as_mut()
+            .expect("a RoomIndex is held only while its room is open")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::RoomRule;
+
+    fn table(rules: &[(&str, DropPolicy)], count_max: u32) -> RoomTable {
+        let rules = rules
+            .iter()
+            .map(|&(pattern, slow)| RoomRule {
+                pattern: pattern.into(),
+                slow,
+            })
+            .collect();
+        RoomTable::new(rules, count_max, 7)
+    }
+
+    #[test]
+    fn the_first_rule_that_matches_counts() {
+        let mut table = table(
+            &[
+                ("ticker:btc", DropPolicy::DropNewest),
+                ("ticker:*", DropPolicy::Latest),
+                ("*", DropPolicy::DropOldest),
+            ],
+            10,
+        );
+        for (name, policy) in [
+            ("ticker:btc", DropPolicy::DropNewest),
+            ("ticker:eth", DropPolicy::Latest),
+            ("ticker", DropPolicy::DropOldest),
+        ] {
+            let index = table.find_or_open(name, Order::Here).unwrap();
+            assert_eq!(table[index].policy, policy, "{name}");
+        }
+        assert_eq!(self::table(&[], 1).policy("x"), DropPolicy::Disconnect);
+    }
+
+    #[test]
+    fn a_full_table_still_finds_and_a_closed_room_makes_place() {
+        let mut table = table(&[], 2);
+        let first = table.find_or_open("a", Order::Here).unwrap();
+        let second = table.find_or_open("b", Order::Here).unwrap();
+        assert_eq!(table.find_or_open("c", Order::Here), Err(TableFull));
+        assert_eq!(table.find_or_open("b", Order::Here), Ok(second));
+        table.close(first);
+        assert_eq!(table.find("a"), None);
+        assert_eq!(table.find_or_open("c", Order::Here), Ok(first));
+        assert_eq!(table.count(), 2);
+    }
+}

@@ -1,0 +1,20 @@
+"""What the end-to-end tests stand on: the server as a process, a socket that says exactly what it is told, numbers."""
+
+from .eventually import eventually
+from .metrics import Metrics
+from .server import Server, free_port, run
+from .wire import Closed, Frame, Response, Wire, http_get, raw_exchange
+
+__all__ = [
+    "Closed",
+    "Frame",
+    "Metrics",
+    "Response",
+    "Server",
+    "Wire",
+    "eventually",
+    "free_port",
+    "http_get",
+    "raw_exchange",
+    "run",
+]
