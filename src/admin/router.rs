@@ -11,6 +11,7 @@ use super::exchange::{Exchange, Purpose, connection_not_found};
 use super::route::{Route, route};
 use super::{Answer, Request, json as figures_json, message};
 use crate::bus::{Batch, ConnectionId, CoreId, Question, Reply, RoomName};
+use crate::drain::Phase;
 use crate::limits::ADMIN_EXCHANGE_COUNT_MAX;
 use crate::metrics::exposition::{
     OPEN_METRICS_CONTENT_TYPE, PROMETHEUS_CONTENT_TYPE, open_metrics_text, prometheus_text,
@@ -58,10 +59,8 @@ pub trait Node {
 /// What readiness depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health {
-    /// The phase of stopping, by name; shown only.
-    pub phase: &'static str,
-    /// Whether the node has been asked to stop.
-    pub draining: bool,
+    /// The phase of stopping; any but `Running` means not ready.
+    pub phase: Phase,
     /// Shards that do not answer probes.
     pub stalled_shards: Vec<CoreId>,
     /// How long the oldest waiting lane has waited, microseconds; 0 when none waits.
@@ -69,10 +68,10 @@ pub struct Health {
 }
 
 /// The node's own figures.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Figures {
-    /// The phase of stopping, by name.
-    pub phase: &'static str,
+    /// The phase of stopping.
+    pub phase: Phase,
     /// The backplane core's.
     pub backplane: BackplaneSnapshot,
     /// By shard.
@@ -286,8 +285,8 @@ impl Admin {
 
     fn readiness(&self, health: &Health) -> Answer {
         let mut reasons: Vec<Value> = Vec::new();
-        if health.draining {
-            reasons.push(json!({ "code": "draining", "message": "the node is stopping", "phase": health.phase }));
+        if health.phase != Phase::Running {
+            reasons.push(json!({ "code": "draining", "message": "the node is stopping", "phase": health.phase.label() }));
         }
         if !health.stalled_shards.is_empty() {
             let shards: Vec<u8> = health.stalled_shards.iter().map(|shard| shard.0).collect();
@@ -378,7 +377,7 @@ impl Admin {
                 prometheus_text(self.node(*figures, &stalled)),
             ),
             Purpose::Stats { figures } => {
-                let phase = figures.phase;
+                let phase = figures.phase.label();
                 Answer::json(
                     200,
                     &figures_json::stats(&self.node(*figures, &stalled), phase, &stalled, now),
@@ -434,8 +433,7 @@ mod tests {
     impl FakeNode {
         fn new() -> Self {
             let health = Health {
-                phase: "running",
-                draining: false,
+                phase: Phase::Running,
                 stalled_shards: Vec::new(),
                 bus_stalled_us: 0,
             };
@@ -469,7 +467,9 @@ mod tests {
         fn figures(&mut self, _: Tick) -> Figures {
             Figures {
                 phase: self.health.phase,
-                ..Figures::default()
+                backplane: BackplaneSnapshot::default(),
+                lanes: Vec::new(),
+                process: ProcessSnapshot::default(),
             }
         }
     }
@@ -565,8 +565,7 @@ mod tests {
             "not longer than it may"
         );
         node.health = Health {
-            phase: "closing",
-            draining: true,
+            phase: Phase::Closing,
             stalled_shards: vec![CoreId(1)],
             bus_stalled_us: 1_000_001,
         };
