@@ -21,6 +21,9 @@ pub struct Options {
     pub room_count_max: u32,
     /// Whether a room's only shard may order it itself.
     pub leases: bool,
+    /// The node's only shard orders every room itself and tells of none of them: what the admin API publishes goes to
+    /// it, whatever the room. With one shard only.
+    pub inline: bool,
     /// Between probes to a shard.
     pub probe_interval_ms: u32,
     /// From a probe to the verdict that the shard is stalled.
@@ -28,13 +31,14 @@ pub struct Options {
 }
 
 impl Options {
-    /// `shard_count` shards of `room_count_max` rooms each, everything else as usual.
+    /// `shard_count` shards of `room_count_max` rooms each, everything else as usual: a shard that is alone is inline.
     #[must_use]
     pub fn new(shard_count: u8, room_count_max: u32) -> Self {
         Self {
             shard_count,
             room_count_max,
             leases: true,
+            inline: shard_count == 1,
             probe_interval_ms: 1_000,
             probe_timeout_ms: 3_000,
         }
@@ -121,6 +125,10 @@ impl Backplane {
             (1..=SHARD_COUNT_MAX).contains(&shard_count),
             "{shard_count} shards"
         );
+        assert!(
+            !options.inline || shard_count == 1,
+            "only a shard that is alone is inline"
+        );
         Self {
             table: InterestTable::new(options.leases, seed),
             stalled: StalledLanes::default(),
@@ -201,7 +209,12 @@ impl Backplane {
         batch: &Arc<Batch>,
         lanes: &impl LaneRoom,
     ) -> Result<(), BusFull> {
-        let plan = Plan::publish(self.table.route(room), batch);
+        let route = if self.options.inline {
+            Route::Order(CoreId(0))
+        } else {
+            self.table.route(room)
+        };
+        let plan = Plan::publish(route, batch);
         if !plan.blocked(self.stalled.claims(), lanes).is_empty() {
             return Err(BusFull);
         }
@@ -690,6 +703,22 @@ mod tests {
         let full = Lanes([(1, (0, 0))].into());
         assert_eq!(backplane.publish(&room(), &batch(1), &full), Err(BusFull));
         assert!(backplane.poll_action().is_none());
+    }
+
+    #[test]
+    fn a_shard_that_is_alone_gets_every_admin_publish_though_it_tells_of_no_room() {
+        let mut backplane = Backplane::new(Options::new(1, 10), 1, NOW);
+        backplane
+            .publish(&room(), &batch(3), &Lanes::default())
+            .unwrap();
+        assert!(matches!(
+            backplane.poll_action(),
+            Some(Action::Send {
+                to: A,
+                envelope: Downstream::Publish { .. },
+                bytes: 3
+            })
+        ));
     }
 
     #[test]
