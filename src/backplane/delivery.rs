@@ -31,14 +31,14 @@ pub struct Options {
 }
 
 impl Options {
-    /// `shard_count` shards of `room_count_max` rooms each, everything else as usual: a shard that is alone is inline.
+    /// `shard_count` shards of `room_count_max` rooms each, everything else as usual.
     #[must_use]
     pub fn new(shard_count: u8, room_count_max: u32) -> Self {
         Self {
             shard_count,
             room_count_max,
             leases: true,
-            inline: shard_count == 1,
+            inline: false,
             probe_interval_ms: 1_000,
             probe_timeout_ms: 3_000,
         }
@@ -170,6 +170,7 @@ impl Backplane {
         now: Tick,
     ) -> Offered {
         assert!(self.accepts(from), "a stalled lane is not read");
+        self.assert_drained();
         let plan = Plan::new(&self.table, from, &envelope);
         let blocked = plan.blocked(self.stalled.claims(), lanes);
         if blocked.is_empty() {
@@ -184,6 +185,7 @@ impl Backplane {
     /// Handles the oldest stalled envelope that may go by now. False: none may; else there may be more, after the
     /// actions have been performed.
     pub fn retry(&mut self, lanes: &impl LaneRoom, now: Tick) -> bool {
+        self.assert_drained();
         let table = &self.table;
         let ready = self.stalled.take_ready(|from, envelope, claimed| {
             let plan = Plan::new(table, from, envelope);
@@ -209,6 +211,7 @@ impl Backplane {
         batch: &Arc<Batch>,
         lanes: &impl LaneRoom,
     ) -> Result<(), BusFull> {
+        self.assert_drained();
         let route = if self.options.inline {
             Route::Order(CoreId(0))
         } else {
@@ -307,15 +310,20 @@ impl Backplane {
         let shard_count = usize::from(self.options.shard_count);
         self.table
             .check_invariants(shard_count, self.options.room_count_max as usize);
-        assert!(
-            self.actions.is_empty(),
-            "actions are drained before the next input"
-        );
+        self.assert_drained();
         assert!(self.stalled.count() <= shard_count);
         assert!(
             self.questions_open
                 .iter()
                 .all(|open| *open <= SHARD_QUESTION_COUNT_MAX)
+        );
+    }
+
+    /// What an earlier input sends would be missing in the view of the lanes.
+    fn assert_drained(&self) {
+        assert!(
+            self.actions.is_empty(),
+            "actions are drained before the next input"
         );
     }
 
@@ -707,7 +715,11 @@ mod tests {
 
     #[test]
     fn a_shard_that_is_alone_gets_every_admin_publish_though_it_tells_of_no_room() {
-        let mut backplane = Backplane::new(Options::new(1, 10), 1, NOW);
+        let options = Options {
+            inline: true,
+            ..Options::new(1, 10)
+        };
+        let mut backplane = Backplane::new(options, 1, NOW);
         backplane
             .publish(&room(), &batch(3), &Lanes::default())
             .unwrap();

@@ -1,6 +1,8 @@
 //! The backplane core's loop: reads the shards' lanes into the [`Backplane`], carries out what it says, drives the
-//! phases of stopping.
+//! phases of stopping, and answers the admin listener's requests.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -9,13 +11,21 @@ use futures_lite::future;
 
 use super::bridge::Bridge;
 use super::clock::Clock;
+use super::http::{self, PendingAnswers};
+use super::process::ProcessReader;
 use super::ring::WakeHandle;
 use super::shard_core::Waker;
-use crate::backplane::{Action, Backplane, LaneRoom};
-use crate::bus::{Bell, CoreId, Downstream, LaneReader, LaneWriter, Upstream};
+use crate::admin::{self, Admin, Figures, Health, Outcome};
+use crate::backplane::{self, Action, Backplane, LaneRoom, Ports};
+use crate::bus::{
+    Batch, Bell, CoreId, Downstream, LaneReader, LaneWriter, Question, RoomName, Upstream,
+};
 use crate::drain::{Drain, Phase};
-use crate::limits::LANE_TURN_ENVELOPE_COUNT_MAX;
+use crate::metrics::{BackplaneSnapshot, Log2Histogram, ShardLanes};
 use crate::time::Tick;
+
+/// How often a lane that waits for a full one is tried again.
+const STALL_RETRY_US: u64 = 500;
 
 /// One shard, seen from the backplane core.
 pub(super) struct ShardLink {
@@ -35,11 +45,21 @@ impl LaneRoom for Links {
     }
 }
 
-/// The backplane core's belongings.
+/// The backplane core's belongings, shared by its loop and the admin listener's handlers. No borrow lives across an
+/// `await`.
 pub(super) struct BackplaneCore {
     pub backplane: Backplane,
     pub links: Links,
     pub drain: Drain,
+    pub admin: Admin,
+    pub process: ProcessReader,
+    pub turn: Log2Histogram,
+    /// The shard whose lane is looked at first; another one each turn.
+    pub first: usize,
+}
+
+/// What the loop needs beside it.
+pub(super) struct Surroundings {
     pub clock: Clock,
     pub bell: Arc<Bell>,
     pub wake: WakeHandle,
@@ -47,45 +67,202 @@ pub(super) struct BackplaneCore {
     pub stop_requests: Arc<AtomicU32>,
     /// Set for the shards when the process ends.
     pub stop: Arc<AtomicBool>,
+    pub admin_listener: Option<(std::net::TcpListener, http::Options)>,
 }
 
-impl BackplaneCore {
-    /// Runs until the node has stopped. Returns the process's exit code.
-    pub(super) async fn run(mut self) -> Result<u8, String> {
-        let mut bridge = Bridge::new(self.wake.fd())
-            .map_err(|error| format!("cannot duplicate a descriptor: {error}"))?;
-        let mut stop_requests_seen = 0;
-        let mut phase = Phase::Running;
-        loop {
-            let now = self.clock.now();
-            let requests = self.stop_requests.load(Ordering::Relaxed);
-            while stop_requests_seen < requests {
-                stop_requests_seen += 1;
-                self.drain.stop_requested(now);
+/// Runs until the node has stopped. Returns the process's exit code.
+pub(super) async fn run(core: BackplaneCore, around: Surroundings) -> Result<u8, String> {
+    let mut bridge = Bridge::new(around.wake.fd())
+        .map_err(|error| format!("cannot duplicate a descriptor: {error}"))?;
+    let core = Rc::new(RefCell::new(core));
+    let answers = PendingAnswers::new();
+    if let Some((listener, options)) = around.admin_listener {
+        let handler = admin_handler(&core, &answers, around.clock, around.wake.clone());
+        glommio::spawn_local(async move {
+            let Err(error) = http::serve(listener, options, handler).await;
+            tracing::error!(%error, "the admin listener has failed");
+        })
+        .detach();
+    }
+    let mut stop_requests_seen = 0;
+    let mut phase = Phase::Running;
+    let mut turn_began = around.clock.now();
+    loop {
+        let now = around.clock.now();
+        let mut this = core.borrow_mut();
+        let requests = around.stop_requests.load(Ordering::Relaxed);
+        while stop_requests_seen < requests {
+            stop_requests_seen += 1;
+            this.drain.stop_requested(now);
+        }
+        let is_idle = this.turn(now);
+        while let Some((request, answer)) = this.admin.poll_answer() {
+            answers.complete(request, answer);
+        }
+        if this.drain.phase() != phase {
+            phase = this.drain.phase();
+            tracing::info!(phase = phase.label(), "stopping");
+        }
+        if let Some(code) = this.drain.exit_code() {
+            around.stop.store(true, Ordering::Relaxed);
+            for link in &this.links.0 {
+                link.waker.handle.wake();
             }
-            let is_idle = self.turn(now);
-            if self.drain.phase() != phase {
-                phase = self.drain.phase();
-                tracing::info!(phase = phase.label(), "stopping");
+            return Ok(code);
+        }
+        let deadline = this.sleep_until(now);
+        let ended = around.clock.now();
+        this.turn.record(ended.since(turn_began), 1);
+        drop(this);
+        turn_began = ended;
+        if is_idle {
+            around.bell.doze();
+            if core.borrow().lanes_are_empty() {
+                let sleep = glommio::timer::sleep(Duration::from_micros(deadline.since(ended)));
+                future::or(bridge.woken(), sleep).await;
             }
-            if let Some(code) = self.drain.exit_code() {
-                self.stop.store(true, Ordering::Relaxed);
-                for link in &self.links.0 {
-                    link.waker.handle.wake();
-                }
-                return Ok(code);
-            }
-            if is_idle {
-                self.sleep(&mut bridge, now).await;
-            } else {
-                glommio::executor().yield_if_needed().await;
-            }
+            around.wake.clear();
+            around.bell.awake();
+            turn_began = around.clock.now();
+        } else {
+            glommio::executor().yield_if_needed().await;
+        }
+    }
+}
+
+/// Answers one request of the admin listener, at once or when the shards have been heard.
+fn admin_handler(
+    core: &Rc<RefCell<BackplaneCore>>,
+    answers: &Rc<PendingAnswers>,
+    clock: Clock,
+    wake: WakeHandle,
+) -> http::Handler {
+    let (core, answers) = (Rc::clone(core), Rc::clone(answers));
+    Rc::new(move |request| {
+        let mut this = core.borrow_mut();
+        let BackplaneCore {
+            backplane,
+            links,
+            drain,
+            admin,
+            process,
+            turn,
+            first: _,
+        } = &mut *this;
+        let mut node = AdminNode {
+            backplane,
+            links,
+            drain,
+            process,
+            turn,
+        };
+        let now = clock.now();
+        let outcome = admin.handle_request(&request, &mut node, now);
+        this.perform(now); // the next request's look at the lanes counts what this one sends
+        wake.wake(); // the loop's next turn wakes the shards
+        match outcome {
+            Outcome::Answer(answer) => Box::pin(std::future::ready(answer)),
+            Outcome::Pending(number) => Box::pin(answers.wait(number)),
+        }
+    })
+}
+
+/// The node, as the admin API sees it.
+struct AdminNode<'a> {
+    backplane: &'a mut Backplane,
+    links: &'a Links,
+    drain: &'a Drain,
+    process: &'a ProcessReader,
+    turn: &'a Log2Histogram,
+}
+
+impl admin::Node for AdminNode<'_> {
+    fn ask(&mut self, to: CoreId, request: u64, question: Question) -> bool {
+        self.backplane.ask(to, request, question)
+    }
+
+    fn publish(&mut self, room: &RoomName, batch: &Arc<Batch>) -> bool {
+        self.backplane.publish(room, batch, self.links).is_ok()
+    }
+
+    fn health(&mut self, now: Tick) -> Health {
+        Health {
+            phase: self.drain.phase(),
+            stalled_shards: self.backplane.stalled_shards(now),
+            bus_stalled_us: self.backplane.snapshot(now).stalled_us,
         }
     }
 
+    fn figures(&mut self, now: Tick) -> Figures {
+        let lanes = self.links.0.iter().map(|link| ShardLanes {
+            up_depth: link.upstream.depth() as u64,
+            down_depth: link.downstream.depth() as u64,
+            down_bytes: link.downstream.bytes_flying(),
+        });
+        Figures {
+            phase: self.drain.phase(),
+            backplane: BackplaneSnapshot {
+                turn: self.turn.clone(),
+                ..self.backplane.snapshot(now)
+            },
+            lanes: lanes.collect(),
+            process: self.process.read(),
+        }
+    }
+}
+
+/// Where the backplane's envelopes come from, and where its actions go.
+struct Wires<'a> {
+    links: &'a mut Links,
+    drain: &'a mut Drain,
+    admin: &'a mut Admin,
+    now: Tick,
+}
+
+impl LaneRoom for Wires<'_> {
+    fn fits(&self, shard: CoreId, bytes: u32) -> bool {
+        self.links.fits(shard, bytes)
+    }
+}
+
+impl Ports for Wires<'_> {
+    fn take(&mut self, from: CoreId) -> Option<Upstream> {
+        self.links.0[usize::from(from.0)].upstream.next_envelope()
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Send {
+                to,
+                envelope,
+                bytes,
+            } => {
+                let link = &mut self.links.0[usize::from(to.0)];
+                let sent = link.downstream.try_send_data(envelope, bytes);
+                sent.expect("the backplane looked before it sent");
+                link.has_sent = true;
+            }
+            Action::SendControl { to, envelope } => {
+                let link = &mut self.links.0[usize::from(to.0)];
+                let sent = link.downstream.try_send_control(envelope);
+                sent.expect("the control reserve holds all there can be");
+                link.has_sent = true;
+            }
+            Action::Answer {
+                from,
+                request,
+                reply,
+            } => {
+                self.admin.handle_reply(from, request, reply, self.now);
+            }
+            Action::Drained { from } => self.drain.shard_drained(from),
+        }
+    }
+}
+
+impl BackplaneCore {
     /// One turn over all lanes. Whether there is nothing more to do.
     fn turn(&mut self, now: Tick) -> bool {
-        let mut is_idle = true;
         if self
             .drain
             .next_deadline()
@@ -96,81 +273,57 @@ impl BackplaneCore {
         while let Some(order) = self.drain.poll_order() {
             self.backplane.order_drain(order);
         }
-        if self.backplane.next_deadline() <= now {
-            self.backplane.handle_deadline(now);
-        }
-        self.perform();
-        while self.backplane.has_stalled() && self.backplane.retry(&self.links, now) {
-            self.perform();
-        }
-        for index in 0..self.links.0.len() {
-            let from = CoreId(u8::try_from(index).expect("bounded by SHARD_COUNT_MAX"));
-            for _ in 0..LANE_TURN_ENVELOPE_COUNT_MAX {
-                if !self.backplane.accepts(from) {
-                    break;
-                }
-                let Some(envelope) = self.links.0[index].upstream.next_envelope() else {
-                    break;
-                };
-                is_idle = false;
-                let _stalled_is_retried = self.backplane.offer(from, envelope, &self.links, now);
-                self.perform();
-            }
-            self.links.0[index].upstream.settle();
-        }
+        self.admin.handle_deadline(now);
+        self.perform(now);
+        let first = self.first;
+        self.first = first.wrapping_add(1);
+        let (backplane, mut wires) = self.split(now);
+        let report = backplane::turn(backplane, &mut wires, first, now);
         for link in &mut self.links.0 {
+            link.upstream.settle();
             if std::mem::take(&mut link.has_sent) {
                 link.waker.wake();
             }
         }
-        is_idle
+        report.handled_count == 0 && !report.more
     }
 
-    fn perform(&mut self) {
-        while let Some(action) = self.backplane.poll_action() {
-            match action {
-                Action::Send {
-                    to,
-                    envelope,
-                    bytes,
-                } => {
-                    let link = &mut self.links.0[usize::from(to.0)];
-                    link.downstream
-                        .try_send_data(envelope, bytes)
-                        .expect("the backplane looked before it sent");
-                    link.has_sent = true;
-                }
-                Action::SendControl { to, envelope } => {
-                    let link = &mut self.links.0[usize::from(to.0)];
-                    link.downstream
-                        .try_send_control(envelope)
-                        .expect("the control reserve holds all there can be");
-                    link.has_sent = true;
-                }
-                Action::Answer { .. } => {}
-                Action::Drained { from } => self.drain.shard_drained(from),
-            }
-        }
+    fn perform(&mut self, now: Tick) {
+        let (backplane, mut wires) = self.split(now);
+        backplane::perform_actions(backplane, &mut wires);
     }
 
-    async fn sleep(&mut self, bridge: &mut Bridge, now: Tick) {
-        self.bell.doze();
-        let lanes_are_empty = self.links.0.iter().enumerate().all(|(index, link)| {
+    fn split(&mut self, now: Tick) -> (&mut Backplane, Wires<'_>) {
+        let wires = Wires {
+            links: &mut self.links,
+            drain: &mut self.drain,
+            admin: &mut self.admin,
+            now,
+        };
+        (&mut self.backplane, wires)
+    }
+
+    /// When the loop has to turn at the latest.
+    fn sleep_until(&self, now: Tick) -> Tick {
+        // No bell rings when a shard has read its lane.
+        let retry = self
+            .backplane
+            .has_stalled()
+            .then_some(Tick(now.0 + STALL_RETRY_US));
+        [
+            self.drain.next_deadline(),
+            self.admin.next_deadline(),
+            retry,
+        ]
+        .into_iter()
+        .flatten()
+        .fold(self.backplane.next_deadline(), Tick::min)
+    }
+
+    fn lanes_are_empty(&self) -> bool {
+        self.links.0.iter().enumerate().all(|(index, link)| {
             let from = CoreId(u8::try_from(index).expect("bounded by SHARD_COUNT_MAX"));
             link.upstream.is_empty() || !self.backplane.accepts(from)
-        });
-        if lanes_are_empty {
-            let mut deadline = self.backplane.next_deadline();
-            if let Some(drain) = self.drain.next_deadline() {
-                deadline = deadline.min(drain);
-            }
-            if self.backplane.has_stalled() {
-                deadline = deadline.min(Tick(now.0 + 1_000)); // no bell rings when a shard has read
-            }
-            let sleep = glommio::timer::sleep(Duration::from_micros(deadline.since(now)));
-            future::or(bridge.woken(), sleep).await;
-        }
-        self.wake.clear();
-        self.bell.awake();
+        })
     }
 }

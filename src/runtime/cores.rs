@@ -7,22 +7,30 @@ use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::backplane_core::{BackplaneCore, Links, ShardLink};
+use super::backplane_core::{self, BackplaneCore, Links, ShardLink, Surroundings};
 use super::bridge::Bridge;
 use super::clock::Clock;
+use super::process::ProcessReader;
 use super::ring::{Ring, WakeHandle};
 use super::shard_core::{ShardCore, Waker};
-use super::{host, listener};
+use super::{host, http, listener};
+use crate::admin::{self, Admin};
 use crate::backplane::{self, Backplane};
 use crate::bus::{Bell, CoreId, lane};
 use crate::config::Settings;
 use crate::drain::Drain;
+use crate::metrics::Log2Histogram;
 use crate::shard::{Delivery, Node, Shard};
 
 /// glommio's own buffers, which no core uses: our sockets are our ring's. The least that it takes.
 const EXECUTOR_MEMORY_BYTES: usize = 64 << 10;
 /// Entries of glommio's own rings: they carry the bridge and, on the backplane core, the admin listener.
 const EXECUTOR_RING_DEPTH: usize = 128;
+
+/// How long shards may take to answer the admin API.
+const ADMIN_ANSWER_TIMEOUT_MS: u32 = 1_000;
+/// A publish that waits longer than this for room in a shard's lane makes the node not ready.
+const ADMIN_BUS_STALL_MS_MAX: u32 = 1_000;
 
 /// Runs the server until it is stopped. Returns the process's exit code: 0 drained, 1 cut.
 ///
@@ -46,6 +54,7 @@ pub fn serve(settings: Settings) -> Result<u8, String> {
             of_shard.push(socket);
         }
     }
+    let admin_listener = settings.admin.map(listener::bind_admin).transpose()?;
     let node = Arc::new(Node::new(
         settings.shard.connection_count_max,
         settings.shard.node_bytes_max,
@@ -154,26 +163,48 @@ pub fn serve(settings: Settings) -> Result<u8, String> {
     let links = Links(links.collect());
     let stop_requests = watch_signals(&backplane_waker.handle)?;
     let shard_count_u8 = u8::try_from(shard_count).expect("config allows SHARD_COUNT_MAX shards");
-    let backplane_options = backplane::Options::new(shard_count_u8, settings.shard.room_count_max);
+    let backplane_options = backplane::Options {
+        inline: delivery == Delivery::Inline,
+        ..backplane::Options::new(shard_count_u8, settings.shard.room_count_max)
+    };
+    let admin_options = admin::Options {
+        node_id: settings.node_id.clone(),
+        version: env!("CARGO_PKG_VERSION"),
+        shard_count: shard_count_u8,
+        key: settings.admin_key.clone(),
+        message_bytes_max: settings.shard.message_bytes_max,
+        connection_count_max: u64::from(settings.shard.connection_count_max),
+        node_bytes_max: settings.shard.node_bytes_max,
+        answer_timeout_ms: ADMIN_ANSWER_TIMEOUT_MS,
+        bus_stall_ms_max: ADMIN_BUS_STALL_MS_MAX,
+    };
+    let http_options = http::Options::new(settings.shard.message_bytes_max as usize);
     let drain = Drain::new(settings.drain, shard_count);
     let Waker { bell, handle: wake } = backplane_waker;
-    let backplane_stop = Arc::clone(&stop);
-    let node_id = settings.node_id.clone();
+    let around = Surroundings {
+        clock,
+        bell,
+        wake,
+        stop_requests,
+        stop: Arc::clone(&stop),
+        admin_listener: admin_listener.map(|listener| (listener, http_options)),
+    };
+    let node_id = settings.node_id;
+    let admin_address = settings.admin;
     let backplane = spawn("backplane", processors[0], move || async move {
-        tracing::info!(node = node_id, shards = shard_count, listen = ?addresses, "serving");
         let now = clock.now();
-        BackplaneCore {
+        let core = BackplaneCore {
             backplane: Backplane::new(backplane_options, seed, now),
             links,
             drain,
-            clock,
-            bell,
-            wake,
-            stop_requests,
-            stop: backplane_stop,
-        }
-        .run()
-        .await
+            admin: Admin::new(admin_options),
+            process: ProcessReader::new(),
+            turn: Log2Histogram::default(),
+            first: 0,
+        };
+        let admin = admin_address.map_or_else(|| "off".to_owned(), |address| address.to_string());
+        tracing::info!(node = node_id, shards = shard_count, listen = ?addresses, admin, "serving");
+        backplane_core::run(core, around).await
     })?;
     let code = join(backplane);
     stop.store(true, Ordering::Relaxed);

@@ -39,6 +39,14 @@ pub(super) fn bind(
     Ok((bound, sockets))
 }
 
+/// Binds and listens on the admin listener's `address`.
+///
+/// # Errors
+/// As [`bind`].
+pub(super) fn bind_admin(address: SocketAddr) -> Result<std::net::TcpListener, String> {
+    std::net::TcpListener::bind(address).map_err(|error| explain(address, &error))
+}
+
 fn socket(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(
         Domain::for_address(address),

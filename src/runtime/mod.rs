@@ -2,7 +2,6 @@
 //!
 //! Rule of this room: it moves bytes, time and wake-ups, and decides nothing about rooms.
 
-pub mod admin_desk;
 mod backplane_core;
 pub mod bridge;
 mod clock;
