@@ -89,31 +89,33 @@ pub(super) async fn run(core: BackplaneCore, around: Surroundings) -> Result<u8,
     let mut turn_began = around.clock.now();
     loop {
         let now = around.clock.now();
-        let mut this = core.borrow_mut();
-        let requests = around.stop_requests.load(Ordering::Relaxed);
-        while stop_requests_seen < requests {
-            stop_requests_seen += 1;
-            this.drain.stop_requested(now);
-        }
-        let is_idle = this.turn(now);
-        while let Some((request, answer)) = this.admin.poll_answer() {
-            answers.complete(request, answer);
-        }
-        if this.drain.phase() != phase {
-            phase = this.drain.phase();
-            tracing::info!(phase = phase.label(), "stopping");
-        }
-        if let Some(code) = this.drain.exit_code() {
-            around.stop.store(true, Ordering::Relaxed);
-            for link in &this.links.0 {
-                link.waker.handle.wake();
+        let (is_idle, deadline, ended) = {
+            let mut this = core.borrow_mut();
+            let requests = around.stop_requests.load(Ordering::Relaxed);
+            while stop_requests_seen < requests {
+                stop_requests_seen += 1;
+                this.drain.stop_requested(now);
             }
-            return Ok(code);
-        }
-        let deadline = this.sleep_until(now);
-        let ended = around.clock.now();
-        this.turn.record(ended.since(turn_began), 1);
-        drop(this);
+            let is_idle = this.turn(now);
+            while let Some((request, answer)) = this.admin.poll_answer() {
+                answers.complete(request, answer);
+            }
+            if this.drain.phase() != phase {
+                phase = this.drain.phase();
+                tracing::info!(phase = phase.label(), "stopping");
+            }
+            if let Some(code) = this.drain.exit_code() {
+                around.stop.store(true, Ordering::Relaxed);
+                for link in &this.links.0 {
+                    link.waker.handle.wake();
+                }
+                return Ok(code);
+            }
+            let deadline = this.sleep_until(now);
+            let ended = around.clock.now();
+            this.turn.record(ended.since(turn_began), 1);
+            (is_idle, deadline, ended)
+        };
         turn_began = ended;
         if is_idle {
             around.bell.doze();
