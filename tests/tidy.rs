@@ -381,40 +381,6 @@ fn the_house_is_tidy() {
     assert!(report.is_empty(), "\n{report}");
 }
 
-/// The reference of all metrics, as `docs/METRICS.md` must hold it.
-fn metrics_reference() -> String {
-    let mut out = String::from(
-        "# Metrics\n\nWhat `GET /metrics` on the admin listener answers: OpenMetrics to who asks for it, else Prometheus's text format.\n\
-         Counters are written with `_total`, histograms with `_bucket`, `_count` and `_sum`, information with `_info`.\n\
-         This page is made from `src/metrics/names.rs`; a test compares them.\n\n\
-         | name | kind | meaning |\n|---|---|---|\n",
-    );
-    for name in throng::metrics::names::ALL {
-        let _ = writeln!(
-            out,
-            "| `{}` | {} | {} |",
-            name.name,
-            name.kind.as_str(),
-            name.help
-        );
-    }
-    out
-}
-
-#[test]
-fn the_page_of_metrics_is_up_to_date() {
-    let path = repository().join("docs/METRICS.md");
-    let wanted = metrics_reference();
-    if std::env::var_os("THRONG_DOCS").is_some_and(|how| how == "write") {
-        fs::write(&path, &wanted).expect("docs/ can be written");
-    }
-    let have = fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        have == wanted,
-        "docs/METRICS.md has drifted: run the tests once with THRONG_DOCS=write"
-    );
-}
-
 // --- each rule finds something --------------------------------------------------------------------------------------
 
 #[track_caller]

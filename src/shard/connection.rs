@@ -48,7 +48,7 @@ pub(super) mod flag {
     pub const SENDING: u16 = 1 << 0;
     /// It is in the turn's list of connections with something to send.
     pub const DIRTY: u16 = 1 << 1;
-    /// It is not read, because what it publishes finds no room.
+    /// What it publishes finds no room, so that nothing of it is decoded.
     pub const PAUSED: u16 = 1 << 2;
     /// A heartbeat ping is unanswered.
     pub const AWAITING_PONG: u16 = 1 << 3;
@@ -64,6 +64,8 @@ pub(super) mod flag {
     pub const ADMITTED: u16 = 1 << 8;
     /// It counts in the node's connections of its address.
     pub const ADDRESS_COUNTED: u16 = 1 << 9;
+    /// The engine was told not to read it.
+    pub const READ_PAUSED: u16 = 1 << 10;
 
     /// Any of these, or an outbox, makes a delivery take the slow way.
     pub const SLOW: u16 = SENDING | DIRTY | NO_ECHO;

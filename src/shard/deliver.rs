@@ -8,6 +8,10 @@ use crate::bus::BatchMessage;
 use crate::metrics::DropPolicy;
 use crate::protocol::dialect::raw::notice_gap;
 use crate::protocol::{CloseReason, Encoded, Piece};
+use crate::time::elapsed_ms;
+
+/// A send that took so long had to wait for its peer to make place.
+const SLOW_SEND_MS: u32 = 1_000;
 
 impl Shard {
     /// Delivers `gathered` to every member of the room. One plain loop; whoever is slow takes the other way.
@@ -77,7 +81,7 @@ impl Shard {
         }
         let count = u32::try_from(messages.len()).expect("fewer than bytes");
         let whole = Piece::whole(encoded.clone());
-        if self.connection_has_room(index, whole.byte_count()) {
+        if self.connection_has_room(index, whole.byte_count(), Reserve::Data) {
             self.queue_messages(index, whole, count);
             return count;
         }
@@ -105,7 +109,7 @@ impl Shard {
             if !wanted(message) {
                 continue;
             }
-            if self.connection_has_room(index, piece.byte_count())
+            if self.connection_has_room(index, piece.byte_count(), Reserve::Data)
                 || self.make_room(index, &piece, policy)
             {
                 self.queue_messages(index, piece, 1);
@@ -118,11 +122,16 @@ impl Shard {
         queued
     }
 
-    fn connection_has_room(&self, index: u32, bytes: u32) -> bool {
-        let limit = Reserve::Data.limit(self.options.connection_queue_bytes_max);
+    /// Whether `bytes` more may wait behind the send in flight. That send is not held against the budget: it may be
+    /// a whole turn of a busy room, and whoever got it is not slow yet.
+    pub(super) fn connection_has_room(&self, index: u32, bytes: u32, reserve: Reserve) -> bool {
+        let limit = reserve.limit(self.options.connection_queue_bytes_max);
         self.connections[index]
-            .queued_bytes
-            .saturating_add(bytes + QUEUED_BYTES)
+            .outbox
+            .as_ref()
+            .map_or(0, |outbox| outbox.queued_bytes())
+            .saturating_add(bytes)
+            .saturating_add(QUEUED_BYTES)
             <= limit
     }
 
@@ -140,7 +149,7 @@ impl Shard {
                 false
             }
             DropPolicy::DropOldest => {
-                while !self.connection_has_room(index, piece.byte_count()) {
+                while !self.connection_has_room(index, piece.byte_count(), Reserve::Data) {
                     if !self.drop_oldest(index, policy) {
                         self.miss_newest(index, policy);
                         return false;
@@ -150,7 +159,7 @@ impl Shard {
             }
             DropPolicy::Latest => {
                 while self.drop_oldest(index, policy) {}
-                let fits = self.connection_has_room(index, piece.byte_count());
+                let fits = self.connection_has_room(index, piece.byte_count(), Reserve::Data);
                 if !fits {
                     self.miss_newest(index, policy);
                 }
@@ -181,33 +190,34 @@ impl Shard {
 
     /// Queues messages for which there is room, behind the notice of the gap before them, if there is one.
     fn queue_messages(&mut self, index: u32, piece: Piece, message_count: u32) {
-        let gap = self.connections[index]
-            .outbox
-            .as_ref()
-            .map_or(0, |outbox| outbox.gap_after());
-        if gap > 0 && self.queue_gap_notice(index, gap) {
-            self.outbox(index).take_gap_after();
-        }
+        self.queue_gap_notice(index);
         self.queue(index, piece, message_count);
     }
 
-    /// Queues a notice that `missed` messages were lost here. False: there is no room even in the reserve.
-    fn queue_gap_notice(&mut self, index: u32, missed: u32) -> bool {
-        if self.connections[index].has(flag::NO_NOTICES) {
-            return true; // it asked not to be told
+    /// Queues the notice of what was lost behind all that is queued, if anything was.
+    pub(super) fn queue_gap_notice(&mut self, index: u32) {
+        let connection = &mut self.connections[index];
+        let Some(outbox) = &mut connection.outbox else {
+            return;
+        };
+        let missed = outbox.gap_at_end();
+        if missed == 0 {
+            return;
         }
-        let queued = self.queue_control(index, notice_gap(u64::from(missed)), Reserve::Control);
-        self.counters.gaps_told += u64::from(queued);
-        queued
+        if !connection.has(flag::NO_NOTICES) {
+            let notice = notice_gap(u64::from(missed));
+            if !self.queue_control(index, notice, Reserve::Control) {
+                return; // it stays counted, and is told behind what comes next
+            }
+            self.counters.gaps_told += 1;
+        }
+        self.outbox(index).told_gap_at_end();
     }
 
     /// Queues a control frame, notice or answer. False: its reserve is used up.
     pub(super) fn queue_control(&mut self, index: u32, bytes: Vec<u8>, reserve: Reserve) -> bool {
-        let limit = reserve.limit(self.options.connection_queue_bytes_max);
-        let cost = u32::try_from(bytes.len())
-            .unwrap_or(u32::MAX)
-            .saturating_add(QUEUED_BYTES);
-        if self.connections[index].queued_bytes.saturating_add(cost) > limit {
+        let byte_count = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        if !self.connection_has_room(index, byte_count, reserve) {
             return false;
         }
         let encoded = Encoded::metered(bytes, self.ledger.meter());
@@ -253,17 +263,19 @@ impl Shard {
         let Some(outbox) = &mut connection.outbox else {
             return false;
         };
-        let gap = outbox.take_gap_before();
-        if gap > 0 && wants_notices {
-            let notice = Piece::whole(Encoded::metered(
-                notice_gap(u64::from(gap)),
-                self.ledger.meter(),
-            ));
-            connection.queued_bytes += notice.byte_count();
-            self.work.pieces.push(notice);
-            self.counters.gaps_told += 1;
-        }
-        let entry_bytes = outbox.take(&mut self.work.pieces);
+        let (ledger, counters) = (&self.ledger, &mut self.counters);
+        let mut notice_bytes = 0;
+        let entry_bytes = outbox.take(&mut self.work.pieces, |missed| {
+            if !wants_notices {
+                return None;
+            }
+            let notice = notice_gap(u64::from(missed));
+            let notice = Piece::whole(Encoded::metered(notice, ledger.meter()));
+            notice_bytes += notice.byte_count();
+            counters.gaps_told += 1;
+            Some(notice)
+        });
+        connection.queued_bytes += notice_bytes;
         connection.queued_bytes -= entry_bytes;
         self.ledger.refund(entry_bytes);
         let has_pieces = !self.work.pieces.is_empty();
@@ -287,6 +299,20 @@ impl Shard {
         }
     }
 
+    /// Throws away the messages that are queued and not in flight. What is said of the connection itself stays: the
+    /// answer to its upgrade may still be there.
+    pub(super) fn drop_messages(&mut self, index: u32) {
+        let connection = &mut self.connections[index];
+        if let Some(outbox) = &mut connection.outbox {
+            while let Some((bytes, _)) = outbox.drop_oldest() {
+                connection.queued_bytes -= bytes;
+                self.ledger.refund(QUEUED_BYTES);
+            }
+            outbox.told_gap_at_end(); // the close tells more
+            self.drop_empty_outbox(index);
+        }
+    }
+
     /// Throws away what is queued and not in flight.
     pub(super) fn drop_queue(&mut self, index: u32) {
         let connection = &mut self.connections[index];
@@ -301,8 +327,14 @@ impl Shard {
         let connection = &mut self.connections[index];
         self.counters.bytes_out += u64::from(bytes);
         connection.queued_bytes -= bytes;
+        let now_ms = self.now.ms32();
+        if !done || elapsed_ms(now_ms, connection.progress_ms) >= SLOW_SEND_MS {
+            // Its socket had been full, and is not: the peer's TCP has taken something, so the peer is there. A send
+            // that the kernel just buffers tells nothing of the peer.
+            connection.heard_ms = now_ms;
+        }
         if !done {
-            connection.progress_ms = self.now.ms32();
+            connection.progress_ms = now_ms;
             return;
         }
         connection.flags &= !flag::SENDING;
@@ -312,23 +344,6 @@ impl Shard {
             }
             return;
         }
-        self.written_more(index);
-    }
-
-    /// A send has ended and there is more, or a gap behind the last message to be told.
-    #[cold]
-    fn written_more(&mut self, index: u32) {
-        let outbox = self.outbox(index);
-        let gap = outbox.gap_after();
-        if gap > 0 && outbox.piece_count() == 0 {
-            self.outbox(index).take_gap_after();
-            self.queue_gap_notice(index, gap);
-        }
-        self.drop_empty_outbox(index);
-        if self.connections[index].outbox.is_some() {
-            self.mark_dirty(index);
-        } else if self.connections[index].state == State::Closing {
-            self.all_sent(index);
-        }
+        self.mark_dirty(index); // there is more, or a gap to be told
     }
 }

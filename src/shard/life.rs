@@ -26,6 +26,9 @@ impl Shard {
         // Owed: the socket is there already. Whether it may become a connection is asked at the upgrade.
         self.ledger
             .charge_owed(u32::try_from(CONNECTION_IDLE_BYTES).expect("small"));
+        if self.drain.is_cut() {
+            self.cut(index, CloseReason::Draining);
+        }
     }
 
     /// Bytes of a request came.
@@ -196,6 +199,9 @@ impl Shard {
             Delivery::Inline => Order::Here,
             Delivery::Bus => Order::Pending,
         };
+        if let Some(room_index) = self.rooms.find(name) {
+            self.flush_room(room_index); // what came before it is not for it
+        }
         let room_index = self.rooms.find_or_open(name, order)?;
         let room = &mut self.rooms[room_index];
         let connection = &mut self.connections[index];
@@ -307,7 +313,7 @@ impl Shard {
         match (self.connections[index].state, reason.code()) {
             (State::Open, Some(code)) => {
                 if matches!(reason, CloseReason::SlowConsumer | CloseReason::OverBudget) {
-                    self.drop_queue(index);
+                    self.drop_messages(index);
                 }
                 self.close_with(index, reason, &close_frame_of(code, reason));
             }
@@ -332,6 +338,7 @@ impl Shard {
 
     /// Queues a close frame behind everything that is queued, and ends the connection.
     pub(super) fn close_with(&mut self, index: u32, reason: CloseReason, frame: &[u8]) {
+        self.queue_gap_notice(index); // nothing may come behind the close frame
         let queued = self.queue_control(index, frame.to_vec(), Reserve::Close);
         debug_assert!(queued, "the end of the reserve is kept for it");
         self.end(index, reason);
@@ -359,9 +366,9 @@ impl Shard {
         if connection.has(flag::PAUSED) {
             connection.clear(flag::PAUSED);
             self.paused.retain(|&paused| paused != index);
-            self.work.quiet.push_back(Quiet::ReadResume(index));
         }
-        if connection.rate.take().is_some() {
+        self.resume_reading(index);
+        if self.connections[index].rate.take().is_some() {
             self.ledger.refund(RateState::BYTES);
         }
         self.joining.remove(&index);
@@ -431,7 +438,11 @@ impl Shard {
 
     /// The engine has nothing left of the socket: the slot is free.
     pub(super) fn closed(&mut self, index: u32) {
-        self.cut(index, CloseReason::PeerReset); // only if the engine closed it unasked
+        if self.connections[index].state != State::Dead {
+            // The engine closed it unasked: there is nothing left to be done to the socket.
+            self.cut(index, CloseReason::PeerReset);
+            self.work.quiet.retain(|quiet| !quiet.is_about(index));
+        }
         let connection = &self.connections[index];
         if connection.has(flag::ADMITTED) {
             self.node.release_connection();
@@ -441,6 +452,9 @@ impl Shard {
         }
         self.ledger.refund(connection.charged_bytes());
         self.connections.vacate(index);
+        if self.connections.count() == 0 {
+            self.ledger.settle(); // no sweep does, while nobody is here
+        }
     }
 }
 

@@ -169,6 +169,18 @@ enum Quiet {
     StopAccepting,
 }
 
+impl Quiet {
+    fn is_about(&self, token: u32) -> bool {
+        match *self {
+            Self::ReadPause(index)
+            | Self::ReadResume(index)
+            | Self::ShutdownWrite(index)
+            | Self::Close(index) => index == token,
+            Self::StopAccepting => false,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct FanOut {
     encoded: Encoded,
@@ -379,7 +391,7 @@ impl Shard {
     fn downstream(&mut self, envelope: Downstream) {
         match envelope {
             Downstream::Delivery { room, batch } => self.delivered(&room, &batch),
-            Downstream::Publish { room, batch } => self.publish_from_bus(room, batch),
+            Downstream::Publish { room, batch } => self.publish_from_bus(&room, &batch),
             Downstream::Joined { room, leased } => self.joined(&room, leased),
             Downstream::LeaseRevoke { room } => self.lease_revoked(room),
             Downstream::Probe { sequence } => self.forward(Upstream::ProbeReply { sequence }, 0),

@@ -53,10 +53,14 @@ impl Reserve {
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     queue: VecDeque<Queued>,
-    /// Messages lost before the first queued piece.
+    /// Messages lost before the first queued one, behind everything that was sent.
     missed_before: u32,
-    /// Messages lost behind the last queued piece.
+    /// Messages lost behind the last queued one. 0 while no message is queued: the two gaps are one then.
     missed_after: u32,
+    /// Pieces of messages in `queue`.
+    message_piece_count: u32,
+    /// Pieces and entries in `queue`.
+    queued_bytes: u32,
 }
 
 impl Outbox {
@@ -84,6 +88,8 @@ impl Outbox {
     /// Queues `piece` with its `message_count` messages (0: control). Returns the bytes it costs.
     pub(super) fn push(&mut self, piece: Piece, message_count: u32) -> u32 {
         let cost = piece.byte_count() + QUEUED_BYTES;
+        self.queued_bytes += cost;
+        self.message_piece_count += u32::from(message_count > 0);
         self.queue.push_back(Queued {
             piece,
             message_count,
@@ -91,28 +97,36 @@ impl Outbox {
         cost
     }
 
-    /// Whether a gap has to be told before the next message is queued.
-    pub(super) const fn gap_after(&self) -> u32 {
-        self.missed_after
+    /// How many messages were lost behind everything that is queued: to be told before anything else is queued.
+    pub(super) const fn gap_at_end(&self) -> u32 {
+        if self.message_piece_count == 0 {
+            self.missed_before
+        } else {
+            self.missed_after
+        }
     }
 
-    /// The gap behind the queue has been told, or became the gap before it.
-    pub(super) const fn take_gap_after(&mut self) -> u32 {
-        std::mem::replace(&mut self.missed_after, 0)
+    /// [`Outbox::gap_at_end`] has been told.
+    pub(super) const fn told_gap_at_end(&mut self) {
+        if self.message_piece_count == 0 {
+            self.missed_before = 0;
+        } else {
+            self.missed_after = 0;
+        }
     }
 
-    /// The gap before the queue, to be told now.
-    pub(super) const fn take_gap_before(&mut self) -> u32 {
-        std::mem::replace(&mut self.missed_before, 0)
+    /// The last queued message has gone: what was lost behind it is lost before the next.
+    const fn join_gaps(&mut self) {
+        if self.message_piece_count == 0 {
+            self.missed_before = self.missed_before.saturating_add(self.missed_after);
+            self.missed_after = 0;
+        }
     }
 
     /// `count` messages that would have been queued last were dropped.
     pub(super) fn miss_newest(&mut self, count: u32) {
-        if self.queue.iter().any(|queued| queued.message_count > 0) {
-            self.missed_after = self.missed_after.saturating_add(count);
-        } else {
-            self.missed_before = self.missed_before.saturating_add(count);
-        }
+        self.missed_after = self.missed_after.saturating_add(count);
+        self.join_gaps();
     }
 
     /// Drops the oldest queued piece of messages. Returns the bytes it cost and its messages; `None`: there is none.
@@ -122,36 +136,44 @@ impl Outbox {
             .iter()
             .position(|queued| queued.message_count > 0)?;
         let dropped = self.queue.remove(at).expect("just found");
+        let cost = dropped.piece.byte_count() + QUEUED_BYTES;
+        self.queued_bytes -= cost;
+        self.message_piece_count -= 1;
         self.missed_before = self.missed_before.saturating_add(dropped.message_count);
-        if !self.queue.iter().any(|queued| queued.message_count > 0) {
-            self.missed_before = self.missed_before.saturating_add(self.take_gap_after());
-        }
-        Some((
-            dropped.piece.byte_count() + QUEUED_BYTES,
-            dropped.message_count,
-        ))
+        self.join_gaps();
+        Some((cost, dropped.message_count))
     }
 
-    /// Moves the pieces of the next send into `pieces`. Returns the entries' bytes, which are no longer queued.
-    pub(super) fn take(&mut self, pieces: &mut Vec<Piece>) -> u32 {
-        let count = self.queue.len().min(SEND_PIECE_COUNT_MAX - pieces.len());
+    /// Moves the pieces of the next send into `pieces`, each gap told where it is: `notice` makes the piece that says
+    /// so, if the peer wants to know. Returns the entries' bytes, which are no longer queued.
+    pub(super) fn take(
+        &mut self,
+        pieces: &mut Vec<Piece>,
+        mut notice: impl FnMut(u32) -> Option<Piece>,
+    ) -> u32 {
         let mut entry_bytes = 0;
-        for queued in self.queue.drain(..count) {
-            entry_bytes += QUEUED_BYTES;
-            pieces.push(queued.piece);
-        }
-        if self.queue.is_empty() {
-            self.queue.shrink_to(SEND_PIECE_COUNT_MAX);
+        while pieces.len() < SEND_PIECE_COUNT_MAX {
+            let is_message = self.queue.front().map(|queued| queued.message_count > 0);
+            if self.missed_before > 0 && is_message != Some(false) {
+                // In front of the message that comes behind the gap, or behind everything there is.
+                pieces.extend(notice(std::mem::take(&mut self.missed_before)));
+            } else if let Some(queued) = self.queue.pop_front() {
+                entry_bytes += QUEUED_BYTES;
+                self.queued_bytes -= queued.piece.byte_count() + QUEUED_BYTES;
+                self.message_piece_count -= u32::from(queued.message_count > 0);
+                self.join_gaps();
+                pieces.push(queued.piece);
+            } else {
+                self.queue.shrink_to(SEND_PIECE_COUNT_MAX);
+                break;
+            }
         }
         entry_bytes
     }
 
     /// Bytes queued: pieces and entries.
-    pub(super) fn queued_bytes(&self) -> u32 {
-        self.queue
-            .iter()
-            .map(|queued| queued.piece.byte_count() + QUEUED_BYTES)
-            .sum()
+    pub(super) const fn queued_bytes(&self) -> u32 {
+        self.queued_bytes
     }
 }
 
@@ -173,7 +195,7 @@ mod tests {
         assert_eq!(outbox.drop_oldest(), Some((10 + QUEUED_BYTES, 3)));
         assert_eq!(outbox.drop_oldest(), Some((20 + QUEUED_BYTES, 1)));
         assert_eq!(outbox.drop_oldest(), None);
-        assert_eq!(outbox.take_gap_before(), 4);
+        assert_eq!(outbox.gap_at_end(), 4);
         assert_eq!(outbox.queued_bytes(), 2 + QUEUED_BYTES);
     }
 
@@ -181,20 +203,57 @@ mod tests {
     fn a_gap_stands_where_the_messages_would_have_stood() {
         let mut outbox = Outbox::default();
         outbox.miss_newest(2);
-        assert_eq!(
-            outbox.take_gap_before(),
-            2,
-            "nothing is queued: the gap comes first"
-        );
+        assert_eq!(sent(&mut outbox), [-2]);
         outbox.push(piece(1), 1);
         outbox.miss_newest(5);
-        assert_eq!((outbox.take_gap_before(), outbox.gap_after()), (0, 5));
+        assert_eq!(outbox.gap_at_end(), 5);
+        outbox.push(piece(3), 0);
+        assert_eq!(sent(&mut outbox), [1, 3, -5], "nothing is queued behind it");
+        outbox.push(piece(1), 1);
+        outbox.miss_newest(5);
         outbox.drop_oldest();
-        assert_eq!(
-            (outbox.take_gap_before(), outbox.gap_after()),
-            (6, 0),
-            "the two gaps have met"
-        );
+        assert_eq!(outbox.missed_untold(), 6);
+        outbox.push(piece(2), 1);
+        assert_eq!(sent(&mut outbox), [-6, 2], "the two gaps have met");
+        assert!(outbox.is_empty());
+    }
+
+    #[test]
+    fn a_gap_does_not_overtake_the_control_frames_in_front_of_it() {
+        let mut outbox = Outbox::default();
+        outbox.push(piece(129), 0); // the answer to the upgrade
+        outbox.push(piece(1), 1);
+        outbox.push(piece(2), 1);
+        outbox.drop_oldest();
+        assert_eq!(sent(&mut outbox), [129, -1, 2]);
+    }
+
+    #[test]
+    fn a_gap_told_at_the_end_is_told_once() {
+        let mut outbox = Outbox::default();
+        outbox.push(piece(1), 1);
+        outbox.miss_newest(3);
+        assert_eq!(outbox.gap_at_end(), 3);
+        outbox.told_gap_at_end();
+        assert_eq!((outbox.gap_at_end(), sent(&mut outbox)), (0, vec![1]));
+    }
+
+    /// All that the next send carries: bytes of pieces, gaps as negative numbers.
+    fn sent(outbox: &mut Outbox) -> Vec<i64> {
+        let mut pieces = Vec::new();
+        let mut gaps = Vec::new();
+        outbox.take(&mut pieces, |missed| {
+            gaps.push(i64::from(missed));
+            Some(piece(0))
+        });
+        let mut gaps = gaps.into_iter();
+        pieces
+            .iter()
+            .map(|piece| match piece.byte_count() {
+                0 => -gaps.next().unwrap(),
+                bytes => i64::from(bytes),
+            })
+            .collect()
     }
 
     #[test]
@@ -204,7 +263,7 @@ mod tests {
             outbox.push(piece(bytes), 1);
         }
         let mut pieces = Vec::new();
-        outbox.take(&mut pieces);
+        outbox.take(&mut pieces, |_| None);
         assert_eq!(pieces.len(), SEND_PIECE_COUNT_MAX);
         assert!(
             pieces

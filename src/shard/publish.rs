@@ -7,7 +7,7 @@ use super::room::{Gathered, Order, RoomIndex};
 use super::{Delivery, Quiet, Shard};
 use crate::bus::{Batch, BatchMessage, MessageKind, RoomName, Upstream};
 use crate::limits::{LANE_BYTES_MAX, ROOM_BATCH_BYTES_MAX, SERVER_HEADER_BYTES_MAX};
-use crate::protocol::{OpCode, Utf8Validator, encode_header, unmask_extend};
+use crate::protocol::{CloseReason, OpCode, Utf8Validator, encode_header, unmask_extend};
 
 /// A payload on its way into a room.
 pub(super) enum Payload<'a> {
@@ -32,11 +32,11 @@ impl Shard {
     /// Whether a message of `payload_bytes` may be published into `room` now. If not, its publisher waits.
     pub(super) fn has_publish_room(&mut self, room: RoomIndex, payload_bytes: usize) -> bool {
         let bytes = payload_bytes + SERVER_HEADER_BYTES_MAX;
-        if self
-            .ledger
-            .admit(self.gathered_bytes + bytes as u64)
-            .is_err()
-        {
+        // Where no output is held, none will ever be given back: what fills the budget then is input that waits for
+        // this very answer, so one message at a time goes.
+        let output_bytes = self.gathered_bytes + self.ledger.meter().bytes();
+        let admitted = self.ledger.admit(self.gathered_bytes + bytes as u64);
+        if admitted.is_err() && output_bytes > 0 {
             return false;
         }
         if self.delivery == Delivery::Inline {
@@ -137,16 +137,13 @@ impl Shard {
         }
     }
 
-    /// A publish of the admin API that this shard is to put in order.
-    pub(super) fn publish_from_bus(&mut self, room: RoomName, batch: Arc<Batch>) {
-        match self.rooms.find(&room) {
-            Some(index) if self.rooms[index].order == Order::Here => self.gather(index, &batch),
-            None if self.delivery == Delivery::Inline => {} // no member anywhere
-            _ => {
-                // The lease ended while this was on its way: the backplane orders the room now.
-                let bytes = u32::try_from(batch.bytes.len()).unwrap_or(u32::MAX);
-                self.forward(Upstream::Publish { room, batch }, bytes);
-            }
+    /// A publish of the admin API that this shard is to put in order. Without members, or without the lease, there was
+    /// nobody in the room when it was published: see [`crate::bus::Downstream::Publish`].
+    pub(super) fn publish_from_bus(&mut self, room: &RoomName, batch: &Batch) {
+        if let Some(index) = self.rooms.find(room)
+            && self.rooms[index].order == Order::Here
+        {
+            self.gather(index, batch);
         }
     }
 
@@ -219,10 +216,25 @@ impl Shard {
 
     /// The connection's publisher waits: it is not read until there is room for what it publishes.
     pub(super) fn pause_publisher(&mut self, index: u32) {
-        if self.connections[index].set_first(flag::PAUSED) {
+        let connection = &mut self.connections[index];
+        if connection.set_first(flag::PAUSED) {
             self.paused.push(index);
+        }
+        if connection.set_first(flag::READ_PAUSED) {
             self.counters.publishers_paused += 1;
             self.work.quiet.push_back(Quiet::ReadPause(index));
+        }
+    }
+
+    /// Lets the engine read the connection again, if it was told not to.
+    pub(super) fn resume_reading(&mut self, index: u32) {
+        let connection = &mut self.connections[index];
+        if connection.has(flag::READ_PAUSED) {
+            connection.clear(flag::READ_PAUSED);
+            // Nobody could hear it meanwhile, and that was not its fault.
+            connection.heard_ms = self.now.ms32();
+            connection.message_ms = self.now.ms32();
+            self.work.quiet.push_back(Quiet::ReadResume(index));
         }
     }
 
@@ -230,20 +242,25 @@ impl Shard {
     pub(super) fn resume_publishers(&mut self) {
         let waiting = std::mem::take(&mut self.paused);
         for index in waiting {
-            self.connections[index].clear(flag::PAUSED);
-            if self.connections[index].state != State::Open {
-                self.work.quiet.push_back(Quiet::ReadResume(index));
-                continue;
+            let connection = &mut self.connections[index];
+            if !connection.has(flag::PAUSED) {
+                continue; // it was closed for what another one published just now
             }
-            let room = self.connections[index].room;
+            let room = connection.room;
             if !self.has_publish_room(room, 0) {
-                self.connections[index].set(flag::PAUSED);
                 self.paused.push(index);
                 continue;
             }
+            self.connections[index].clear(flag::PAUSED);
             self.receive_unread(index);
-            if !self.connections[index].has(flag::PAUSED) {
-                self.work.quiet.push_back(Quiet::ReadResume(index));
+            let connection = &self.connections[index];
+            if connection.has(flag::PAUSED) || connection.state != State::Open {
+                continue;
+            }
+            if connection.has(flag::PEER_ENDED) {
+                self.cut(index, CloseReason::PeerGone);
+            } else {
+                self.resume_reading(index);
             }
         }
     }

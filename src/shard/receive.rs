@@ -53,6 +53,7 @@ impl Shard {
             }
             Stop::NeedMore | Stop::Wait | Stop::Ended => {}
         }
+        self.drop_empty_inbox(index);
     }
 
     /// Bytes came while earlier ones wait.
@@ -72,7 +73,6 @@ impl Shard {
             return;
         }
         self.receive_frames(index, bytes);
-        self.drop_empty_inbox(index);
     }
 
     /// Decodes what was kept.
@@ -82,7 +82,6 @@ impl Shard {
         };
         let unread = inbox.take_unread(&mut self.ledger);
         self.receive_frames(index, &unread);
-        self.drop_empty_inbox(index);
     }
 
     /// Keeps bytes that cannot be used yet. `owed`: whatever the limits say, since the engine bounds them.

@@ -8,7 +8,7 @@
 //! construction, and no timeout is noticed more than a second late.
 
 use super::connection::{State, flag};
-use super::outbox::{QUEUED_BYTES, Reserve};
+use super::outbox::Reserve;
 use super::{FanOut, HeartbeatMode, Quiet, Shard};
 use crate::bus::{DrainOrder, Upstream};
 use crate::protocol::dialect::raw::notice_reconnect;
@@ -95,6 +95,11 @@ impl Drain {
         self.done
     }
 
+    /// Whether nobody is served any more at all.
+    pub(super) const fn is_cut(&self) -> bool {
+        matches!(self.order, Some(DrainOrder::Cut))
+    }
+
     /// Whether nobody new is served any more.
     pub(super) const fn window_is_over(&self, now: Tick) -> bool {
         match self.order {
@@ -145,10 +150,10 @@ impl Shard {
         frame.extend_from_slice(&self.now.0.to_be_bytes());
         let encoded = Encoded::metered(frame, self.ledger.meter());
         let piece = Piece::whole(encoded.clone());
-        let limit = Reserve::Control.limit(self.options.connection_queue_bytes_max);
         let now_ms = self.now.ms32();
         let first_target = self.work.targets.len();
         for index in indexes {
+            let has_room = self.connection_has_room(index, piece.byte_count(), Reserve::Control);
             let connection = &mut self.connections[index];
             if connection.state != State::Open || connection.has(flag::AWAITING_PONG) {
                 continue;
@@ -159,7 +164,7 @@ impl Shard {
                 connection.queued_bytes = piece.byte_count();
                 connection.progress_ms = now_ms;
                 self.work.targets.push(index);
-            } else if connection.queued_bytes + piece.byte_count() + QUEUED_BYTES <= limit {
+            } else if has_room {
                 self.queue(index, piece.clone(), 0);
             } else {
                 continue; // the write stall timeout watches over a queue that full
@@ -201,13 +206,15 @@ impl Shard {
                     && progress_ms_ago >= options.write_stall_timeout_ms
                 {
                     self.cut(index, CloseReason::WriteStalled);
+                } else if connection.has(flag::READ_PAUSED) {
+                    // It cannot be heard: that it is silent tells nothing.
                 } else if connection.has(flag::AWAITING_PONG)
                     && marked_ms_ago >= options.pong_timeout_ms
                 {
-                    let alive_ms_ago = elapsed_ms(now_ms, connection.heard_ms).min(progress_ms_ago);
+                    let alive_ms_ago = elapsed_ms(now_ms, connection.heard_ms);
                     if alive_ms_ago >= options.pong_timeout_ms {
                         self.cut(index, CloseReason::HeartbeatLost);
-                    } else if elapsed_ms(now_ms, connection.heard_ms) < marked_ms_ago {
+                    } else if alive_ms_ago < marked_ms_ago {
                         connection.clear(flag::AWAITING_PONG); // it lives, though it answers no pings
                     }
                 } else if options.idle_timeout_ms > 0
@@ -220,8 +227,8 @@ impl Shard {
     }
 
     pub(super) fn drain_ordered(&mut self, order: DrainOrder) {
-        let was_closing = self.drain.is_closing();
-        if matches!(order, DrainOrder::Close { .. } | DrainOrder::Cut) && !was_closing {
+        let begins = !self.drain.is_closing() && !self.drain.is_done();
+        if begins && matches!(order, DrainOrder::Close { .. } | DrainOrder::Cut) {
             self.drain.began = self.now;
             self.drain.total = self.connections.count();
             self.work.quiet.push_back(Quiet::StopAccepting);

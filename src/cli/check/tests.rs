@@ -49,6 +49,7 @@ fn settings(flags: &[(&str, &str)]) -> Settings {
     }
     let machine = Machine {
         processors: vec![0, 1, 2, 3],
+        processor_quota_milli: None,
         open_files_max: 1 << 20,
         memory_bytes: 32 * GIB,
         hostname: "host".into(),

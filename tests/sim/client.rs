@@ -1,0 +1,231 @@
+//! A client by the book, unless it is told to be none: asks for an upgrade, sends messages, reads what comes.
+
+use std::collections::{HashSet, VecDeque};
+
+use throng::protocol::client::{Key, encode_key, encode_request, parse_response};
+use throng::protocol::{
+    OpCode, Role, decode_header, encode_client_header, parse_close, unmask_extend,
+};
+
+use crate::random::Random;
+
+/// A message's number: unique in a run.
+pub type MessageId = u32;
+
+/// Where the client is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    Asking,
+    Open,
+    /// A close frame, an HTTP refusal or the end of the stream has come, or it went by itself.
+    Gone,
+}
+
+/// What came, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    Message(MessageId),
+    Gap(u32),
+}
+
+#[derive(Debug)]
+pub struct Client {
+    pub shard: usize,
+    pub room: usize,
+    pub echo: bool,
+    pub notices: bool,
+    pub phase: Phase,
+    /// It does things that a server has to close it for.
+    pub is_faulty: bool,
+    /// It reads.
+    pub reads: bool,
+    /// Bytes for the server that the network has not carried yet.
+    pub outgoing: VecDeque<u8>,
+    /// What ends its stream once `outgoing` is carried: `Some(broken)`.
+    pub ending: Option<bool>,
+    pub heard: Vec<Heard>,
+    pub heard_ids: HashSet<MessageId>,
+    pub gaps_told: u32,
+    /// The run's event number when its upgrade was answered.
+    pub joined_at: Option<u64>,
+    /// How many messages somebody on its shard and in its room had received when it asked.
+    pub old_count: usize,
+    pub close_code: Option<u16>,
+    pub told_to_reconnect: bool,
+    pub pongs_due: u32,
+    pub pongs_heard: u32,
+    key: Key,
+    incoming: Vec<u8>,
+}
+
+impl Client {
+    pub fn new(shard: usize, room: usize, random: &mut Random) -> Self {
+        let key = encode_key([random.next(), random.next()]);
+        let (echo, notices) = (!random.one_in(4), !random.one_in(6));
+        let mut request = Vec::new();
+        let path = format!(
+            "/rooms/{}?echo={}&notices={}",
+            crate::world::ROOMS[room],
+            u8::from(echo),
+            u8::from(notices)
+        );
+        encode_request(&mut request, "throng.test", &path, &key);
+        Self {
+            shard,
+            room,
+            echo,
+            notices,
+            phase: Phase::Asking,
+            is_faulty: false,
+            reads: true,
+            outgoing: request.into(),
+            ending: None,
+            heard: Vec::new(),
+            heard_ids: HashSet::new(),
+            gaps_told: 0,
+            joined_at: None,
+            old_count: 0,
+            close_code: None,
+            told_to_reconnect: false,
+            pongs_due: 0,
+            pongs_heard: 0,
+            key,
+            incoming: Vec::new(),
+        }
+    }
+
+    /// Sends the message `id`, in one frame or in several with control frames in between.
+    pub fn publish(&mut self, id: MessageId, filler_bytes: usize, random: &mut Random) {
+        let text = random.one_in(2);
+        let mut payload = format!("#{id}:").into_bytes();
+        let filler = if text { "é" } else { "x" };
+        while payload.len() < filler_bytes {
+            payload.extend_from_slice(filler.as_bytes());
+        }
+        let mut opcode = if text { OpCode::Text } else { OpCode::Binary };
+        let mut rest = &payload[..];
+        loop {
+            let bytes = if random.one_in(3) {
+                random.between(0, rest.len())
+            } else {
+                rest.len()
+            };
+            let (front, behind) = rest.split_at(bytes);
+            rest = behind;
+            self.frame(rest.is_empty(), opcode, front, random);
+            if rest.is_empty() {
+                return;
+            }
+            opcode = OpCode::Continuation;
+            if random.one_in(3) {
+                self.ping(random);
+            }
+        }
+    }
+
+    pub fn ping(&mut self, random: &mut Random) {
+        self.pongs_due += 1;
+        self.frame(true, OpCode::Ping, b"are you there", random);
+    }
+
+    pub fn close(&mut self, random: &mut Random) {
+        self.frame(true, OpCode::Close, &1000u16.to_be_bytes(), random);
+    }
+
+    pub fn frame(&mut self, fin: bool, opcode: OpCode, payload: &[u8], random: &mut Random) {
+        let mask = (random.next() as u32).to_be_bytes();
+        let mut frame = Vec::new();
+        encode_client_header(&mut frame, fin, opcode, payload.len(), mask);
+        unmask_extend(&mut frame, payload, mask, 0);
+        self.outgoing.extend(frame);
+    }
+
+    /// It went: nothing that it hears or says from now on counts.
+    pub fn leave(&mut self) {
+        self.phase = Phase::Gone;
+    }
+
+    /// Takes bytes of the server in. `event` is the run's event number.
+    pub fn read(&mut self, bytes: &[u8], event: u64, random: &mut Random) {
+        self.incoming.extend_from_slice(bytes);
+        if self.phase == Phase::Asking {
+            match parse_response(&self.incoming, &self.key) {
+                Ok(None) => return,
+                Ok(Some(head_bytes)) => {
+                    self.incoming.drain(..head_bytes);
+                    self.phase = Phase::Open;
+                    self.joined_at = Some(event);
+                }
+                Err(error) => {
+                    assert!(
+                        matches!(error.status, Some(503)),
+                        "a good request was refused: {error}: {:?}",
+                        String::from_utf8_lossy(&self.incoming)
+                    );
+                    self.phase = Phase::Gone;
+                }
+            }
+        }
+        while self.phase == Phase::Open && self.read_frame(random) {}
+    }
+
+    fn read_frame(&mut self, random: &mut Random) -> bool {
+        let header =
+            decode_header(&self.incoming, Role::Client).expect("a server's frames are good");
+        let Some(header) = header else { return false };
+        let header_bytes = usize::from(header.header_bytes);
+        let end = header_bytes + usize::try_from(header.payload_bytes).unwrap();
+        if self.incoming.len() < end {
+            return false;
+        }
+        let payload = self.incoming[header_bytes..end].to_vec();
+        self.incoming.drain(..end);
+        assert!(header.fin, "a server's messages are whole");
+        match header.opcode {
+            OpCode::Text | OpCode::Binary => self.message(header.opcode, &payload),
+            OpCode::Ping => self.frame(true, OpCode::Pong, &payload, random),
+            OpCode::Pong => {
+                assert_eq!(payload, b"are you there");
+                self.pongs_heard += 1;
+            }
+            OpCode::Close => {
+                let (code, _) = parse_close(&payload).unwrap().expect("there is a reason");
+                self.close_code = Some(code);
+                self.phase = Phase::Gone;
+                assert!(
+                    self.incoming.is_empty(),
+                    "nothing comes behind a close frame"
+                );
+                self.frame(true, OpCode::Close, &code.to_be_bytes(), random);
+                self.ending = Some(false);
+            }
+            OpCode::Continuation => panic!("a server's messages are whole"),
+        }
+        true
+    }
+
+    fn message(&mut self, opcode: OpCode, payload: &[u8]) {
+        if payload.first() == Some(&b'{') {
+            assert!(self.notices, "it asked not to be told");
+            let notice: serde_json::Value = serde_json::from_slice(payload).unwrap();
+            match notice["type"].as_str() {
+                Some("gap") => {
+                    let missed = u32::try_from(notice["missed"].as_u64().unwrap()).unwrap();
+                    assert!(missed > 0);
+                    self.gaps_told += missed;
+                    self.heard.push(Heard::Gap(missed));
+                }
+                Some("reconnect") => self.told_to_reconnect = true,
+                other => panic!("{other:?}"),
+            }
+            return;
+        }
+        let text = String::from_utf8(payload.to_vec()).expect("all fillers are UTF-8");
+        let (id, filler) = text[1..].split_once(':').expect("#id:filler");
+        let expected = if opcode == OpCode::Text { 'é' } else { 'x' };
+        assert!(filler.chars().all(|filler| filler == expected));
+        let id = id.parse().unwrap();
+        assert!(self.heard_ids.insert(id), "message {id} came twice");
+        self.heard.push(Heard::Message(id));
+    }
+}

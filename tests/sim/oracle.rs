@@ -1,0 +1,143 @@
+//! What must be true of a run, whatever has happened in it.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use crate::client::{Heard, MessageId};
+use crate::world::{ROOMS, World};
+
+/// Who was told what, once nothing is on its way any more: nobody is left without a message or a notice.
+pub fn check_deliveries(world: &World) {
+    let heard_by_somebody: HashSet<MessageId> = world
+        .clients
+        .iter()
+        .flat_map(|client| client.heard_ids.iter().copied())
+        .collect();
+    let live: BTreeMap<_, _> = world.live().collect();
+    for (&index, client) in &live {
+        let joined_at = client.joined_at.expect("it is in");
+        let (mut owed, mut possible) = (0, 0);
+        for (id, message) in (0..).zip(&world.messages) {
+            let is_own = message.sender == Some(index);
+            if message.room != client.room
+                || client.heard_ids.contains(&id)
+                || is_own && !client.echo
+            {
+                continue;
+            }
+            possible += 1;
+            let was_taken = message
+                .sender
+                .is_none_or(|sender| live.contains_key(&sender))
+                || heard_by_somebody.contains(&id);
+            owed += u32::from(message.event > joined_at && was_taken);
+        }
+        if client.notices {
+            assert!(
+                owed <= client.gaps_told,
+                "client {index} misses {owed} messages, and was told of {}",
+                client.gaps_told
+            );
+        }
+        assert!(
+            client.gaps_told <= possible,
+            "client {index} was told of {} messages, and misses {possible}",
+            client.gaps_told
+        );
+        assert!(
+            client.pongs_heard <= client.pongs_due,
+            "client {index} got pongs that it did not ask for"
+        );
+    }
+    let told: u64 = world.clients.iter().map(|c| u64::from(c.gaps_told)).sum();
+    let dropped: u64 = world
+        .shards
+        .iter()
+        .flat_map(|shard| shard.counters().dropped)
+        .sum();
+    assert!(told <= dropped, "told of {told}, counted {dropped}");
+}
+
+/// Nobody gets what was old on its shard before it asked to be let in.
+pub fn check_nothing_old(world: &World) {
+    for (index, client) in world.clients.iter().enumerate() {
+        let Some(seen) = world.seen.get(&(client.shard, client.room)) else {
+            continue;
+        };
+        for id in &seen.order[..client.old_count] {
+            assert!(
+                !client.heard_ids.contains(id),
+                "client {index} got message {id}, which is older than its request"
+            );
+        }
+    }
+}
+
+/// All members of a room, on all shards, agree on one order; and nobody hears another room.
+pub fn check_one_order(world: &World) {
+    for room in 0..ROOMS.len() {
+        let mut next: BTreeMap<MessageId, BTreeSet<MessageId>> = BTreeMap::new();
+        for client in &world.clients {
+            if client.room != room {
+                continue;
+            }
+            let messages: Vec<_> = client
+                .heard
+                .iter()
+                .filter_map(|heard| match *heard {
+                    Heard::Message(id) => Some(id),
+                    Heard::Gap(_) => None,
+                })
+                .collect();
+            for id in &messages {
+                assert_eq!(world.messages[*id as usize].room, room, "another room's");
+                next.entry(*id).or_default();
+            }
+            for pair in messages.windows(2) {
+                next.entry(pair[0]).or_default().insert(pair[1]);
+            }
+        }
+        // One order exists if and only if "heard right before" has no circle.
+        let mut before: BTreeMap<MessageId, usize> = next.keys().map(|id| (*id, 0)).collect();
+        for id in next.values().flatten() {
+            *before.get_mut(id).expect("everything heard is a node") += 1;
+        }
+        let mut ready: Vec<_> = before
+            .iter()
+            .filter_map(|(id, count)| (*count == 0).then_some(*id))
+            .collect();
+        let mut ordered_count = 0;
+        while let Some(id) = ready.pop() {
+            ordered_count += 1;
+            for behind in &next[&id] {
+                let count = before.get_mut(behind).expect("a node");
+                *count -= 1;
+                if *count == 0 {
+                    ready.push(*behind);
+                }
+            }
+        }
+        assert_eq!(
+            ordered_count,
+            next.len(),
+            "the members of room {} disagree on the order",
+            ROOMS[room]
+        );
+        check_senders_order(world, room);
+    }
+}
+
+/// What one sender publishes stays in its order.
+fn check_senders_order(world: &World, room: usize) {
+    for client in world.clients.iter().filter(|client| client.room == room) {
+        let mut last: BTreeMap<Option<usize>, MessageId> = BTreeMap::new();
+        for heard in &client.heard {
+            let Heard::Message(id) = *heard else { continue };
+            let sender = world.messages[id as usize].sender;
+            let before = last.insert(sender, id);
+            assert!(
+                sender.is_none() || before.is_none_or(|before| before < id),
+                "a sender's messages changed places"
+            );
+        }
+    }
+}
