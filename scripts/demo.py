@@ -31,7 +31,8 @@ METRICS = (
     "throng_messages_received_total",
     "throng_deliveries_total",
     "throng_publish_to_deliver_seconds_count",
-    "throng_process_memory_per_connection_bytes",
+    "throng_queued_bytes{",
+    "process_resident_memory_bytes",
 )
 BOLD, PLAIN = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
 WAIT_S = 20
@@ -216,12 +217,12 @@ async def main():
         await asyncio.gather(*(person.task for person in people))
     for person in sorted(people, key=lambda person: person.closed_at):
         say(
-            f"{person.name:<5} after {person.closed_at - began:4.2f} s: told {json.dumps(person.told)}, "
-            f"closed with {person.socket.close_code}"
+            f"after {person.closed_at - began:4.2f} s: {person.name:<4} is told to reconnect after "
+            f"{person.told['after_ms'] if person.told else '?'} ms, and closed with {person.socket.close_code}"
         )
     if node:
         events = [await node_event(node), await node_event(node)]
-        say(f"Node  told {events[0]['data']}, closed with {events[1]['code']}")
+        say(f"and Node hears {events[0]['data']}, and is closed with {events[1]['code']}")
         assert events[1]["code"] == 1012
         await asyncio.wait_for(node.wait(), WAIT_S)
     assert all(person.told and person.socket.close_code == 1012 for person in people), "somebody was not told"

@@ -10,6 +10,10 @@ cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib/common.sh
 . scripts/lib/common.sh
 
+# The program takes no variable beginning with THRONG_ that is not a setting of its own.
+BINARY=${THRONG_BIN:-}
+unset THRONG_BIN
+
 STAY=no
 for argument in "$@"; do
     case $argument in
@@ -23,7 +27,7 @@ for argument in "$@"; do
 done
 
 step "1. What is needed"
-if [ -z "${THRONG_BIN:-}" ]; then
+if [ -z "$BINARY" ]; then
     need_rust
     need_linker
     note "$(cargo --version)"
@@ -38,12 +42,12 @@ else
     note "no node: only Python clients will talk"
 fi
 
-if [ -z "${THRONG_BIN:-}" ]; then
+if [ -z "$BINARY" ]; then
     step "2. Building (release, with link-time optimisation: some minutes the first time)"
     cargo build --release --locked --bin throng
-    THRONG_BIN=${CARGO_TARGET_DIR:-target}/release/throng
+    BINARY=${CARGO_TARGET_DIR:-target}/release/throng
 fi
-"$THRONG_BIN" --version >/dev/null || fail "$THRONG_BIN does not run"
+"$BINARY" --version >/dev/null || fail "$BINARY does not run"
 
 port() { "$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 LISTEN=127.0.0.1:${LISTEN_PORT:-$(port)}
@@ -53,7 +57,7 @@ SHARDS=$(nproc)
 [ "$SHARDS" -le 8 ] || SHARDS=8
 WINDOW=3s
 
-SERVE=("$THRONG_BIN" serve --listen "$LISTEN" --admin "$ADMIN" --shards "$SHARDS" --drain-window-ms "$WINDOW")
+SERVE=("$BINARY" serve --listen "$LISTEN" --admin "$ADMIN" --shards "$SHARDS" --drain-window-ms "$WINDOW")
 
 if [ "$STAY" = yes ]; then
     step "Running until Ctrl-C: $SHARDS shards, no Redis"
@@ -68,7 +72,7 @@ if [ "$STAY" = yes ]; then
      who is where      curl http://$ADMIN/v1/rooms
      each shard        curl http://$ADMIN/v1/stats
      metrics           curl http://$ADMIN/metrics
-     a stranger's port curl -i http://$LISTEN/health
+     health            curl -i http://$LISTEN/health
 
    Ctrl-C tells every client to reconnect, closes them within $WINDOW, and ends with exit code 0.
 

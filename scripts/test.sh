@@ -8,7 +8,8 @@
 # Exit status: 0 when everything that could run passed; 1 when a step failed. A step that lacks a tool which cannot be
 # installed here is skipped, loudly, and listed again at the end; THRONG_STRICT=1 makes a skip a failure.
 #
-# THRONG_SEED       seed of the simulation sweep (default: from the commit's hash)
+# THRONG_SIM_FIRST  first seed of the simulation's sweep (default: from the commit's hash)
+# THRONG_SIM_RUNS   seeds that it looks at (default 1000)
 # THRONG_WSTEST     the Autobahn suite's `wstest`, if it is somewhere already
 # THRONG_FUZZ_S     seconds for each fuzz target (default 10)
 set -uo pipefail
@@ -70,13 +71,12 @@ unit() { nextest --workspace; }
 
 doctest() { cargo test --doc --workspace --locked; }
 
-# The simulation from a seed of its own for every commit. A failure prints the seed and the step.
+# The simulation, over seeds of its own for every commit. A failure prints the seed and the step.
 sweep() {
-    [ -e tests/sim.rs ] || [ -d tests/sim ] || skip "there is no simulation" || return
-    local seed
-    seed=${THRONG_SEED:-$((16#$(git rev-parse --short=15 HEAD 2>/dev/null || echo 1)))}
-    note "THRONG_SEED=$seed"
-    THRONG_SEED=$seed THRONG_SWEEP=${THRONG_SWEEP:-200} nextest -p throng --test sim
+    local first
+    first=${THRONG_SIM_FIRST:-$((16#$(git rev-parse --short=12 HEAD 2>/dev/null || echo 1)))}
+    note "THRONG_SIM_FIRST=$first THRONG_SIM_RUNS=${THRONG_SIM_RUNS:-1000}"
+    THRONG_SIM_FIRST=$first THRONG_SIM_RUNS=${THRONG_SIM_RUNS:-1000} nextest -p throng --test sim
 }
 
 build() { cargo build --locked -p throng --bin throng; }
@@ -165,7 +165,7 @@ run_step() {
 
 case ${1:-all} in
     -h | --help)
-        sed -n '2,13s/^# \{0,1\}//p' "$0"
+        sed -n '2,14s/^# \{0,1\}//p' "$0"
         exit 0
         ;;
     all) STEPS=("${ALL[@]}") ;;

@@ -381,29 +381,6 @@ fn the_house_is_tidy() {
     assert!(report.is_empty(), "\n{report}");
 }
 
-#[test]
-fn every_metric_is_documented() {
-    let names = fs::read_to_string(repository().join("src/metrics/names.rs"))
-        .expect("the home of metric names");
-    let names: Vec<&str> = names
-        .split('"')
-        .filter(|text| {
-            text.starts_with("throng_")
-                && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
-        })
-        .collect();
-    assert!(names.len() > 20, "metric names were not found: {names:?}");
-    let documents: String = files_below(&repository().join("docs"), "md")
-        .iter()
-        .map(|path| fs::read_to_string(path).expect("a document is text"))
-        .collect();
-    let missing: Vec<_> = names
-        .iter()
-        .filter(|name| !has_word(&documents, &format!("`{name}`")))
-        .collect();
-    assert!(missing.is_empty(), "not in docs/: {missing:?}");
-}
-
 // --- each rule finds something --------------------------------------------------------------------------------------
 
 #[track_caller]

@@ -17,9 +17,23 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+const EXAMPLES: &str = "\
+Examples, with a server on port 8080 whose process is $PID:
+  throng-load idle --target ws://127.0.0.1:8080 --steps 4000,16000 --server-pid $PID
+  throng-load echo --target ws://127.0.0.1:8080 --connections 500 --in-flight 16 --bytes 64
+  throng-load fanout --target ws://127.0.0.1:8080 --members 5000 --rate 20 --expect lost=0 --expect 'latency_p99_ms<50'
+  throng-load churn --target ws://127.0.0.1:8080 --connections 200000 --end close-frame --json churn.json
+  throng-load slow --target ws://127.0.0.1:8080 --readers 1000 --stalled 1000 --bytes 8192
+
+A bare loop to compare with, and the same load on it:
+  throng-load floor epoll-echo --listen 127.0.0.1:9001 --core 1 &
+  throng-load echo --target ws://127.0.0.1:9001 --core 0 --server-pid $!
+
+Exit codes: 0 all is well; 1 something was lost, broke, or fell short of --expect; 2 the command cannot be carried out.";
+
 /// Loads a WebSocket room server, checks every delivery, and says what it cost.
 #[derive(Debug, Parser)]
-#[command(name = "throng-load", version)]
+#[command(name = "throng-load", version, after_help = EXAMPLES)]
 struct CommandLine {
     #[command(subcommand)]
     command: Command,

@@ -81,6 +81,7 @@ impl Report {
             usage.cpu_us / 1e6 / usage.seconds.max(1e-9),
         );
         self.figure("server_busiest_thread_share", usage.busiest_share);
+        self.figure("server_waited_share", usage.wait_share);
         self.count("server_rss_before_bytes", before.rss_bytes);
         self.count("server_rss_after_bytes", after.rss_bytes);
         self.count("server_pss_after_bytes", after.pss_bytes);

@@ -18,8 +18,8 @@ pub struct Sample {
     pub user_ticks: u64,
     /// System time of all threads, `/proc/PID/stat`, clock ticks.
     pub system_ticks: u64,
-    /// Each thread's id, name, and processor time in nanoseconds.
-    pub threads: Vec<(u32, String, u64)>,
+    /// Each thread.
+    pub threads: Vec<Thread>,
     /// Resident bytes.
     pub rss_bytes: u64,
     /// Proportional resident bytes: shared pages divided by their users.
@@ -34,6 +34,62 @@ pub struct Sample {
     pub tcp_memory_bytes: u64,
     /// The kernel's slab memory, all of it.
     pub slab_bytes: u64,
+}
+
+/// What a thread used up to one moment.
+#[derive(Debug, Clone, Serialize)]
+pub struct Thread {
+    /// Its id.
+    pub id: u32,
+    /// Its name.
+    pub name: String,
+    /// Processor time, nanoseconds.
+    pub cpu_ns: u64,
+    /// Time for which it could have run, but others had its processor, nanoseconds.
+    pub wait_ns: u64,
+}
+
+/// The threads of process `pid` now, by their `schedstat`.
+pub fn threads(pid: u32) -> Vec<Thread> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Vec::new();
+    };
+    let read = |path: std::path::PathBuf| {
+        let id = path.file_name()?.to_str()?.parse().ok()?;
+        let schedstat = fs::read_to_string(path.join("schedstat")).ok()?; // gone when the thread has ended
+        let mut fields = schedstat
+            .split_whitespace()
+            .map_while(|field| field.parse().ok());
+        let name = fs::read_to_string(path.join("comm"))
+            .unwrap_or_default()
+            .trim()
+            .to_owned();
+        Some(Thread {
+            id,
+            name,
+            cpu_ns: fields.next()?,
+            wait_ns: fields.next()?,
+        })
+    };
+    tasks
+        .flatten()
+        .filter_map(|task| read(task.path()))
+        .collect()
+}
+
+/// The most that one thread ran, and the most that one thread waited for its processor, each as a share of `seconds`.
+pub fn busiest(before: &[Thread], after: &[Thread], seconds: f64) -> (f64, f64) {
+    let mut most = (0, 0);
+    for thread in after {
+        let earlier = before
+            .iter()
+            .find(|earlier| earlier.id == thread.id)
+            .map_or((0, 0), |found| (found.cpu_ns, found.wait_ns));
+        most.0 = most.0.max(thread.cpu_ns.saturating_sub(earlier.0));
+        most.1 = most.1.max(thread.wait_ns.saturating_sub(earlier.1));
+    }
+    let share = |ns: u64| ns as f64 / 1e9 / seconds.max(1e-9);
+    (share(most.0), share(most.1))
 }
 
 /// Reads a sample of process `pid`.
@@ -53,28 +109,8 @@ pub fn sample(pid: u32) -> Result<Sample, Failure> {
         system_ticks,
         ..Sample::default()
     };
-    if let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) {
-        for task in tasks.flatten() {
-            let path = task.path();
-            let Some(id) = path
-                .file_name()
-                .and_then(|name| name.to_str()?.parse().ok())
-            else {
-                continue;
-            };
-            let Ok(schedstat) = fs::read_to_string(path.join("schedstat")) else {
-                continue;
-            }; // it has ended
-            let name = fs::read_to_string(path.join("comm")).unwrap_or_default();
-            let cpu_ns = schedstat
-                .split_whitespace()
-                .next()
-                .and_then(|field| field.parse().ok())
-                .unwrap_or(0);
-            sample.cpu_ns += cpu_ns;
-            sample.threads.push((id, name.trim().to_owned(), cpu_ns));
-        }
-    }
+    sample.threads = threads(pid);
+    sample.cpu_ns = sample.threads.iter().map(|thread| thread.cpu_ns).sum();
     let rollup = read(&format!("/proc/{pid}/smaps_rollup"))?;
     sample.rss_bytes = kib_field(&rollup, "Rss:");
     sample.pss_bytes = kib_field(&rollup, "Pss:");
@@ -122,6 +158,8 @@ pub struct Usage {
     pub user_share: f64,
     /// Processor time of the busiest thread by wall time: 1 is a full core.
     pub busiest_share: f64,
+    /// The most that a thread waited for its processor while others had it, by wall time.
+    pub wait_share: f64,
 }
 
 impl Usage {
@@ -130,19 +168,13 @@ impl Usage {
         let seconds = after.at_ns.saturating_sub(before.at_ns) as f64 / 1e9;
         let user = after.user_ticks.saturating_sub(before.user_ticks) as f64;
         let system = after.system_ticks.saturating_sub(before.system_ticks) as f64;
-        let busiest_ns = after.threads.iter().map(|(id, _, cpu_ns)| {
-            let earlier = before
-                .threads
-                .iter()
-                .find(|(earlier_id, ..)| earlier_id == id)
-                .map_or(0, |found| found.2);
-            cpu_ns.saturating_sub(earlier)
-        });
+        let (busiest_share, wait_share) = busiest(&before.threads, &after.threads, seconds);
         Self {
             seconds,
             cpu_us: after.cpu_ns.saturating_sub(before.cpu_ns) as f64 / 1e3,
             user_share: user / (user + system).max(1.0),
-            busiest_share: busiest_ns.max().unwrap_or(0) as f64 / 1e9 / seconds.max(1e-9),
+            busiest_share,
+            wait_share,
         }
     }
 }

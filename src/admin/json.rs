@@ -147,7 +147,7 @@ fn totals(all: &ShardSnapshot, node: &NodeSnapshot) -> Value {
     let mut value = figures(all);
     value.insert("connection_skew".into(), json!(node.connection_skew()));
     value.insert("budget_used".into(), json!(node.budget_used()));
-    value.insert("rooms".into(), json!(node.backplane.rooms));
+    value.insert("rooms".into(), json!(node.rooms()));
     Value::Object(value)
 }
 

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use crate::bus::{Batch, BatchMessage, MessageKind};
+use crate::protocol::{OpCode, encode_header};
 use crate::time::Tick;
 
 use super::Answer;
-use frame_header::{OpCode, encode_header};
 
 /// What is sent as one message: its kind, and a batch of one without a sender.
 ///
@@ -60,39 +60,6 @@ pub fn batch(
         messages: vec![message],
         published: now,
     }))
-}
-
-/// The frame header of `protocol`, by the same signature.
-mod frame_header {
-    /// The data opcodes (RFC 6455 §5.2).
-    #[derive(Clone, Copy)]
-    #[repr(u8)]
-    pub enum OpCode {
-        Text = 1,
-        Binary = 2,
-    }
-
-    /// Appends the header of an unmasked frame (RFC 6455 §5.2) and says how many bytes it has.
-    #[allow(clippy::cast_possible_truncation)] // each arm has checked the length
-    pub fn encode_header(out: &mut Vec<u8>, fin: bool, opcode: OpCode, payload_bytes: usize) -> u8 {
-        out.push(u8::from(fin) << 7 | opcode as u8);
-        match payload_bytes {
-            0..=125 => {
-                out.push(payload_bytes as u8);
-                2
-            }
-            126..=0xffff => {
-                out.push(126);
-                out.extend_from_slice(&(payload_bytes as u16).to_be_bytes());
-                4
-            }
-            _ => {
-                out.push(127);
-                out.extend_from_slice(&(payload_bytes as u64).to_be_bytes());
-                10
-            }
-        }
-    }
 }
 
 #[cfg(test)]

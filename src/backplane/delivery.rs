@@ -21,7 +21,8 @@ pub struct Options {
     pub room_count_max: u32,
     /// Whether a room's only shard may order it itself.
     pub leases: bool,
-    /// Whether the node's only shard orders every room itself and tells nobody of its interest.
+    /// The node's only shard orders every room itself and tells of none of them: what the admin API publishes goes to
+    /// it, whatever the room. With one shard only.
     pub inline: bool,
     /// Between probes to a shard.
     pub probe_interval_ms: u32,
@@ -124,6 +125,10 @@ impl Backplane {
             (1..=SHARD_COUNT_MAX).contains(&shard_count),
             "{shard_count} shards"
         );
+        assert!(
+            !options.inline || shard_count == 1,
+            "only a shard that is alone is inline"
+        );
         Self {
             table: InterestTable::new(options.leases, seed),
             stalled: StalledLanes::default(),
@@ -165,6 +170,7 @@ impl Backplane {
         now: Tick,
     ) -> Offered {
         assert!(self.accepts(from), "a stalled lane is not read");
+        self.assert_drained();
         let plan = Plan::new(&self.table, from, &envelope);
         let blocked = plan.blocked(self.stalled.claims(), lanes);
         if blocked.is_empty() {
@@ -179,6 +185,7 @@ impl Backplane {
     /// Handles the oldest stalled envelope that may go by now. False: none may; else there may be more, after the
     /// actions have been performed.
     pub fn retry(&mut self, lanes: &impl LaneRoom, now: Tick) -> bool {
+        self.assert_drained();
         let table = &self.table;
         let ready = self.stalled.take_ready(|from, envelope, claimed| {
             let plan = Plan::new(table, from, envelope);
@@ -204,9 +211,11 @@ impl Backplane {
         batch: &Arc<Batch>,
         lanes: &impl LaneRoom,
     ) -> Result<(), BusFull> {
-        let route = match self.options.inline {
-            true => Route::Order(CoreId(0)),
-            false => self.table.route(room),
+        self.assert_drained();
+        let route = if self.options.inline {
+            Route::Order(CoreId(0))
+        } else {
+            self.table.route(room)
         };
         let plan = Plan::publish(route, batch);
         if !plan.blocked(self.stalled.claims(), lanes).is_empty() {
@@ -301,15 +310,20 @@ impl Backplane {
         let shard_count = usize::from(self.options.shard_count);
         self.table
             .check_invariants(shard_count, self.options.room_count_max as usize);
-        assert!(
-            self.actions.is_empty(),
-            "actions are drained before the next input"
-        );
+        self.assert_drained();
         assert!(self.stalled.count() <= shard_count);
         assert!(
             self.questions_open
                 .iter()
                 .all(|open| *open <= SHARD_QUESTION_COUNT_MAX)
+        );
+    }
+
+    /// What an earlier input sends would be missing in the view of the lanes.
+    fn assert_drained(&self) {
+        assert!(
+            self.actions.is_empty(),
+            "actions are drained before the next input"
         );
     }
 
@@ -518,8 +532,8 @@ mod tests {
                 &Lanes::default(),
                 NOW,
             );
+            while backplane.poll_action().is_some() {}
         }
-        while backplane.poll_action().is_some() {}
         backplane
     }
 
@@ -597,6 +611,7 @@ mod tests {
         assert!(backplane.retry(&Lanes::default(), NOW));
         assert_eq!(sent(&mut backplane), [(0, 10), (1, 10), (2, 10)]);
         assert!(backplane.retry(&Lanes::default(), NOW));
+        assert_eq!(sent(&mut backplane), [(0, 1), (1, 1), (2, 1)]);
         assert!(!backplane.retry(&Lanes::default(), NOW));
     }
 
@@ -697,6 +712,26 @@ mod tests {
         let full = Lanes([(1, (0, 0))].into());
         assert_eq!(backplane.publish(&room(), &batch(1), &full), Err(BusFull));
         assert!(backplane.poll_action().is_none());
+    }
+
+    #[test]
+    fn a_shard_that_is_alone_gets_every_admin_publish_though_it_tells_of_no_room() {
+        let options = Options {
+            inline: true,
+            ..Options::new(1, 10)
+        };
+        let mut backplane = Backplane::new(options, 1, NOW);
+        backplane
+            .publish(&room(), &batch(3), &Lanes::default())
+            .unwrap();
+        assert!(matches!(
+            backplane.poll_action(),
+            Some(Action::Send {
+                to: A,
+                envelope: Downstream::Publish { .. },
+                bytes: 3
+            })
+        ));
     }
 
     #[test]

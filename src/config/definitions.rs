@@ -227,7 +227,7 @@ pub static DEFINITIONS: &[Definition] = &[
         Group::Cores,
         count("shards", any(1, SHARD_COUNT_MAX as u64)),
         "auto",
-        "Cores that hold connections. auto: one less than there are processors, at least 1.",
+        "Cores that hold connections. auto: one less than the processors (and no more than a control group's quota allows), at least 1.",
         |draft, value| draft.shards = value.number().map(|number| number as usize),
     )
     .or("auto"),

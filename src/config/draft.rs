@@ -78,6 +78,12 @@ impl Draft {
             0 => machine.processors.len(),
             count => count,
         };
+        // Cores that a quota stops together are no cores: only as many as it can keep busy.
+        let quota = machine
+            .processor_quota_milli
+            .map(|milli| milli.div_ceil(1_000));
+        let quota = quota.and_then(|count| usize::try_from(count).ok());
+        let processor_count = quota.map_or(processor_count, |quota| processor_count.min(quota));
         settings.shards = self.shards.unwrap_or_else(|| {
             processor_count
                 .saturating_sub(1)

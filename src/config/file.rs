@@ -31,7 +31,10 @@ pub(super) fn read(name: &str, text: &str) -> FileContent {
         content.mistakes.push(Mistake {
             place: lines.place(error.span().map_or(0, |span| span.start)),
             problem: format!("not TOML: {}", error.message()),
-            instead: "write KEY = VALUE, with texts in quotes".into(),
+            instead: match error.message() {
+                "duplicate key" => "write it once".into(),
+                _ => "write KEY = VALUE, with texts in quotes".into(),
+            },
         });
     }
     for (key, value) in table.get_ref() {

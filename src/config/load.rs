@@ -71,6 +71,7 @@ pub fn load(
         read_key_file(&path, &read_file, &mut draft, &mut mistakes);
     }
 
+    mistakes.sort_by_key(line);
     let settings = draft.finish(machine);
     let mut effective = Effective {
         entries,
@@ -88,6 +89,12 @@ pub fn load(
     } else {
         Err(mistakes)
     }
+}
+
+/// The line of the file that a mistake is in; 0 for those elsewhere.
+fn line(mistake: &Mistake) -> usize {
+    let line = mistake.place.rsplit_once(':').map(|(_, line)| line.parse());
+    line.and_then(Result::ok).unwrap_or_default()
 }
 
 /// All that was said, by rank.

@@ -42,18 +42,20 @@ impl fmt::Display for Mistake {
 
 /// The candidate nearest to `word`, if it is near enough to be what was meant.
 ///
-/// Near is an edit distance of a third of the word's length, or one name holding the other.
+/// Near is an edit distance of a third of the length, of two in all but short words, or one name holding the other.
 pub(super) fn nearest<'a>(
     word: &str,
     candidates: impl Iterator<Item = &'a str>,
 ) -> Option<&'a str> {
     let held =
         |candidate: &str| word.len() >= 4 && (candidate.contains(word) || word.contains(candidate));
+    let near = |candidate: &str| match word.len().max(candidate.len()) {
+        length @ ..=4 => length / 3,
+        length => (length / 3).max(2), // two neighbours swapped are two edits
+    };
     candidates
         .map(|candidate| (edit_distance(word, candidate), candidate))
-        .filter(|&(distance, candidate)| {
-            distance <= word.len().max(candidate.len()) / 3 || held(candidate)
-        })
+        .filter(|&(distance, candidate)| distance <= near(candidate) || held(candidate))
         .min_by_key(|&(distance, _)| distance)
         .map(|(_, candidate)| candidate)
 }
@@ -93,6 +95,7 @@ mod tests {
             nearest("ping_interval", names.into_iter()),
             Some("ping_interval_ms")
         );
+        assert_eq!(nearest("lisetn", names.into_iter()), Some("listen"));
         assert_eq!(nearest("colour", names.into_iter()), None);
     }
 }

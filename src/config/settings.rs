@@ -104,6 +104,8 @@ pub enum LogFormat {
 pub struct Machine {
     /// The processors that the process may run on.
     pub processors: Vec<u32>,
+    /// Processor time that its control groups allow, in thousandths of a processor; `None`: all of it.
+    pub processor_quota_milli: Option<u64>,
     /// Descriptors that one table may hold: the hard limit, which `serve` raises the soft one to.
     pub open_files_max: u64,
     /// Memory that the process may use: the machine's, or the least of its control groups'.

@@ -11,6 +11,7 @@ use crate::shard::HeartbeatMode;
 fn machine() -> Machine {
     Machine {
         processors: vec![0, 1, 2, 3],
+        processor_quota_milli: None,
         open_files_max: 20_000,
         memory_bytes: 8 << 30,
         hostname: "web 1".into(),
@@ -239,7 +240,7 @@ fn mistakes_in_room_rules_name_their_lines() {
         .collect();
     assert_eq!(
         starts,
-        ["t.toml:2", "t.toml:3", "t.toml:4", "t.toml:8", "t.toml:6"],
+        ["t.toml:2", "t.toml:3", "t.toml:4", "t.toml:6", "t.toml:8"],
         "{mistakes:#?}"
     );
 }
@@ -329,6 +330,35 @@ fn more_shards_than_processors_are_allowed_but_not_more_than_ids() {
     assert!(mistake_of("shards = 251").contains("write 250"));
     assert_eq!(from_file("cores = \"1\"").shards, 1);
     assert_eq!(from_file("cores = \"0-2\"").shards, 2);
+}
+
+#[test]
+fn automatic_shards_stay_within_the_processor_quota() {
+    for (quota_milli, shards) in [
+        (None, 3),
+        (Some(9_000), 3),
+        (Some(2_500), 2),
+        (Some(500), 1),
+    ] {
+        let machine = Machine {
+            processor_quota_milli: quota_milli,
+            ..machine()
+        };
+        let no_file = |_: &str| Err(io::Error::from(io::ErrorKind::NotFound));
+        let loaded = load(&ServeArgs::default(), std::iter::empty(), no_file, &machine);
+        assert_eq!(loaded.unwrap().0.shards, shards, "{quota_milli:?}");
+    }
+}
+
+#[test]
+fn mistakes_in_a_file_are_told_by_their_lines() {
+    let mistakes = mistakes_of("shards = 0\nx = 1\nheartbeat = 3\nshards = 2\nadmin = 1\n");
+    let lines: Vec<&str> = mistakes.iter().map(|line| &line[..8]).collect();
+    assert_eq!(
+        lines,
+        ["t.toml:1", "t.toml:2", "t.toml:3", "t.toml:4", "t.toml:5"]
+    );
+    assert!(mistakes[3].contains("write it once"), "{}", mistakes[3]);
 }
 
 #[test]

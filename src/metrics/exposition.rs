@@ -125,7 +125,7 @@ fn encode_connections(families: &mut Families<'_, '_>, node: &NodeSnapshot) -> f
     });
     families.labelled_counter(&names::CONNECTIONS_CLOSED, "reason", closed)?;
     families.shards_gauge(&names::ROOMS, |shard| shard.gauges.rooms)?;
-    families.gauge(&names::NODE_ROOMS, node.backplane.rooms)?;
+    families.gauge(&names::NODE_ROOMS, node.rooms())?;
     families.gauge(&names::NODE_ROOMS_LEASED, node.backplane.rooms_leased)
 }
 

@@ -82,6 +82,15 @@ impl NodeSnapshot {
         }
     }
 
+    /// Rooms with members on any shard. A shard that is alone tells the backplane of none, and knows them all.
+    #[must_use]
+    pub fn rooms(&self) -> u64 {
+        match self.shards.as_slice() {
+            [alone] => alone.snapshot.gauges.rooms,
+            _ => self.backplane.rooms,
+        }
+    }
+
     /// Bytes charged on all shards over the node's budget; 0 without a budget.
     #[must_use]
     #[allow(clippy::cast_precision_loss)] // a ratio for people

@@ -62,6 +62,15 @@ impl Encoded {
     }
 }
 
+#[cfg(test)]
+impl Encoded {
+    /// The buffer, if nobody else holds it: how tests see that the ring has let go.
+    pub(crate) fn reclaim(self) -> Option<Vec<u8>> {
+        let mut inner = Rc::try_unwrap(self.0).ok()?;
+        Some(std::mem::take(&mut inner.bytes))
+    }
+}
+
 /// A part of an [`Encoded`]: the unit of a vectored send.
 #[derive(Clone, Debug)]
 pub struct Piece {

@@ -16,12 +16,11 @@ use super::process::ProcessReader;
 use super::ring::WakeHandle;
 use super::shard_core::Waker;
 use crate::admin::{self, Admin, Figures, Health, Outcome};
-use crate::backplane::{Action, Backplane, LaneRoom};
+use crate::backplane::{self, Action, Backplane, LaneRoom, Ports};
 use crate::bus::{
     Batch, Bell, CoreId, Downstream, LaneReader, LaneWriter, Question, RoomName, Upstream,
 };
 use crate::drain::{Drain, Phase};
-use crate::limits::{LANE_BYTES_MAX, LANE_TURN_ENVELOPE_COUNT_MAX};
 use crate::metrics::{BackplaneSnapshot, Log2Histogram, ShardLanes};
 use crate::time::Tick;
 
@@ -55,6 +54,8 @@ pub(super) struct BackplaneCore {
     pub admin: Admin,
     pub process: ProcessReader,
     pub turn: Log2Histogram,
+    /// The shard whose lane is looked at first; another one each turn.
+    pub first: usize,
 }
 
 /// What the loop needs beside it.
@@ -66,16 +67,19 @@ pub(super) struct Surroundings {
     pub stop_requests: Arc<AtomicU32>,
     /// Set for the shards when the process ends.
     pub stop: Arc<AtomicBool>,
-    pub admin_listener: Option<(std::net::TcpListener, http::Options)>,
+    pub admin_listener: Option<AdminListener>,
 }
 
+/// The admin listener's socket, and what its HTTP is told.
+pub(super) type AdminListener = (std::net::TcpListener, http::Options);
+
 /// Runs until the node has stopped. Returns the process's exit code.
-pub(super) async fn run(core: BackplaneCore, around: Surroundings) -> Result<u8, String> {
+pub(super) async fn run(core: BackplaneCore, mut around: Surroundings) -> Result<u8, String> {
     let mut bridge = Bridge::new(around.wake.fd())
         .map_err(|error| format!("cannot duplicate a descriptor: {error}"))?;
     let core = Rc::new(RefCell::new(core));
     let answers = PendingAnswers::new();
-    if let Some((listener, options)) = around.admin_listener {
+    if let Some((listener, options)) = around.admin_listener.take() {
         let handler = admin_handler(&core, &answers, around.clock, around.wake.clone());
         glommio::spawn_local(async move {
             let Err(error) = http::serve(listener, options, handler).await;
@@ -83,42 +87,29 @@ pub(super) async fn run(core: BackplaneCore, around: Surroundings) -> Result<u8,
         })
         .detach();
     }
-    let mut stop_requests_seen = 0;
-    let mut phase = Phase::Running;
+    let mut stopping = Stopping::default();
     let mut turn_began = around.clock.now();
     loop {
         let now = around.clock.now();
-        let mut this = core.borrow_mut();
-        let requests = around.stop_requests.load(Ordering::Relaxed);
-        while stop_requests_seen < requests {
-            stop_requests_seen += 1;
-            this.drain.stop_requested(now);
-        }
-        let is_idle = this.turn(now);
-        while let Some((request, answer)) = this.admin.poll_answer() {
-            answers.complete(request, answer);
-        }
-        if this.drain.phase() != phase {
-            phase = this.drain.phase();
-            tracing::info!(phase = phase.label(), "stopping");
-        }
-        if let Some(code) = this.drain.exit_code() {
-            around.stop.store(true, Ordering::Relaxed);
-            for link in &this.links.0 {
-                link.waker.handle.wake();
+        let (is_idle, deadline) = {
+            let mut this = core.borrow_mut();
+            if let Some(code) = this.stop_progress(&mut stopping, &around, now) {
+                return Ok(code);
             }
-            return Ok(code);
-        }
-        let deadline = this.sleep_until(now);
-        let ended = around.clock.now();
-        this.turn.record(ended.since(turn_began), 1);
-        drop(this);
-        turn_began = ended;
+            let is_idle = this.turn(now);
+            while let Some((request, answer)) = this.admin.poll_answer() {
+                answers.complete(request, answer);
+            }
+            let ended = around.clock.now();
+            this.turn.record(ended.since(turn_began), 1);
+            turn_began = ended;
+            (is_idle, this.sleep_until(now))
+        };
         if is_idle {
             around.bell.doze();
             if core.borrow().lanes_are_empty() {
-                let sleep = glommio::timer::sleep(Duration::from_micros(deadline.since(ended)));
-                future::or(bridge.woken(), sleep).await;
+                let duration = Duration::from_micros(deadline.since(turn_began));
+                future::or(bridge.woken(), glommio::timer::sleep(duration)).await;
             }
             around.wake.clear();
             around.bell.awake();
@@ -127,6 +118,13 @@ pub(super) async fn run(core: BackplaneCore, around: Surroundings) -> Result<u8,
             glommio::executor().yield_if_needed().await;
         }
     }
+}
+
+/// What the loop has seen of the node's stopping.
+#[derive(Default)]
+struct Stopping {
+    requests_seen: u32,
+    phase_told: Option<Phase>,
 }
 
 /// Answers one request of the admin listener, at once or when the shards have been heard.
@@ -146,6 +144,7 @@ fn admin_handler(
             admin,
             process,
             turn,
+            first: _,
         } = &mut *this;
         let mut node = AdminNode {
             backplane,
@@ -154,8 +153,10 @@ fn admin_handler(
             process,
             turn,
         };
-        let outcome = admin.handle_request(&request, &mut node, clock.now());
-        wake.wake(); // the questions leave in the loop's next turn
+        let now = clock.now();
+        let outcome = admin.handle_request(&request, &mut node, now);
+        this.perform(now); // the next request's look at the lanes counts what this one sends
+        wake.wake(); // the loop's next turn wakes the shards
         match outcome {
             Outcome::Answer(answer) => Box::pin(std::future::ready(answer)),
             Outcome::Pending(number) => Box::pin(answers.wait(number)),
@@ -183,8 +184,7 @@ impl admin::Node for AdminNode<'_> {
 
     fn health(&mut self, now: Tick) -> Health {
         Health {
-            phase: self.drain.phase().label(),
-            draining: self.drain.phase() != Phase::Running,
+            phase: self.drain.phase(),
             stalled_shards: self.backplane.stalled_shards(now),
             bus_stalled_us: self.backplane.snapshot(now).stalled_us,
         }
@@ -194,10 +194,10 @@ impl admin::Node for AdminNode<'_> {
         let lanes = self.links.0.iter().map(|link| ShardLanes {
             up_depth: link.upstream.depth() as u64,
             down_depth: link.downstream.depth() as u64,
-            down_bytes: (LANE_BYTES_MAX - link.downstream.bytes_room()) as u64,
+            down_bytes: link.downstream.bytes_flying(),
         });
         Figures {
-            phase: self.drain.phase().label(),
+            phase: self.drain.phase(),
             backplane: BackplaneSnapshot {
                 turn: self.turn.clone(),
                 ..self.backplane.snapshot(now)
@@ -208,10 +208,83 @@ impl admin::Node for AdminNode<'_> {
     }
 }
 
+/// Where the backplane's envelopes come from, and where its actions go.
+struct Wires<'a> {
+    links: &'a mut Links,
+    drain: &'a mut Drain,
+    admin: &'a mut Admin,
+    now: Tick,
+}
+
+impl LaneRoom for Wires<'_> {
+    fn fits(&self, shard: CoreId, bytes: u32) -> bool {
+        self.links.fits(shard, bytes)
+    }
+}
+
+impl Ports for Wires<'_> {
+    fn take(&mut self, from: CoreId) -> Option<Upstream> {
+        self.links.0[usize::from(from.0)].upstream.next_envelope()
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Send {
+                to,
+                envelope,
+                bytes,
+            } => {
+                let link = &mut self.links.0[usize::from(to.0)];
+                let sent = link.downstream.try_send_data(envelope, bytes);
+                sent.expect("the backplane looked before it sent");
+                link.has_sent = true;
+            }
+            Action::SendControl { to, envelope } => {
+                let link = &mut self.links.0[usize::from(to.0)];
+                let sent = link.downstream.try_send_control(envelope);
+                sent.expect("the control reserve holds all there can be");
+                link.has_sent = true;
+            }
+            Action::Answer {
+                from,
+                request,
+                reply,
+            } => {
+                self.admin.handle_reply(from, request, reply, self.now);
+            }
+            Action::Drained { from } => self.drain.shard_drained(from),
+        }
+    }
+}
+
 impl BackplaneCore {
+    /// Takes requests to stop in, says which phase has come, and ends the shards when the last has. Then the exit code.
+    fn stop_progress(
+        &mut self,
+        stopping: &mut Stopping,
+        around: &Surroundings,
+        now: Tick,
+    ) -> Option<u8> {
+        let requests = around.stop_requests.load(Ordering::Relaxed);
+        while stopping.requests_seen < requests {
+            stopping.requests_seen += 1;
+            self.drain.stop_requested(now);
+        }
+        let phase = self.drain.phase();
+        if phase != Phase::Running && stopping.phase_told != Some(phase) {
+            stopping.phase_told = Some(phase);
+            tracing::info!(phase = phase.label(), "stopping");
+        }
+        let code = self.drain.exit_code()?;
+        around.stop.store(true, Ordering::Relaxed);
+        for link in &self.links.0 {
+            link.waker.handle.wake();
+        }
+        Some(code)
+    }
+
     /// One turn over all lanes. Whether there is nothing more to do.
     fn turn(&mut self, now: Tick) -> bool {
-        let mut is_idle = true;
         if self
             .drain
             .next_deadline()
@@ -222,64 +295,34 @@ impl BackplaneCore {
         while let Some(order) = self.drain.poll_order() {
             self.backplane.order_drain(order);
         }
-        if self.backplane.next_deadline() <= now {
-            self.backplane.handle_deadline(now);
-        }
         self.admin.handle_deadline(now);
         self.perform(now);
-        while self.backplane.has_stalled() && self.backplane.retry(&self.links, now) {
-            self.perform(now);
-        }
-        for index in 0..self.links.0.len() {
-            let from = CoreId(u8::try_from(index).expect("bounded by SHARD_COUNT_MAX"));
-            for _ in 0..LANE_TURN_ENVELOPE_COUNT_MAX {
-                if !self.backplane.accepts(from) {
-                    break;
-                }
-                let Some(envelope) = self.links.0[index].upstream.next_envelope() else {
-                    break;
-                };
-                is_idle = false;
-                let _stalled_is_retried = self.backplane.offer(from, envelope, &self.links, now);
-                self.perform(now);
-            }
-            self.links.0[index].upstream.settle();
-        }
+        let first = self.first;
+        self.first = first.wrapping_add(1);
+        let (backplane, mut wires) = self.split(now);
+        let report = backplane::turn(backplane, &mut wires, first, now);
         for link in &mut self.links.0 {
+            link.upstream.settle();
             if std::mem::take(&mut link.has_sent) {
                 link.waker.wake();
             }
         }
-        is_idle
+        report.handled_count == 0 && !report.more
     }
 
     fn perform(&mut self, now: Tick) {
-        while let Some(action) = self.backplane.poll_action() {
-            match action {
-                Action::Send {
-                    to,
-                    envelope,
-                    bytes,
-                } => {
-                    let link = &mut self.links.0[usize::from(to.0)];
-                    let sent = link.downstream.try_send_data(envelope, bytes);
-                    sent.expect("the backplane looked before it sent");
-                    link.has_sent = true;
-                }
-                Action::SendControl { to, envelope } => {
-                    let link = &mut self.links.0[usize::from(to.0)];
-                    let sent = link.downstream.try_send_control(envelope);
-                    sent.expect("the control reserve holds all there can be");
-                    link.has_sent = true;
-                }
-                Action::Answer {
-                    from,
-                    request,
-                    reply,
-                } => self.admin.handle_reply(from, request, reply, now),
-                Action::Drained { from } => self.drain.shard_drained(from),
-            }
-        }
+        let (backplane, mut wires) = self.split(now);
+        backplane::perform_actions(backplane, &mut wires);
+    }
+
+    fn split(&mut self, now: Tick) -> (&mut Backplane, Wires<'_>) {
+        let wires = Wires {
+            links: &mut self.links,
+            drain: &mut self.drain,
+            admin: &mut self.admin,
+            now,
+        };
+        (&mut self.backplane, wires)
     }
 
     /// When the loop has to turn at the latest.

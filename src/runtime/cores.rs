@@ -200,6 +200,7 @@ pub fn serve(settings: Settings) -> Result<u8, String> {
             admin: Admin::new(admin_options),
             process: ProcessReader::new(),
             turn: Log2Histogram::default(),
+            first: 0,
         };
         let admin = admin_address.map_or_else(|| "off".to_owned(), |address| address.to_string());
         tracing::info!(node = node_id, shards = shard_count, listen = ?addresses, admin, "serving");

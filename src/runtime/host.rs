@@ -121,6 +121,7 @@ pub fn machine() -> Machine {
     let memory_bytes = memory_group_bytes_max(&groups).map_or(total, |most| most.min(total));
     Machine {
         processors: processors(),
+        processor_quota_milli: processor_quota_milli(&control_group_directories("cpu")),
         open_files_max: open_files,
         memory_bytes,
         hostname: rustix::system::uname()

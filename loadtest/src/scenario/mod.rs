@@ -21,13 +21,17 @@ use crate::client::{Behaviour, Crew, Ending, Plan};
 use crate::clock::{now_ns, process_cpu_ns};
 use crate::failure::Failure;
 use crate::report::{Report, check_expectations};
-use crate::server::{self, Sample, Usage};
+use crate::server::{self, Sample, Thread, Usage};
 use crate::target::{Target, sources};
 
 /// For how long nothing may happen before a wait is given up.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// For how long the last deliveries may be on their way after the last publish, when none comes any more.
 const GRACE: Duration = Duration::from_secs(2);
+/// From this share of its processors on, a side counts as busy all the time.
+const BUSY_SHARE: f64 = 0.93;
+/// From this share of the time spent waiting for a processor on, the report says so.
+const WAIT_SHARE: f64 = 0.05;
 /// Descriptors that a worker's ring leaves to the rest of the process.
 const DESCRIPTOR_RESERVE: u64 = 64;
 
@@ -203,9 +207,11 @@ impl Common {
 
     fn meter(&self) -> Result<Meter, Failure> {
         let server = self.server_pid.map(server::sample).transpose()?;
+        let threads = server::threads(std::process::id());
         Ok(Meter {
             client_cpu_ns: process_cpu_ns(),
             at_ns: now_ns(),
+            threads,
             server,
         })
     }
@@ -224,6 +230,7 @@ impl Common {
 struct Meter {
     client_cpu_ns: u64,
     at_ns: u64,
+    threads: Vec<Thread>,
     server: Option<Sample>,
 }
 
@@ -250,14 +257,27 @@ impl Meter {
         }
         let client_share = client_cpu_us / 1e6 / seconds.max(1e-9) / client_core_count;
         report.figure("client_cpu_share", client_share);
-        let server_share = match (&self.server, &after.server) {
-            (Some(before), Some(after)) => Usage::between(before, after).busiest_share,
-            _ => 0.0,
+        let (_, client_wait) = server::busiest(&self.threads, &after.threads, seconds);
+        report.figure("client_waited_share", client_wait);
+        let (server_share, server_wait) = match (&self.server, &after.server) {
+            (Some(before), Some(after)) => {
+                let usage = Usage::between(before, after);
+                (usage.busiest_share, usage.wait_share)
+            }
+            _ => (0.0, 0.0),
         };
-        if server_share >= 0.95 {
+        if server_share >= BUSY_SHARE && server_share >= client_share {
             report.note("a server thread was busy all the time: the rate is the server's limit");
-        } else if client_share >= 0.95 {
+        } else if client_share >= BUSY_SHARE {
             report.note("the client was the limit: rates are what it can ask, latencies include its own delay");
+        }
+        let wait = client_wait.max(server_wait);
+        if wait >= WAIT_SHARE {
+            report.note(format!(
+                "others had the processors for {:.0}% of the time in which client or server could have run: \
+                 rates and latencies are lower and higher than on a machine of their own",
+                wait * 100.0
+            ));
         }
     }
 }

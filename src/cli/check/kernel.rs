@@ -128,16 +128,16 @@ fn open_files(settings: &Settings, facts: &HostFacts) -> Finding {
     let most = facts.nr_open.unwrap_or(DIRECT_TABLE_COUNT_MAX);
     let direct = settings.ring.descriptors != Descriptors::Plain;
     let what = match direct {
-        true => format!("so many sockets for each of {}", shards(settings.shards)),
-        false => "so many sockets in the process".to_owned(),
+        true => "for each shard's table of sockets",
+        false => "for all sockets of the process",
     };
     let seen = match facts.open_files.soft {
         Some(soft) if soft < hard => format!(
-            "limit {}, which serve raises to the hard limit {}: {what}",
+            "limit {}, which serve raises to the hard limit {}, {what}",
             grouped(soft),
             counted(facts.open_files.hard),
         ),
-        _ => format!("limit {}: {what}", counted(facts.open_files.hard)),
+        _ => format!("limit {}, {what}", counted(facts.open_files.hard)),
     };
     let own = capacity::files_reserved(settings.shards);
     if hard < own {

@@ -49,6 +49,7 @@ fn settings(flags: &[(&str, &str)]) -> Settings {
     }
     let machine = Machine {
         processors: vec![0, 1, 2, 3],
+        processor_quota_milli: None,
         open_files_max: 1 << 20,
         memory_bytes: 32 * GIB,
         hostname: "host".into(),
@@ -287,6 +288,13 @@ fn each_fault_is_found_and_mended() {
             "{worse:#?}"
         );
         assert_eq!(report.fails(), *level == Level::Fail);
+        let failures = report.failures();
+        assert_eq!(failures.len(), usize::from(*level == Level::Fail));
+        assert!(
+            failures
+                .iter()
+                .all(|failure| failure.starts_with(name) && failure.contains(mend))
+        );
     }
 }
 

@@ -104,9 +104,10 @@ impl Ring {
     /// [`super::Event::Connected`] or [`super::Event::ConnectFailed`] follows.
     ///
     /// # Errors
-    /// `ENFILE` when the ring has as many sockets as it may; what `socket` and `bind` refuse.
+    /// `ENFILE` when the ring has as many sockets, those that its accepts may bring included, as it may; what `socket` and `bind` refuse.
     pub fn connect(&mut self, target: SocketAddr, source: Option<SocketAddr>) -> io::Result<u32> {
-        if self.sockets.used_count() >= self.socket_count_max {
+        // Accepts in flight have a place each.
+        if self.sockets.used_count() + self.accepts_in_flight_count >= self.socket_count_max {
             return Err(io::Error::from_raw_os_error(libc::ENFILE));
         }
         if self.connects.moving.len() >= MOVING_COUNT_MAX {
@@ -237,6 +238,9 @@ impl Ring {
         }
         if completion.result == 0 {
             socket.set_phase(Phase::Open);
+            if socket.should_arm() {
+                self.receive_arm(token);
+            }
             return Some(Outcome::Connected { token });
         }
         socket.set_phase(Phase::Closing);

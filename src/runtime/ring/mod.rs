@@ -13,7 +13,7 @@
 //! One turn of its owner: take events until [`Ring::next_event`] says `None`, act on them, [`Ring::submit`]; with nothing
 //! left to do, [`Ring::prepare_sleep`], wait for [`Ring::wake_fd`], [`Ring::awake`].
 //!
-//! A socket costs eight bytes here ([`socket`]) and nothing else while it is idle: no buffer, no timer, no task. What the
+//! A socket costs eight bytes here and nothing else while it is idle: no buffer, no timer, no task. What the
 //! kernel is given to read or write belongs to the ring until the completion; where a ring is dropped while
 //! something is in flight, it is cancelled and waited for first. Everything `unsafe` of this crate is in this module,
 //! and its surface is safe whatever its caller does.
@@ -160,6 +160,12 @@ pub enum Event<'a> {
     Alarm,
 }
 
+/// While this many receives are armed at most, a close ends one by cancelling it; beyond, by shutting the socket down.
+///
+/// The kernel finds what to cancel in a table of 256 chains, so that cancelling costs more the more is armed; a
+/// shutdown costs the same always, but runs in a worker thread of the ring.
+const CANCEL_ARMED_COUNT_MAX: u32 = 65_536;
+
 /// What a completion is of; the top byte of its user data. Zero is [`kernel`]'s.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -268,6 +274,10 @@ pub struct Ring {
     accepts_in_flight_count: u32,
     connects: Connects,
     alarm: Alarm,
+    /// Multishot receives in flight.
+    armed_count: u32,
+    /// See [`CANCEL_ARMED_COUNT_MAX`].
+    cancel_armed_count_max: u32,
 }
 
 impl Ring {
@@ -326,6 +336,8 @@ impl Ring {
             accepts_in_flight_count: 0,
             connects: Connects::new(),
             alarm: Alarm::new(),
+            armed_count: 0,
+            cancel_armed_count_max: CANCEL_ARMED_COUNT_MAX,
         };
         ring.kernel.counters.direct_descriptors = ring.direct.is_ok();
         let (address, count) = ring.buffers.ring();
@@ -395,13 +407,18 @@ impl Ring {
             Phase::Installing => {}
             Phase::Connecting => self.kernel.push_cancel(Kind::Connect.user_data(0, token)),
             Phase::Open => {
-                // Cancelled, not shut down: the ring runs a shutdown in a worker thread of its own.
-                if socket.armed() {
-                    self.kernel.push_cancel(Kind::Receive.user_data(0, token));
-                }
                 if socket.operation() != NO_OPERATION {
                     socket.set_shut(false); // one that waits for the send
                     self.kernel.push_cancel(Kind::Send.user_data(0, token));
+                }
+                if socket.armed() {
+                    // With a shutdown of our side in flight, a second one would have no flag of its own.
+                    if self.armed_count <= self.cancel_armed_count_max || socket.shut() {
+                        self.kernel.push_cancel(Kind::Receive.user_data(0, token));
+                    } else {
+                        socket.set_shut(true);
+                        self.push_shutdown(token, libc::SHUT_RDWR);
+                    }
                 }
             }
         }
@@ -438,7 +455,7 @@ impl Ring {
     /// Submits what is queued and runs completions (`GETEVENTS`), without waiting.
     ///
     /// # Errors
-    /// The ring is unusable: see [`Kernel::enter`]. A full or overflowing queue is not an error.
+    /// What no waiting mends: the kernel has lost a completion for want of memory (`EBADR`), or will not know the ring. A full or overflowing queue is not an error.
     pub fn submit(&mut self) -> io::Result<()> {
         self.flush();
         self.kernel.enter(false)?;

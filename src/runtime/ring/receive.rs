@@ -12,7 +12,7 @@ use super::{Kind, Outcome, Ring};
 impl Ring {
     /// Arms the multishot receive; it stays armed (the ring arms it again as needed) until the stream ends.
     ///
-    /// Calling it again does nothing. Nothing is received of a socket that is being closed.
+    /// Calling it again does nothing; calling it before [`super::Event::Connected`] is early, not wrong. Nothing is received of a socket that is being closed.
     pub fn receive(&mut self, token: u32) {
         let socket = &mut self.sockets[token];
         assert!(
@@ -41,9 +41,10 @@ impl Ring {
         self.receive(token);
     }
 
-    fn receive_arm(&mut self, token: u32) {
+    pub(super) fn receive_arm(&mut self, token: u32) {
         let socket = &mut self.sockets[token];
         socket.set_armed(true);
+        self.armed_count += 1;
         let receive = opcode::RecvMulti::new(socket.fd(), GROUP)
             .build()
             .flags(self.descriptor_flags)
@@ -82,6 +83,7 @@ impl Ring {
         let socket = &mut self.sockets[token];
         if !completion.more() {
             socket.set_armed(false);
+            self.armed_count -= 1;
         }
         if socket.phase() != Phase::Open || socket.ended() {
             if let Some(id) = buffer {

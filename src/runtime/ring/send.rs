@@ -271,7 +271,7 @@ impl Ring {
         }
         socket.set_shut(true);
         if socket.operation() == NO_OPERATION {
-            self.push_shutdown(token);
+            self.push_shutdown(token, libc::SHUT_WR);
         }
     }
 
@@ -306,8 +306,8 @@ impl Ring {
         unsafe { self.kernel.push(&submission) };
     }
 
-    fn push_shutdown(&mut self, token: u32) {
-        let shutdown = opcode::Shutdown::new(self.sockets[token].fd(), libc::SHUT_WR)
+    pub(super) fn push_shutdown(&mut self, token: u32, how: i32) {
+        let shutdown = opcode::Shutdown::new(self.sockets[token].fd(), how)
             .build()
             .flags(self.descriptor_flags)
             .user_data(Kind::Shutdown.user_data(0, token));
@@ -361,7 +361,7 @@ impl Ring {
         let socket = &mut self.sockets[token];
         socket.set_operation(NO_OPERATION);
         if socket.shut() {
-            self.push_shutdown(token);
+            self.push_shutdown(token, libc::SHUT_WR);
         }
     }
 

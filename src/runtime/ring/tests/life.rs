@@ -77,6 +77,9 @@ fn a_ring_connects_to_a_ring_from_a_source_of_choice(descriptors: Descriptors) {
         pairs.push((world.ring.connect(world.address, source).unwrap(), number));
     }
     for (ours, number) in pairs {
+        if number % 2 == 0 {
+            world.ring.receive(ours); // early
+        }
         world.wait_for(&Seen::Connected(ours));
         world.ring.receive(ours);
         world.ring.send(ours, &[piece(&[number])]);
@@ -117,4 +120,85 @@ fn a_refused_connect_fails_and_closes(descriptors: Descriptors) {
     world.wait_for(&Seen::ConnectFailed(token, Some(libc::ECONNREFUSED)));
     world.wait_for(&Seen::Closed(token));
     world.assert_empty();
+}
+
+#[test]
+fn a_table_beyond_the_limit_is_refused_in_words_or_done_without() {
+    let count = crate::limits::SHARD_CONNECTION_COUNT_MAX - 1;
+    let options = Options {
+        socket_count_max: count,
+        ..options(Descriptors::Direct)
+    };
+    let refused = Ring::new(&options).unwrap_err().to_string();
+    assert!(
+        refused.contains("16777215 sockets") && refused.contains("LimitNOFILE"),
+        "{refused}"
+    );
+    let options = Options {
+        descriptors: Descriptors::Auto,
+        ..options
+    };
+    let ring = Ring::new(&options).unwrap();
+    assert_eq!(ring.direct(), Err(refused.as_str()));
+    assert!(!ring.counters().direct_descriptors);
+}
+
+#[test]
+fn options_out_of_range_are_refused_in_words() {
+    let good = options(Descriptors::Plain);
+    for (bad, word) in [
+        (
+            Options {
+                socket_count_max: 0,
+                ..good.clone()
+            },
+            "sockets",
+        ),
+        (
+            Options {
+                socket_count_max: 1 << 24,
+                ..good.clone()
+            },
+            "sockets",
+        ),
+        (
+            Options {
+                receive_buffer_count: 3,
+                ..good.clone()
+            },
+            "power of two",
+        ),
+        (
+            Options {
+                receive_buffer_bytes: 0,
+                ..good.clone()
+            },
+            "1 byte",
+        ),
+        (
+            Options {
+                submission_entries: 0,
+                ..good.clone()
+            },
+            "too old, or a queue size",
+        ),
+    ] {
+        let refused = Ring::new(&bad).unwrap_err().to_string();
+        assert!(refused.contains(word), "{refused}");
+    }
+}
+
+#[test]
+fn many_rings_on_one_thread_come_and_go() {
+    for _ in 0..3 {
+        // More than a thread's 16 places for registered rings.
+        let mut worlds: Vec<_> = (0..20)
+            .map(|_| World::new(&options(Descriptors::Direct)))
+            .collect();
+        for world in &mut worlds {
+            let (mut client, token) = world.client();
+            write(&mut client, b"here");
+            assert_eq!(world.received(token, 4), b"here");
+        }
+    }
 }

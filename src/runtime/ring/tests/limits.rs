@@ -15,6 +15,7 @@ in_both_homes! {
     two_listeners_share_what_is_left_of_the_table
     a_listener_stops_and_serves_what_it_has_taken
     a_socket_closes_in_every_state
+    a_socket_closes_in_every_state_among_very_many
     a_paused_socket_keeps_what_comes_for_later
     pausing_and_resuming_at_will_loses_nothing
     a_ring_may_be_dropped_with_everything_in_flight
@@ -279,7 +280,16 @@ fn a_listener_stops_and_serves_what_it_has_taken(descriptors: Descriptors) {
 }
 
 fn a_socket_closes_in_every_state(descriptors: Descriptors) {
+    close_in_every_state(World::new(&options(descriptors)));
+}
+
+fn a_socket_closes_in_every_state_among_very_many(descriptors: Descriptors) {
     let mut world = World::new(&options(descriptors));
+    world.ring.cancel_armed_count_max = 0;
+    close_in_every_state(world);
+}
+
+fn close_in_every_state(mut world: World) {
     // Accepted.
     let (_client, token) = world.client_not_received();
     world.close(token);
