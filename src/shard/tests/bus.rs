@@ -305,6 +305,18 @@ fn a_waiting_publisher_whose_stream_ends_is_served_and_then_closed() {
 }
 
 #[test]
+fn a_waiting_publisher_whose_connection_breaks_does_not_wait_any_more() {
+    let (mut world, members) = joined(false, 2);
+    world.bus_room(0, 0);
+    world.send(members[0], &text("waits"));
+    world.ended(members[0], true);
+    assert!(world.is_gone(members[0]));
+    world.bus_room(9, 900);
+    world.turn();
+    assert!(forwarded(&mut world).is_empty());
+}
+
+#[test]
 fn a_waiting_publisher_that_is_closed_leaves_nothing() {
     let (mut world, members) = joined(false, 2);
     world.bus_room(0, 0);
