@@ -89,7 +89,7 @@ impl Run {
         }
         let index = world.random.below(world.clients.len());
         let client = &mut world.clients[index];
-        if client.phase == Phase::Gone || client.ending.is_some() {
+        if client.phase == Phase::Gone || client.ending.is_some() || client.closes {
             return;
         }
         let random = &mut world.random;
@@ -112,10 +112,7 @@ impl Run {
                 let bytes = vec![0; world.plan.filler_bytes_max + 100];
                 client.frame(true, OpCode::Binary, &bytes, random);
             }
-            3 => {
-                client.close(random);
-                client.leave();
-            }
+            3 => client.close(random),
             4 | 5 => {
                 // Half-closed, or reset; what it sent last may be lost with a reset.
                 let broken = random.one_in(2);

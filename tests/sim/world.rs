@@ -652,10 +652,9 @@ impl World {
 
     /// The clients that are in a room and have not been told anything else.
     pub fn live(&self) -> impl Iterator<Item = (usize, &Client)> {
-        self.clients
-            .iter()
-            .enumerate()
-            .filter(|(_, client)| client.phase == Phase::Open && client.ending.is_none())
+        self.clients.iter().enumerate().filter(|(_, client)| {
+            client.phase == Phase::Open && client.ending.is_none() && !client.closes
+        })
     }
 
     /// What is still on its way, in words.
