@@ -37,6 +37,8 @@ pub struct Client {
     pub phase: Phase,
     /// It does things that a server has to close it for.
     pub is_faulty: bool,
+    /// Its host is gone: it reads nothing and ends nothing.
+    pub frozen: bool,
     /// It has sent a close frame.
     pub closes: bool,
     /// Its close frame was answered: everything it had sent before was taken.
@@ -81,6 +83,7 @@ impl Client {
             notices,
             phase: Phase::Asking,
             is_faulty: false,
+            frozen: false,
             closes: false,
             closed_well: false,
             reads: true,

@@ -472,7 +472,9 @@ impl World {
         }
         // What had arrived before the engine could pause is still reported.
         let is_read = !socket.paused || std::mem::take(&mut socket.late_read) && random.one_in(2);
-        if is_read && !client.outgoing.is_empty() {
+        if client.frozen {
+            // Nothing comes from there.
+        } else if is_read && !client.outgoing.is_empty() {
             let count = if thorough || random.one_in(2) {
                 client.outgoing.len()
             } else {
@@ -620,7 +622,7 @@ impl World {
         for token in tokens {
             let socket = self.sockets[shard].get_mut(&token).expect("listed");
             let client = &mut self.clients[socket.client];
-            if !thorough && (!client.reads || self.random.one_in(2)) {
+            if client.frozen || !thorough && (!client.reads || self.random.one_in(2)) {
                 continue;
             }
             let count = if thorough {
