@@ -56,8 +56,8 @@ fn options(descriptors: Descriptors) -> Options {
     Options {
         descriptors,
         socket_count_max: 18_000,
-        submission_entries: 4_096,
-        completion_entries: 16_384,
+        submission_entries: 256,
+        completion_entries: 4_096,
         receive_buffer_bytes: 4_096,
         receive_buffer_count: 1_024,
     }

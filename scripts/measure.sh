@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Measures what this project promises, on this machine, and prints the lines of docs/SPECIFICATION.md.
 #
-#   ./scripts/measure.sh [memory|descriptors|echo|fanout|handshakes|slow|shards|all]...
+#   ./scripts/measure.sh [--write] [memory|descriptors|echo|fanout|handshakes|slow|shards|all]...
 #
+# --write puts the table into docs/SPECIFICATION.md (all measurements only).
 # The server and each bare loop ("floor") run on processor SERVER_CORE in turn, the client on CLIENT_CORE; rounds
 # alternate between them, and medians are compared. Nothing leaves the loopback interface. Everything it starts it
-# stops, also when interrupted. On a machine that has other work, `nice -n -15` before it helps. Exit code 1 when a promise was not kept or a run had a fault.
+# stops, also when interrupted. Exit code 1 when a promise was not kept or a run had a fault.
 #
 # Environment: ROUNDS (3), DURATION of a round in seconds (4), SERVER_CORE (1), CLIENT_CORE (0), PORT of the server (18080;
 # the following nine are used, too), OUT for the reports of all rounds (target/measure), SKIP_BUILD (unset).
@@ -21,19 +22,22 @@ OUT=${OUT:-target/measure}
 BIN=${CARGO_TARGET_DIR:-target}/release
 ADMIN=$((PORT + 1))
 
-usage() { sed -n '2,14s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,15s/^# \{0,1\}//p' "$0"; }
 say() { printf '%s\n' "$*" >&2; }
 die() { say "measure: $*"; exit 2; }
 
-topics=("$@")
-for topic in "${topics[@]}"; do
+topics=()
+write=
+for topic in "$@"; do
     case $topic in
-        memory | descriptors | echo | fanout | handshakes | slow | shards | all) ;;
+        memory | descriptors | echo | fanout | handshakes | slow | shards | all) topics+=("$topic") ;;
+        --write) write=1 ;;
         -h | --help) usage; exit 0 ;;
         *) usage >&2; die "no such measurement: $topic" ;;
     esac
 done
 [ ${#topics[@]} -gt 0 ] || topics=(all)
+[ -z "$write" ] || [ "${topics[*]}" = all ] || die "--write needs all measurements"
 wants() { local topic; for topic in "${topics[@]}"; do [ "$topic" = "$1" ] || [ "$topic" = all ] && return 0; done; return 1; }
 
 processors=$(nproc)
@@ -118,6 +122,9 @@ compute() { awk -v a="$1" -v b="$3" -v operator="$2" 'BEGIN {
     if (operator == "/") print (b > 0 ? a / b : "nan"); else if (operator == "+") print a + b; else print a * b }'; }
 format() { awk -v value="$1" -v places="${2:-2}" 'BEGIN { if (value == "nan") print value; else printf "%.*f\n", places, value }'; }
 
+# row PROMISE BOUND MEASURED VERDICT DETAIL: prints a line of the table, and keeps it.
+row() { printf '| %s | %s | %s | %s | %s |\n' "$@" | tee -a "$OUT/table.md"; }
+
 missed=0
 # promise TEXT VALUE OPERATOR BOUND DETAIL: prints a line of the table.
 promise() {
@@ -128,7 +135,7 @@ promise() {
         verdict="**missed**"
         missed=$((missed + 1))
     fi
-    printf '| %s | %s %s | %s | %s | %s |\n' "$1" "$3" "$4" "$(format "$2" "${6:-2}")" "$verdict" "$5"
+    row "$1" "$3 $4" "$(format "$2" "${6:-2}")" "$verdict" "$5"
 }
 
 # --- the promises ---------------------------------------------------------------------------------------------------
@@ -263,7 +270,8 @@ admin_metrics() {
 
 measure_shards() {
     if [ "$processors" -lt 4 ]; then
-        printf '| two shards against one: deliveries a second | >= 1.7 | - | not measured | needs 4 processors (two for the server, two for the client), this machine has %s |\n' "$processors"
+        row "two shards against one: deliveries a second" ">= 1.7" - "not measured" \
+            "needs 4 processors, two for the server and two for the client; this machine has $processors"
         return
     fi
     local number shards one two
@@ -291,9 +299,11 @@ rm -rf "$OUT"
 mkdir -p "$OUT"
 
 model=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)
-printf 'Measured %s: Linux %s, %s x %s, open-file limit %s, %s rounds of %s s, load %s at the start.\n\n' \
-    "$(date -u +%F)" "$(uname -r)" "$processors" "${model:-processor}" "$(ulimit -n)" "$ROUNDS" "$DURATION" "$(cut -d' ' -f1 /proc/loadavg)"
-printf '| promise | bound | measured | verdict | detail |\n|---|---|---|---|---|\n'
+{
+    printf 'Measured %s: Linux %s, %s x %s, open-file limit %s, %s rounds of %s s, load %s at the start.\n\n' \
+        "$(date -u +%F)" "$(uname -r)" "$processors" "${model:-processor}" "$(ulimit -n)" "$ROUNDS" "$DURATION" "$(cut -d' ' -f1 /proc/loadavg)"
+    printf '| promise | bound | measured | verdict | detail |\n|---|---|---|---|---|\n'
+} | tee "$OUT/table.md"
 for topic in memory descriptors echo fanout handshakes slow shards; do
     if wants $topic; then
         say "measuring $topic"
@@ -301,6 +311,15 @@ for topic in memory descriptors echo fanout handshakes slow shards; do
     fi
 done
 waited=$(cat "$OUT"/*.[0-9] | awk '$1 ~ /_waited_share$/ && $2 > most { most = $2 } END { printf "%.0f", most * 100 }')
-printf '\nOthers had the processors for at most %s%% of the time in which server or client could have run (the worst round).\n' "$waited"
+printf '\nOthers had the processors for at most %s%% of the time in which server or client could have run (the worst round).\n' \
+    "$waited" | tee -a "$OUT/table.md"
+if [ -n "$write" ]; then
+    awk -v table="$OUT/table.md" '
+        /^<!-- end of what measure.sh writes -->$/ { inside = 0 }
+        !inside { print }
+        /^<!-- measure.sh writes from here -->$/ { inside = 1; while ((getline line < table) > 0) print line }
+    ' docs/SPECIFICATION.md >"$OUT/SPECIFICATION.md"
+    cat "$OUT/SPECIFICATION.md" >docs/SPECIFICATION.md
+fi
 [ "$faults" = 0 ] || say "$faults rounds had faults: see above, and $OUT/*.err"
 [ "$faults" = 0 ] && [ "$missed" = 0 ]

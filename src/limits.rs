@@ -29,7 +29,7 @@ pub const LANE_TURN_ENVELOPE_COUNT_MAX: usize = 64;
 /// Questions of the admin API that one shard has not answered yet; further ones are not asked.
 pub const SHARD_QUESTION_COUNT_MAX: usize = 64;
 /// Requests of the admin API that wait for shards; further ones are answered 503.
-pub const ADMIN_EXCHANGE_COUNT_MAX: usize = 32;
+pub const ADMIN_EXCHANGE_COUNT_MAX: usize = 64;
 /// Drain orders that one shard may be given: three phases, and a few to hurry.
 pub const DRAIN_ORDER_COUNT_MAX: usize = 16;
 /// Bytes of output a connection may queue beyond its budget for pongs, pings, notices and its close frame.

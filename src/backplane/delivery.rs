@@ -532,8 +532,8 @@ mod tests {
                 &Lanes::default(),
                 NOW,
             );
+            while backplane.poll_action().is_some() {}
         }
-        while backplane.poll_action().is_some() {}
         backplane
     }
 
@@ -611,6 +611,7 @@ mod tests {
         assert!(backplane.retry(&Lanes::default(), NOW));
         assert_eq!(sent(&mut backplane), [(0, 10), (1, 10), (2, 10)]);
         assert!(backplane.retry(&Lanes::default(), NOW));
+        assert_eq!(sent(&mut backplane), [(0, 1), (1, 1), (2, 1)]);
         assert!(!backplane.retry(&Lanes::default(), NOW));
     }
 

@@ -47,7 +47,7 @@ fn serve(args: &ServeArgs, unknown: Vec<Mistake>) -> ExitCode {
     logs::start(settings.log);
     raise_limits();
     let level = settings.log.level;
-    match cores::serve(settings) {
+    match preflight(&settings).and_then(|()| cores::serve(settings)) {
         Ok(code) => ExitCode::from(code),
         Err(reason) => {
             if level.is_some() {
@@ -58,6 +58,17 @@ fn serve(args: &ServeArgs, unknown: Vec<Mistake>) -> ExitCode {
             }
             ExitCode::from(EXIT_FAILED)
         }
+    }
+}
+
+/// Whether the host is fit to serve: what `throng check` would fail, addresses aside, which are told when they are bound.
+/// An executor on a host that is not fit does not say so; it dies.
+fn preflight(settings: &Settings) -> Result<(), String> {
+    let facts = host::collect(&settings.ring, &[]);
+    let failures = check::evaluate(settings, &facts, &[]).failures();
+    match failures.is_empty() {
+        true => Ok(()),
+        false => Err(failures.join("; ")),
     }
 }
 

@@ -118,32 +118,3 @@ names! {
     PROCESS_OPEN_FILES_MAX: Gauge "process_max_fds", "Open file descriptors at most.";
     PROCESS_START: Gauge "process_start_time_seconds", "Unix time of the process's start.";
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The table of `docs/METRICS.md`.
-    fn table() -> String {
-        let mut table = String::from("| name | kind | meaning |\n|---|---|---|\n");
-        for name in ALL {
-            table += &format!(
-                "| `{}` | {} | {} |\n",
-                name.name,
-                name.kind.as_str(),
-                name.help
-            );
-        }
-        table
-    }
-
-    #[test]
-    fn the_document_has_the_table_of_these_names() {
-        let document = include_str!("../../docs/METRICS.md");
-        assert!(
-            document.contains(&table()),
-            "docs/METRICS.md is to have this table:\n{}",
-            table()
-        );
-    }
-}

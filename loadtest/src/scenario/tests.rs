@@ -1,9 +1,8 @@
 //! The scenarios against servers whose behaviour is known: bare loops, and one that plants faults.
 
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread::{self, JoinHandle};
 
 use clap::Parser;
@@ -163,36 +162,37 @@ fn what_is_wrong_with_the_target_is_said_at_once() {
     }
 }
 
-/// Broadcasts what each member sends to all `members`, but for what `plant` does to each delivery: it is given the
-/// member's index, the delivery's number for that member, and the frame, and returns what is written instead.
-fn broadcast(
-    members: usize,
-    plant: impl Fn(usize, u32, &[u8]) -> Vec<u8> + Send + 'static,
-) -> SocketAddr {
+/// Broadcasts what each member sends to all of them, but for what `plant` does to each delivery: it is given the
+/// member's index, the delivery's number, and the frame, and returns what is written instead.
+fn broadcast(plant: impl Fn(usize, u32, &[u8]) -> Vec<u8> + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
+    let (send_frames, frames) = mpsc::channel::<Vec<u8>>();
+    let streams = Arc::new(Mutex::new(Vec::new()));
+    let members = Arc::clone(&streams);
     thread::spawn(move || {
-        let (send_frame, frames) = mpsc::channel::<Vec<u8>>();
-        let mut streams = Vec::new();
-        while streams.len() < members {
-            let (mut stream, _) = listener.accept().unwrap();
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
             let mut request = vec![0; 2048];
             let read = stream.read(&mut request).unwrap();
             let mut answer = Vec::new();
             wire::answer_upgrade(&request[..read], &mut answer).expect("a request in one piece");
-            stream.write_all(&answer).unwrap();
             if request.starts_with(b"GET /rooms/probe") {
+                stream.write_all(&answer).unwrap();
                 continue;
             }
-            let (mut reader, send_frame) = (stream.try_clone().unwrap(), send_frame.clone());
-            streams.push(stream);
+            let (mut reader, send_frames) = (stream.try_clone().unwrap(), send_frames.clone());
+            let mut members = members.lock().unwrap();
+            stream.write_all(&answer).unwrap();
+            members.push(stream);
+            drop(members);
             thread::spawn(move || {
                 let mut bytes = Vec::new();
                 let mut chunk = [0; 4096];
                 while let Ok(read @ 1..) = reader.read(&mut chunk) {
                     bytes.extend_from_slice(&chunk[..read]);
                     let turned = wire::turn_around(&mut bytes);
-                    if send_frame
+                    if send_frames
                         .send(bytes[..turned.answer_bytes].to_vec())
                         .is_err()
                     {
@@ -202,14 +202,13 @@ fn broadcast(
                 }
             });
         }
-        drop(send_frame);
+    });
+    thread::spawn(move || {
         let mut number = 0;
         for batch in frames {
             for frame in batch.chunks(2 + 64) {
-                for (index, stream) in streams.iter_mut().enumerate() {
-                    if stream.write_all(&plant(index, number, frame)).is_err() {
-                        return;
-                    }
+                for (index, stream) in streams.lock().unwrap().iter_mut().enumerate() {
+                    let _ = stream.write_all(&plant(index, number, frame)); // who has left has left
                 }
                 number += 1;
             }
@@ -223,7 +222,7 @@ const FAN_OUT: &str =
 
 #[test]
 fn an_honest_broadcast_has_no_fault() {
-    let report = run(broadcast(3, |_, _, frame| frame.to_vec()), FAN_OUT).unwrap();
+    let report = run(broadcast(|_, _, frame| frame.to_vec()), FAN_OUT).unwrap();
     assert_eq!(report.verdict(), Ok(()), "{}", report.text());
     let published = report.get("published").unwrap();
     assert!((100.0..=121.0).contains(&published), "{published}");
@@ -233,8 +232,8 @@ fn an_honest_broadcast_has_no_fault() {
 
 #[test]
 fn planted_faults_are_reported_exactly() {
-    let held = std::sync::Mutex::new(Vec::new());
-    let address = broadcast(3, move |member, number, frame| match (member, number) {
+    let held = Mutex::new(Vec::new());
+    let address = broadcast(move |member, number, frame| match (member, number) {
         (0, 10 | 20) => Vec::new(),         // lost
         (1, 15) => [frame, frame].concat(), // twice
         (2, 30..=32) => {
@@ -266,7 +265,7 @@ fn planted_faults_are_reported_exactly() {
 
 #[test]
 fn a_stall_of_the_server_shows_in_the_latency_of_what_was_due_meanwhile() {
-    let address = broadcast(3, |member, number, frame| {
+    let address = broadcast(|member, number, frame| {
         if (member, number) == (0, 60) {
             thread::sleep(Duration::from_millis(200));
         }
@@ -278,4 +277,26 @@ fn a_stall_of_the_server_shows_in_the_latency_of_what_was_due_meanwhile() {
     let p90_ms = report.get("latency_p90_ms").unwrap();
     assert!((100.0..220.0).contains(&p90_ms), "{p90_ms}");
     assert!(report.get("latency_max_ms").unwrap() >= 195.0);
+}
+
+#[test]
+fn readers_are_measured_alone_and_beside_members_that_never_read() {
+    let line = "slow --readers 3 --stalled 2 --rate 100 --bytes 64 --duration 0.3 --warm-up 0.05 --threads 2";
+    let report = run(broadcast(|_, _, frame| frame.to_vec()), line).unwrap();
+    assert_eq!(report.verdict(), Ok(()), "{}", report.text());
+    let figure = |name| {
+        report
+            .get(name)
+            .unwrap_or_else(|| panic!("{name} in\n{}", report.text()))
+    };
+    assert_eq!((figure("upgraded"), figure("lost")), (5.0, 0.0));
+    assert!(figure("alone_delivered") >= 60.0 && figure("beside_stalled_delivered") >= 60.0);
+    assert_eq!(
+        (
+            figure("stalled_still_open"),
+            figure("stalled_closed_by_server")
+        ),
+        (2.0, 0.0)
+    );
+    assert!(figure("p99_ratio") > 0.0);
 }

@@ -40,6 +40,18 @@ impl Report {
         self.count(Level::Fail) > 0
     }
 
+    /// What would keep `serve` from starting, each with what mends it.
+    pub(in crate::cli) fn failures(&self) -> Vec<String> {
+        let failed = |finding: &&Finding| finding.level == Level::Fail;
+        let words = |Finding {
+                         name, seen, mend, ..
+                     }: &Finding| match &mend[..] {
+            [] => format!("{name}: {seen}"),
+            mend => format!("{name}: {seen} (mend: {})", mend.join(", or: ")),
+        };
+        self.findings.iter().filter(failed).map(words).collect()
+    }
+
     /// For people.
     pub(in crate::cli) fn to_text(&self, colour: bool) -> String {
         let mut out = String::new();

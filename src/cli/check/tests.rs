@@ -288,6 +288,13 @@ fn each_fault_is_found_and_mended() {
             "{worse:#?}"
         );
         assert_eq!(report.fails(), *level == Level::Fail);
+        let failures = report.failures();
+        assert_eq!(failures.len(), usize::from(*level == Level::Fail));
+        assert!(
+            failures
+                .iter()
+                .all(|failure| failure.starts_with(name) && failure.contains(mend))
+        );
     }
 }
 

@@ -135,3 +135,29 @@ fn an_alarm_moves_earlier_and_later() {
     }
     assert!((Duration::from_millis(60)..Duration::from_secs(60)).contains(&start.elapsed()));
 }
+
+#[test]
+fn an_alarm_that_has_passed_unseen_is_replaced_too() {
+    let mut world = World::new(&options(Descriptors::Direct));
+    for entered in [false, true] {
+        world.ring.set_alarm(Duration::from_millis(1));
+        sleep(&mut world);
+        assert!(readable(&world.ring, 10_000), "it has passed");
+        world.ring.awake();
+        if entered {
+            world.ring.submit().unwrap(); // its completion is in the queue now
+        }
+        let start = Instant::now();
+        world.ring.set_alarm(Duration::from_millis(50));
+        while world.seen.is_empty() {
+            world.ring.submit_and_wait().unwrap();
+            world.drain();
+        }
+        assert!(
+            start.elapsed() >= Duration::from_millis(50),
+            "{:?}",
+            start.elapsed()
+        );
+        assert_eq!(world.seen.drain(..).collect::<Vec<_>>(), [Seen::Alarm]);
+    }
+}
