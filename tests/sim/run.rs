@@ -101,10 +101,11 @@ impl Run {
             }
             1 => {
                 client.is_faulty = true;
-                let noise: Vec<u8> = (0..random.between(1, 40))
+                let mut noise: Vec<u8> = (0..random.between(1, 40))
                     .map(|_| random.next() as u8)
                     .collect();
-                client.outgoing.push_back(0xf0); // never the beginning of a good frame
+                // A reserved bit: else it could be a good frame by chance, and would have to be answered or delivered.
+                noise[0] |= 0x40;
                 client.outgoing.extend(noise);
             }
             2 => {
