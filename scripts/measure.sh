@@ -46,10 +46,18 @@ processors=$(nproc)
 # --- what is started, and its end -------------------------------------------------------------------------------
 
 pids=()
-# Ends one process by its id, and waits for it.
+# Ends one process by its id, and waits for it; one that does not end within ten seconds is a fault.
 stop() {
-    local pid=$1 kept=() other
+    local pid=$1 kept=() other try
     kill "$pid" 2>/dev/null || true
+    for try in $(seq 100); do
+        kill -0 "$pid" 2>/dev/null || break
+        sleep 0.1
+    done
+    if kill -KILL "$pid" 2>/dev/null; then
+        faults=$((faults + 1))
+        say "FAULT: process $pid did not end within ten seconds of SIGTERM"
+    fi
     wait "$pid" 2>/dev/null || true
     for other in ${pids[@]+"${pids[@]}"}; do [ "$other" = "$pid" ] || kept+=("$other"); done
     pids=(${kept[@]+"${kept[@]}"})
