@@ -212,7 +212,7 @@ def test_over_the_nodes_memory_budget_new_upgrades_are_503_and_who_is_in_is_serv
 
 def test_more_connections_than_descriptors_are_a_normal_state(serve):
     """Plain descriptors and a low limit: accepting runs out, and goes on when there is room again."""
-    server = serve('descriptors = "plain"\n', shards=1, open_files=120)
+    server = serve('descriptors = "plain"\n', shards=1, open_files=240)
     with server.join("first") as first:
         wires = [Wire(server.address) for _ in range(300)]
         first.send_text("still served")

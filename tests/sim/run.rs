@@ -101,9 +101,11 @@ impl Run {
             }
             1 => {
                 client.is_faulty = true;
-                let noise: Vec<u8> = (0..random.between(1, 40))
+                let mut noise: Vec<u8> = (0..random.between(1, 40))
                     .map(|_| random.next() as u8)
                     .collect();
+                // A reserved bit: else it could be a good frame by chance, and would have to be answered or delivered.
+                noise[0] |= 0x40;
                 client.outgoing.extend(noise);
             }
             2 => {
