@@ -148,10 +148,9 @@ impl<T> LaneWriter<T> {
                 self.sent_bytes += u64::from(bytes);
                 Ok(())
             }
-            // A reader that is gone has stopped for good; nobody is left to care, and the writer stops soon too.
-            Err(TrySendError::Full((envelope, _)) | TrySendError::Disconnected((envelope, _))) => {
-                Err(LaneFull(envelope))
-            }
+            Err(TrySendError::Full((envelope, _))) => Err(LaneFull(envelope)),
+            // The reader's core has died, and the process ends for it: nobody is left to care.
+            Err(TrySendError::Disconnected(_)) => Ok(()),
         }
     }
 }
@@ -240,6 +239,15 @@ mod tests {
         reader.next_envelope().unwrap();
         reader.settle();
         assert_eq!(writer.bytes_room(), LANE_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_lane_whose_reader_has_died_takes_everything() {
+        let (mut writer, reader) = lane::<u32>();
+        drop(reader);
+        for envelope in 0..=u32::try_from(LANE_ENVELOPE_COUNT_MAX).unwrap() {
+            assert_eq!(writer.try_send_control(envelope), Ok(()));
+        }
     }
 
     #[test]

@@ -26,6 +26,8 @@ use crate::time::Tick;
 
 /// How often a lane that waits for a full one is tried again.
 const STALL_RETRY_US: u64 = 500;
+/// A busy loop lets others run that often.
+const REST_INTERVAL_US: u64 = 1_000;
 
 /// One shard, seen from the backplane core.
 pub(super) struct ShardLink {
@@ -67,6 +69,8 @@ pub(super) struct Surroundings {
     pub stop_requests: Arc<AtomicU32>,
     /// Set for the shards when the process ends.
     pub stop: Arc<AtomicBool>,
+    /// A shard has ended that should not have.
+    pub failed: Arc<AtomicBool>,
     pub admin_listener: Option<AdminListener>,
 }
 
@@ -89,10 +93,15 @@ pub(super) async fn run(core: BackplaneCore, mut around: Surroundings) -> Result
     }
     let mut stopping = Stopping::default();
     let mut turn_began = around.clock.now();
+    let mut rested = turn_began;
     loop {
         let now = around.clock.now();
         let (is_idle, deadline) = {
             let mut this = core.borrow_mut();
+            if around.failed.load(Ordering::Relaxed) {
+                this.end_shards(&around);
+                return Err("a shard has died; the log says why".to_owned());
+            }
             if let Some(code) = this.stop_progress(&mut stopping, &around, now) {
                 return Ok(code);
             }
@@ -114,8 +123,14 @@ pub(super) async fn run(core: BackplaneCore, mut around: Surroundings) -> Result
             around.wake.clear();
             around.bell.awake();
             turn_began = around.clock.now();
-        } else {
-            glommio::executor().yield_if_needed().await;
+            rested = turn_began;
+        } else if turn_began.since(rested) >= REST_INTERVAL_US {
+            // The admin listener's tasks get their turn only when this one waits.
+            around.wake.wake();
+            bridge.woken().await;
+            around.wake.clear();
+            rested = around.clock.now();
+            turn_began = rested;
         }
     }
 }
@@ -276,11 +291,15 @@ impl BackplaneCore {
             tracing::info!(phase = phase.label(), "stopping");
         }
         let code = self.drain.exit_code()?;
+        self.end_shards(around);
+        Some(code)
+    }
+
+    fn end_shards(&self, around: &Surroundings) {
         around.stop.store(true, Ordering::Relaxed);
         for link in &self.links.0 {
             link.waker.handle.wake();
         }
-        Some(code)
     }
 
     /// One turn over all lanes. Whether there is nothing more to do.

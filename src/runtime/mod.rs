@@ -6,6 +6,7 @@ mod backplane_core;
 pub mod bridge;
 mod clock;
 pub mod cores;
+mod executor;
 pub mod host;
 pub mod http;
 mod listener;

@@ -1,5 +1,7 @@
 //! Answers to the admin API's questions.
 
+use std::collections::BTreeMap;
+
 use super::Shard;
 use super::connection::flag;
 use super::room::{Room, RoomIndex};
@@ -12,16 +14,9 @@ impl Shard {
     pub(super) fn asked(&mut self, request: u64, question: &Question) {
         let reply = match question {
             Question::Stats => Reply::Stats(Box::new(self.snapshot())),
-            Question::Rooms { prefix, count_max } => Reply::Rooms(
-                self.rooms
-                    .iter()
-                    .filter(|(_, room)| {
-                        !room.members.is_empty() && room.name.starts_with(prefix.as_str())
-                    })
-                    .take(*count_max as usize)
-                    .map(|(_, room)| self.room_info(room, 0))
-                    .collect(),
-            ),
+            Question::Rooms { prefix, count_max } => {
+                Reply::Rooms(self.rooms_by_name(prefix, *count_max as usize))
+            }
             Question::Room {
                 room,
                 member_count_max,
@@ -71,6 +66,24 @@ impl Shard {
             gauges,
             ..ShardSnapshot::default()
         }
+    }
+
+    /// The first `count_max` rooms by name that begin with `prefix`. Holds no more than that many at a time.
+    fn rooms_by_name(&self, prefix: &str, count_max: usize) -> Vec<RoomInfo> {
+        let mut first = BTreeMap::new();
+        for (_, room) in self.rooms.iter() {
+            if room.members.is_empty() || !room.name.starts_with(prefix) {
+                continue;
+            }
+            first.insert(&*room.name, room);
+            if first.len() > count_max {
+                first.pop_last();
+            }
+        }
+        first
+            .into_values()
+            .map(|room| self.room_info(room, 0))
+            .collect()
     }
 
     fn room_info(&self, room: &Room, member_count_max: usize) -> RoomInfo {

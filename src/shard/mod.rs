@@ -159,6 +159,9 @@ pub enum Action<'a> {
     StopAccepting,
 }
 
+/// How soon publishers that wait are tried again, when nothing else brings a turn.
+const PAUSE_RETRY_US: u64 = 500;
+
 /// Actions that are rare enough to wait in a queue.
 #[derive(Debug)]
 enum Quiet {
@@ -296,7 +299,7 @@ impl Shard {
             Input::BusRoom { envelopes, bytes } => {
                 self.bus_envelopes = envelopes;
                 self.bus_bytes = bytes;
-                if self.delivery == Delivery::Bus && !self.paused.is_empty() {
+                if !self.paused.is_empty() {
                     self.resume_publishers(); // before anybody who comes in this turn
                 }
             }
@@ -322,6 +325,9 @@ impl Shard {
     /// When [`Shard::handle_deadline`] wants to be called at the latest; `None`: nothing depends on time.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Tick> {
+        if !self.paused.is_empty() {
+            return Some(Tick(self.now.0 + PAUSE_RETRY_US)); // nobody tells when there is room again
+        }
         (self.connections.count() > 0 || self.drain.is_closing()).then(|| self.sweep.next_at())
     }
 

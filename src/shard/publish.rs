@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::connection::{State, flag};
 use super::room::{Gathered, Order, RoomIndex};
-use super::{Delivery, Quiet, Shard};
+use super::{Quiet, Shard};
 use crate::bus::{Batch, BatchMessage, MessageKind, RoomName, Upstream};
 use crate::limits::{LANE_BYTES_MAX, ROOM_BATCH_BYTES_MAX, SERVER_HEADER_BYTES_MAX};
 use crate::protocol::{CloseReason, OpCode, Utf8Validator, encode_header, unmask_extend};
@@ -39,12 +39,13 @@ impl Shard {
         if admitted.is_err() && output_bytes > 0 {
             return false;
         }
-        if self.delivery == Delivery::Inline {
-            return true;
-        }
         let room = &self.rooms[room];
         match room.order {
-            Order::Here => true,
+            // One batch a room and turn: what is sent of it at once need not wait in the members' queues.
+            Order::Here => room
+                .incoming
+                .as_ref()
+                .is_none_or(|gathered| gathered.bytes.len() < ROOM_BATCH_BYTES_MAX),
             Order::Pending => false,
             // A message beyond the lane's bound goes when the lane carries nothing else (`LaneWriter::fits`).
             Order::Bus => {
@@ -121,8 +122,8 @@ impl Shard {
         if is_first {
             self.rooms_dirty.push(room_index);
         }
-        if total >= ROOM_BATCH_BYTES_MAX {
-            self.flush_room(room_index);
+        if upwards && total >= ROOM_BATCH_BYTES_MAX {
+            self.flush_outgoing(room_index);
         }
         Ok(())
     }
