@@ -407,11 +407,18 @@ fuzz_target!(|input: (u8, Vec<Operation<'_>>)| {
         world.operate(operation);
     }
     world.end_turn();
-    for token in 0..TOKENS {
-        world.end(token, true);
+    // Everything breaks, and whoever waited for room with its stream at its end finds some.
+    for _ in 0..3 {
+        world.operate(&Operation::BusRoom {
+            envelopes: u8::MAX,
+            bytes: u16::MAX,
+        });
+        for token in 0..TOKENS {
+            world.operate(&Operation::Break(token));
+            world.end(token, true);
+        }
+        world.end_turn();
     }
-    world.end_turn();
-    world.end_turn();
     assert!(world.sockets.is_empty(), "whoever broke is gone");
     let gauges = world.shard.snapshot().gauges;
     assert_eq!((gauges.ledger_bytes, gauges.sockets_open), (0, 0));

@@ -115,10 +115,16 @@ impl Drain {
     pub(super) const fn phase(&self) -> u64 {
         match self.order {
             None => 0,
-            Some(DrainOrder::NotReady) => 1,
-            Some(DrainOrder::Close { .. }) => 2,
-            Some(DrainOrder::Cut) => 3,
+            Some(order) => phase_of(order),
         }
+    }
+}
+
+const fn phase_of(order: DrainOrder) -> u64 {
+    match order {
+        DrainOrder::NotReady => 1,
+        DrainOrder::Close { .. } => 2,
+        DrainOrder::Cut => 3,
     }
 }
 
@@ -227,6 +233,9 @@ impl Shard {
     }
 
     pub(super) fn drain_ordered(&mut self, order: DrainOrder) {
+        if phase_of(order) < self.drain.phase() {
+            return; // stopping never goes back
+        }
         let begins = !self.drain.is_closing() && !self.drain.is_done();
         if begins && matches!(order, DrainOrder::Close { .. } | DrainOrder::Cut) {
             self.drain.began = self.now;

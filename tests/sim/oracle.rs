@@ -73,7 +73,7 @@ pub fn check_nothing_old(world: &World) {
 
 /// All members of a room, on all shards, agree on one order; and nobody hears another room.
 pub fn check_one_order(world: &World) {
-    for room in 0..ROOMS.len() {
+    for (room, name) in ROOMS.iter().enumerate() {
         let mut next: BTreeMap<MessageId, BTreeSet<MessageId>> = BTreeMap::new();
         for client in &world.clients {
             if client.room != room {
@@ -118,8 +118,7 @@ pub fn check_one_order(world: &World) {
         assert_eq!(
             ordered_count,
             next.len(),
-            "the members of room {} disagree on the order",
-            ROOMS[room]
+            "the members of room {name} disagree on the order"
         );
         check_senders_order(world, room);
     }

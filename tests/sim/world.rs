@@ -14,7 +14,7 @@ use throng::bus::{
 };
 use throng::limits::SEND_PIECE_COUNT_MAX;
 use throng::protocol::{OpCode, encode_header};
-use throng::shard::{Action, Delivery, Input, Node, Options, Shard};
+use throng::shard::{Action, Delivery, Input, Node, Shard};
 use throng::time::Tick;
 
 use crate::client::{Client, MessageId, Phase};
@@ -161,10 +161,7 @@ impl World {
             node,
             backplane,
             up: (0..count).map(|_| Lane::new(envelopes, bytes)).collect(),
-            held: vec![VecDeque::new(); count]
-                .into_iter()
-                .map(|_: VecDeque<()>| VecDeque::new())
-                .collect(),
+            held: (0..count).map(|_| VecDeque::new()).collect(),
             down: (0..count).map(|_| Lane::new(envelopes, bytes)).collect(),
             sockets: (0..count).map(|_| BTreeMap::new()).collect(),
             clients: Vec::new(),

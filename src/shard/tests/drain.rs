@@ -185,6 +185,21 @@ fn a_second_order_hurries_the_first() {
 }
 
 #[test]
+fn stopping_never_goes_back() {
+    let mut world = World::new(options());
+    order(&mut world, DrainOrder::Cut);
+    order(&mut world, window(60_000));
+    order(&mut world, DrainOrder::NotReady);
+    let late = world.open();
+    world.turn();
+    assert!(world.is_gone(late));
+    order(&mut world, DrainOrder::Cut);
+    assert_eq!(world.stops_asked, 1);
+    listeners_stopped(&mut world);
+    assert!(is_drained(&world));
+}
+
+#[test]
 fn an_empty_shard_is_drained_as_soon_as_its_listeners_have_stopped() {
     let mut world = World::new(options());
     order(&mut world, window(60_000));
