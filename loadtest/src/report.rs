@@ -84,6 +84,7 @@ impl Report {
         self.figure("server_waited_share", usage.wait_share);
         self.count("server_rss_before_bytes", before.rss_bytes);
         self.count("server_rss_after_bytes", after.rss_bytes);
+        self.count("server_rss_peak_bytes", after.rss_peak_bytes);
         self.count("server_pss_after_bytes", after.pss_bytes);
         self.count("server_descriptors", after.descriptor_count);
         self.count("tcp_sockets_all_processes", after.tcp_socket_count);

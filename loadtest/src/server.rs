@@ -22,6 +22,8 @@ pub struct Sample {
     pub threads: Vec<Thread>,
     /// Resident bytes.
     pub rss_bytes: u64,
+    /// The most resident bytes since the process began.
+    pub rss_peak_bytes: u64,
     /// Proportional resident bytes: shared pages divided by their users.
     pub pss_bytes: u64,
     /// Anonymous bytes: heap and stacks, no file.
@@ -112,6 +114,7 @@ pub fn sample(pid: u32) -> Result<Sample, Failure> {
     sample.threads = threads(pid);
     sample.cpu_ns = sample.threads.iter().map(|thread| thread.cpu_ns).sum();
     let rollup = read(&format!("/proc/{pid}/smaps_rollup"))?;
+    sample.rss_peak_bytes = kib_field(&read(&format!("/proc/{pid}/status"))?, "VmHWM:");
     sample.rss_bytes = kib_field(&rollup, "Rss:");
     sample.pss_bytes = kib_field(&rollup, "Pss:");
     sample.anonymous_bytes = kib_field(&rollup, "Anonymous:");

@@ -5,6 +5,7 @@ use super::outbox::{Outbox, QUEUED_BYTES, Reserve};
 use super::room::{Gathered, RoomIndex};
 use super::{FanOut, Shard};
 use crate::bus::BatchMessage;
+use crate::limits::SEND_PIECE_COUNT_MAX;
 use crate::metrics::DropPolicy;
 use crate::protocol::dialect::raw::notice_gap;
 use crate::protocol::{CloseReason, Encoded, Piece};
@@ -72,29 +73,44 @@ impl Shard {
         messages: &[BatchMessage],
         policy: DropPolicy,
     ) -> u32 {
-        if self.connections[index].has(flag::NO_ECHO) {
+        // With nothing in flight and no message queued, all of this leaves in this very turn: no different from the
+        // fast way.
+        let connection = &self.connections[index];
+        let leaves_now = !connection.has(flag::SENDING)
+            && !connection
+                .outbox
+                .as_ref()
+                .is_some_and(|outbox| outbox.has_messages());
+        if connection.has(flag::NO_ECHO) {
             let own = Some(self.connections.id(self.core, index));
             if messages.iter().any(|message| message.sender == own) {
+                let wanted = |message: &BatchMessage| message.sender != own;
                 return self
-                    .deliver_one_by_one(index, encoded, messages, policy, |m| m.sender != own);
+                    .deliver_one_by_one(index, encoded, messages, policy, leaves_now, wanted);
             }
         }
         let count = u32::try_from(messages.len()).expect("fewer than bytes");
         let whole = Piece::whole(encoded.clone());
+        if leaves_now {
+            self.queue_leaving(index, whole, count);
+            return count;
+        }
         if self.connection_has_room(index, whole.byte_count(), Reserve::Data) {
             self.queue_messages(index, whole, count);
             return count;
         }
-        self.deliver_one_by_one(index, encoded, messages, policy, |_| true)
+        self.deliver_one_by_one(index, encoded, messages, policy, false, |_| true)
     }
 
-    /// Queues the messages that are `wanted`, each for itself, so that as many fit as can.
+    /// Queues the messages that are `wanted`, each for itself, so that as many fit as can. `leaves_now`: there is room
+    /// for as many as the turn's send carries.
     fn deliver_one_by_one(
         &mut self,
         index: u32,
         encoded: &Encoded,
         messages: &[BatchMessage],
         policy: DropPolicy,
+        leaves_now: bool,
         wanted: impl Fn(&BatchMessage) -> bool,
     ) -> u32 {
         let mut start = 0;
@@ -109,7 +125,10 @@ impl Shard {
             if !wanted(message) {
                 continue;
             }
-            if self.connection_has_room(index, piece.byte_count(), Reserve::Data)
+            if leaves_now && self.outbox(index).piece_count() + 2 <= SEND_PIECE_COUNT_MAX as u32 {
+                self.queue_leaving(index, piece, 1);
+                queued += 1;
+            } else if self.connection_has_room(index, piece.byte_count(), Reserve::Data)
                 || self.make_room(index, &piece, policy)
             {
                 self.queue_messages(index, piece, 1);
@@ -129,7 +148,7 @@ impl Shard {
         self.connections[index]
             .outbox
             .as_ref()
-            .map_or(0, |outbox| outbox.queued_bytes())
+            .map_or(0, |outbox| outbox.waiting_bytes())
             .saturating_add(bytes)
             .saturating_add(QUEUED_BYTES)
             <= limit
@@ -192,6 +211,13 @@ impl Shard {
     fn queue_messages(&mut self, index: u32, piece: Piece, message_count: u32) {
         self.queue_gap_notice(index);
         self.queue(index, piece, message_count);
+    }
+
+    /// Queues messages that leave with the turn's send, whatever the budget: see [`Outbox::leaves_next`].
+    fn queue_leaving(&mut self, index: u32, piece: Piece, message_count: u32) {
+        let cost = piece.byte_count() + QUEUED_BYTES;
+        self.queue_messages(index, piece, message_count);
+        self.outbox(index).leaves_next(cost);
     }
 
     /// Queues the notice of what was lost behind all that is queued, if anything was.

@@ -49,10 +49,14 @@ impl Inbox {
         self.unread.is_empty() && self.partial.is_none()
     }
 
-    /// A new inbox, charged for itself.
-    pub(super) fn open(ledger: &mut Ledger) -> Result<Box<Self>, Refused> {
+    /// A new inbox, charged for itself. `owed`: whatever the limits say, as for [`Inbox::keep_unread`].
+    pub(super) fn open(ledger: &mut Ledger, owed: bool) -> Result<Box<Self>, Refused> {
         let bytes = u32::try_from(size_of::<Self>()).expect("small");
-        ledger.charge(bytes)?;
+        if owed {
+            ledger.charge_owed(bytes);
+        } else {
+            ledger.charge(bytes)?;
+        }
         Ok(Box::new(Self {
             charged_bytes: bytes,
             ..Self::default()

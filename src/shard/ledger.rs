@@ -120,6 +120,8 @@ impl Drop for Ledger {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::protocol::Encoded;
 
@@ -169,6 +171,55 @@ mod tests {
         );
         drop((first, second));
         assert_eq!(node.reserved_bytes(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn accounts_add_up_and_no_limit_is_crossed_over_two_shards(
+            operations in prop::collection::vec((any::<bool>(), 0u8..6, 0u32..800_000), 0..200)
+        ) {
+            let limit = 3 * GRANT_BYTES;
+            let node = Arc::new(Node::new(10, 5 * GRANT_BYTES, 0, 1));
+            let mut ledgers = [0, 1].map(|_| Ledger::new(limit, Arc::clone(&node)));
+            let mut accounts: [Vec<u32>; 2] = Default::default();
+            let mut outputs: [Vec<Encoded>; 2] = Default::default();
+            for (second, operation, bytes) in operations {
+                let at = usize::from(second);
+                let ledger = &mut ledgers[at];
+                match operation {
+                    0 | 1 => {
+                        let before = ledger.used_bytes();
+                        match ledger.charge(bytes) {
+                            Ok(()) => accounts[at].push(bytes),
+                            Err(_) => prop_assert_eq!(ledger.used_bytes(), before),
+                        }
+                        prop_assert!(before > limit || ledger.used_bytes() <= limit);
+                    }
+                    2 => {
+                        if ledger.admit(u64::from(bytes)).is_ok() {
+                            outputs[at].push(Encoded::metered(vec![0; bytes as usize], ledger.meter()));
+                        }
+                        prop_assert!(ledger.used_bytes() <= limit);
+                    }
+                    3 => _ = outputs[at].pop(),
+                    4 => ledger.settle(),
+                    _ => {
+                        if let Some(bytes) = accounts[at].pop() {
+                            ledger.refund(bytes);
+                        }
+                    }
+                }
+                let held: u64 = accounts[at].iter().map(|bytes| u64::from(*bytes)).sum();
+                let output: u64 = outputs[at].iter().map(|output| output.bytes().len() as u64).sum();
+                prop_assert_eq!(ledgers[at].account_bytes(), held);
+                prop_assert_eq!(ledgers[at].used_bytes(), held + output);
+                prop_assert!(node.reserved_bytes() <= 5 * GRANT_BYTES);
+                let used: u64 = ledgers.iter().map(Ledger::used_bytes).sum();
+                prop_assert!(used <= node.reserved_bytes());
+            }
+            drop((ledgers, outputs));
+            prop_assert_eq!(node.reserved_bytes(), 0);
+        }
     }
 
     #[test]

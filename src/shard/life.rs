@@ -410,7 +410,7 @@ impl Shard {
         connection.set(flag::PEER_ENDED);
         match connection.state {
             // What it published before is still served; then it is cut.
-            State::Open if connection.has(flag::PAUSED) => {}
+            State::Open if connection.has(flag::PAUSED) && !broken => {}
             State::Closing
                 if !broken && (connection.has(flag::SENDING) || connection.outbox.is_some()) => {}
             _ => self.cut(

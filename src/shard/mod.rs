@@ -296,6 +296,9 @@ impl Shard {
             Input::BusRoom { envelopes, bytes } => {
                 self.bus_envelopes = envelopes;
                 self.bus_bytes = bytes;
+                if self.delivery == Delivery::Bus && !self.paused.is_empty() {
+                    self.resume_publishers(); // before anybody who comes in this turn
+                }
             }
         }
     }

@@ -61,6 +61,8 @@ pub(super) struct Outbox {
     message_piece_count: u32,
     /// Pieces and entries in `queue`.
     queued_bytes: u32,
+    /// Those of them that leave with the next send for sure, and are as good as in flight.
+    leaving_bytes: u32,
 }
 
 impl Outbox {
@@ -74,6 +76,11 @@ impl Outbox {
 
     pub(super) fn piece_count(&self) -> u32 {
         u32::try_from(self.queue.len()).expect("bounded by the connection's budget")
+    }
+
+    /// Whether a message is queued, and not only control frames, notices or an answer.
+    pub(super) const fn has_messages(&self) -> bool {
+        self.message_piece_count > 0
     }
 
     /// Nothing queued and no gap untold: it may go.
@@ -138,6 +145,7 @@ impl Outbox {
         let dropped = self.queue.remove(at).expect("just found");
         let cost = dropped.piece.byte_count() + QUEUED_BYTES;
         self.queued_bytes -= cost;
+        self.leaving_bytes = self.leaving_bytes.saturating_sub(cost); // the oldest leave first
         self.message_piece_count -= 1;
         self.missed_before = self.missed_before.saturating_add(dropped.message_count);
         self.join_gaps();
@@ -152,6 +160,7 @@ impl Outbox {
         mut notice: impl FnMut(u32) -> Option<Piece>,
     ) -> u32 {
         let mut entry_bytes = 0;
+        self.leaving_bytes = 0;
         while pieces.len() < SEND_PIECE_COUNT_MAX {
             let is_message = self.queue.front().map(|queued| queued.message_count > 0);
             if self.missed_before > 0 && is_message != Some(false) {
@@ -175,10 +184,23 @@ impl Outbox {
     pub(super) const fn queued_bytes(&self) -> u32 {
         self.queued_bytes
     }
+
+    /// Bytes that wait behind the next send: what the budget is for.
+    pub(super) const fn waiting_bytes(&self) -> u32 {
+        self.queued_bytes - self.leaving_bytes
+    }
+
+    /// The piece that was pushed last, of `cost` bytes, leaves with the next send: nothing is in flight, and there are
+    /// fewer than [`SEND_PIECE_COUNT_MAX`] in front of it.
+    pub(super) const fn leaves_next(&mut self, cost: u32) {
+        self.leaving_bytes += cost;
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::protocol::Encoded;
 
@@ -236,6 +258,70 @@ mod tests {
         assert_eq!(outbox.gap_at_end(), 3);
         outbox.told_gap_at_end();
         assert_eq!((outbox.gap_at_end(), sent(&mut outbox)), (0, vec![1]));
+    }
+
+    proptest! {
+        /// Against a plain list of what was queued and lost: nothing changes places, and every loss is told where it is.
+        #[test]
+        fn whatever_happens_what_is_sent_and_told_adds_up_in_order(
+            operations in prop::collection::vec((0u8..6, 1usize..50), 0..200)
+        ) {
+            let mut outbox = Outbox::default();
+            // Messages by number: each is sent once or told once, in order.
+            let (mut next, mut told, mut heard) = (0u32, 0u32, Vec::new());
+            let mut queued = std::collections::VecDeque::new();
+            for (operation, bytes) in operations {
+                match operation {
+                    0 | 1 => {
+                        if outbox.gap_at_end() > 0 {
+                            told += outbox.gap_at_end();
+                            outbox.told_gap_at_end();
+                            outbox.push(piece(0), 0);
+                            queued.push_back((0, 0));
+                        }
+                        outbox.push(piece(bytes), 1);
+                        queued.push_back((bytes, 1));
+                        next += 1;
+                    }
+                    2 => {
+                        outbox.push(piece(bytes), 0);
+                        queued.push_back((bytes, 0));
+                    }
+                    3 => {
+                        outbox.miss_newest(1);
+                        next += 1;
+                    }
+                    4 => {
+                        let at = queued.iter().position(|(_, messages)| *messages > 0);
+                        let expected = at.and_then(|at| queued.remove(at));
+                        let expected = expected.map(|(bytes, messages)| (bytes as u32 + QUEUED_BYTES, messages));
+                        prop_assert_eq!(outbox.drop_oldest(), expected);
+                    }
+                    _ => {
+                        let mut pieces = Vec::new();
+                        let entry_bytes = outbox.take(&mut pieces, |missed| {
+                            told += missed;
+                            Some(piece(1_000))
+                        });
+                        prop_assert!(pieces.len() <= SEND_PIECE_COUNT_MAX);
+                        let mut taken = 0;
+                        for piece in pieces.iter().filter(|piece| piece.byte_count() < 1_000) {
+                            let (bytes, messages) = queued.pop_front().expect("it was queued");
+                            prop_assert_eq!(piece.byte_count() as usize, bytes);
+                            heard.extend((messages > 0).then_some(bytes));
+                            taken += 1;
+                        }
+                        prop_assert_eq!(entry_bytes, taken * QUEUED_BYTES);
+                    }
+                }
+                let bytes: usize = queued.iter().map(|(bytes, _)| bytes + QUEUED_BYTES as usize).sum();
+                prop_assert_eq!(outbox.queued_bytes() as usize, bytes);
+                prop_assert_eq!(outbox.piece_count() as usize, queued.len());
+                let waiting = queued.iter().filter(|(_, messages)| *messages > 0).count() as u32;
+                prop_assert_eq!(outbox.has_messages(), waiting > 0);
+                prop_assert_eq!(heard.len() as u32 + waiting + told + outbox.missed_untold(), next);
+            }
+        }
     }
 
     /// All that the next send carries: bytes of pieces, gaps as negative numbers.

@@ -92,7 +92,7 @@ impl Shard {
         ) {
             return;
         }
-        let kept = self.inbox(index).and_then(|()| {
+        let kept = self.inbox(index, owed).and_then(|()| {
             let inbox = self.connections[index].inbox.as_mut().expect("made above");
             inbox.keep_unread(bytes, &mut self.ledger, owed)
         });
@@ -110,9 +110,9 @@ impl Shard {
         (self.options.message_bytes_max as usize).max(self.handshake.bytes_max) + 64 * 1024
     }
 
-    fn inbox(&mut self, index: u32) -> Result<(), super::ledger::Refused> {
+    fn inbox(&mut self, index: u32, owed: bool) -> Result<(), super::ledger::Refused> {
         if self.connections[index].inbox.is_none() {
-            self.connections[index].inbox = Some(Inbox::open(&mut self.ledger)?);
+            self.connections[index].inbox = Some(Inbox::open(&mut self.ledger, owed)?);
         }
         Ok(())
     }
@@ -199,9 +199,12 @@ impl Shard {
         }
     }
 
+    /// Ends the connection for what it sent. What it had published before still reaches its room, itself included.
     #[cold]
     fn fail_and_stop(&mut self, index: u32, reason: CloseReason) -> Stop {
-        self.fail(index, reason);
+        let room = self.connections[index].room;
+        self.flush_room(room);
+        self.fail(index, reason); // unless that delivery has ended it already
         Stop::Ended
     }
 
@@ -269,7 +272,7 @@ impl Shard {
         payload_bytes: usize,
         mask: [u8; 4],
     ) -> Result<(), Stop> {
-        if self.inbox(index).is_err() {
+        if self.inbox(index, false).is_err() {
             return Err(self.fail_and_stop(index, CloseReason::OverBudget));
         }
         let inbox = self.connections[index].inbox.as_mut().expect("made above");

@@ -197,6 +197,10 @@ impl std::ops::IndexMut<RoomIndex> for RoomTable {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
     use super::*;
     use crate::shard::RoomRule;
 
@@ -230,6 +234,41 @@ mod tests {
             assert_eq!(table[index].policy, policy, "{name}");
         }
         assert_eq!(self::table(&[], 1).policy("x"), DropPolicy::Disconnect);
+    }
+
+    proptest! {
+        #[test]
+        fn behaves_like_a_map_of_names(
+            seed: u64,
+            operations in prop::collection::vec((any::<bool>(), 0u8..20), 0..300)
+        ) {
+            let mut table = RoomTable::new(Vec::new(), 12, seed);
+            let mut model = BTreeMap::new();
+            for (opens, name) in operations {
+                let name = format!("room {name}");
+                if opens {
+                    let expected = match model.get(&name) {
+                        None if model.len() == 12 => Err(TableFull),
+                        None => {
+                            let index = table.find_or_open(&name, Order::Here).expect("there is room");
+                            prop_assert!(model.values().all(|other| *other != index));
+                            model.insert(name.clone(), index);
+                            Ok(index)
+                        }
+                        Some(index) => Ok(*index),
+                    };
+                    prop_assert_eq!(table.find_or_open(&name, Order::Here), expected);
+                } else if let Some(index) = model.remove(&name) {
+                    table.close(index);
+                    prop_assert!(!table.is_open(index));
+                }
+                prop_assert_eq!(table.find(&name), model.get(&name).copied());
+                prop_assert_eq!(table.count(), model.len());
+                let mut listed: Vec<_> = table.iter().map(|(index, room)| (room.name.to_string(), index)).collect();
+                listed.sort_by(|one, other| one.0.cmp(&other.0));
+                prop_assert_eq!(listed, model.clone().into_iter().collect::<Vec<_>>());
+            }
+        }
     }
 
     #[test]

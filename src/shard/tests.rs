@@ -1,1 +1,12 @@
-//! Tests.
+//! The shard through its contract: what happens goes in, what the engine is to do comes out.
+
+mod budgets;
+mod bus;
+mod drain;
+mod frames;
+mod life;
+mod limits;
+mod policies;
+mod rooms;
+mod time;
+mod world;

@@ -37,6 +37,12 @@ pub struct Client {
     pub phase: Phase,
     /// It does things that a server has to close it for.
     pub is_faulty: bool,
+    /// Its host is gone: it reads nothing and ends nothing.
+    pub frozen: bool,
+    /// It has sent a close frame.
+    pub closes: bool,
+    /// Its close frame was answered: everything it had sent before was taken.
+    pub closed_well: bool,
     /// It reads.
     pub reads: bool,
     /// Bytes for the server that the network has not carried yet.
@@ -77,6 +83,9 @@ impl Client {
             notices,
             phase: Phase::Asking,
             is_faulty: false,
+            frozen: false,
+            closes: false,
+            closed_well: false,
             reads: true,
             outgoing: request.into(),
             ending: None,
@@ -129,6 +138,7 @@ impl Client {
     }
 
     pub fn close(&mut self, random: &mut Random) {
+        self.closes = true;
         self.frame(true, OpCode::Close, &1000u16.to_be_bytes(), random);
     }
 
@@ -196,7 +206,10 @@ impl Client {
                     self.incoming.is_empty(),
                     "nothing comes behind a close frame"
                 );
-                self.frame(true, OpCode::Close, &code.to_be_bytes(), random);
+                self.closed_well = self.closes && code == 1000;
+                if !self.closes {
+                    self.frame(true, OpCode::Close, &code.to_be_bytes(), random);
+                }
                 self.ending = Some(false);
             }
             OpCode::Continuation => panic!("a server's messages are whole"),

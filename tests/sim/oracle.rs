@@ -25,10 +25,9 @@ pub fn check_deliveries(world: &World) {
                 continue;
             }
             possible += 1;
-            let was_taken = message
-                .sender
-                .is_none_or(|sender| live.contains_key(&sender))
-                || heard_by_somebody.contains(&id);
+            let was_taken = message.sender.is_none_or(|sender| {
+                live.contains_key(&sender) || world.clients[sender].closed_well
+            }) || heard_by_somebody.contains(&id);
             owed += u32::from(message.event > joined_at && was_taken);
         }
         if client.notices {

@@ -15,9 +15,6 @@ pub struct Plan {
     pub lane: (usize, usize),
     pub filler_bytes_max: usize,
     pub step_count: usize,
-    /// What a shard may hold beyond its budget: what others have ordered for its members, control frames, and input
-    /// that had been received when the budget was met.
-    pub owed_bytes_max: u64,
     pub options: Options,
 }
 
@@ -77,7 +74,6 @@ impl Plan {
             lane,
             filler_bytes_max,
             step_count: *random.pick(&[200, 600, 1_500]),
-            owed_bytes_max: 1 << 20,
             options,
         }
     }

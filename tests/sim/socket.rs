@@ -8,6 +8,8 @@ pub struct Socket {
     pub client: usize,
     pub opened: bool,
     pub paused: bool,
+    /// Something may have arrived before the pause took hold.
+    pub late_read: bool,
     /// The send in flight, what is left of it.
     pub in_flight: Option<VecDeque<u8>>,
     /// In the kernel, for the client to read.
@@ -25,6 +27,7 @@ impl Socket {
             client,
             opened: false,
             paused: false,
+            late_read: false,
             in_flight: None,
             kernel: VecDeque::new(),
             kernel_bytes_max,

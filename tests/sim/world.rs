@@ -26,6 +26,11 @@ use crate::socket::Socket;
 /// Few, so that members collide; each with another policy towards its slow members.
 pub const ROOMS: [&str; 4] = ["disconnect", "drop-oldest", "drop-newest", "latest"];
 
+/// Bytes that the engine reports at once.
+const READ_BYTES_MAX: usize = 4_096;
+/// Bytes of bookkeeping that a connection may hold whatever the budget says: inbox, outbox, entries, control frames.
+const OWED_BYTES_MAX: u64 = 1_024;
+
 /// What a message was when it was sent.
 #[derive(Debug)]
 pub struct Message {
@@ -465,14 +470,17 @@ impl World {
             }
             return;
         }
-        let is_read = !socket.paused || random.one_in(4);
-        if is_read && !client.outgoing.is_empty() {
+        // What had arrived before the engine could pause is still reported.
+        let is_read = !socket.paused || std::mem::take(&mut socket.late_read) && random.one_in(2);
+        if client.frozen {
+            // Nothing comes from there.
+        } else if is_read && !client.outgoing.is_empty() {
             let count = if thorough || random.one_in(2) {
                 client.outgoing.len()
             } else {
                 random.between(1, client.outgoing.len())
             };
-            let bytes: Vec<u8> = client.outgoing.drain(..count.min(4_096)).collect();
+            let bytes: Vec<u8> = client.outgoing.drain(..count.min(READ_BYTES_MAX)).collect();
             let (index, bytes) = (token, &bytes[..]);
             core.handle(Input::Received { index, bytes }, now);
         } else if is_read
@@ -548,6 +556,7 @@ impl World {
                     let socket = sockets.get_mut(&index).expect("it is open");
                     assert!(!socket.paused && !socket.closing, "paused twice");
                     socket.paused = true;
+                    socket.late_read = true;
                 }
                 Action::ReadResume { index } => {
                     note(trace, 5);
@@ -594,8 +603,11 @@ impl World {
     fn check_budgets(&self, shard: usize) {
         let options = &self.plan.options;
         let gauges = self.shards[shard].snapshot().gauges;
+        // Beyond its budget a shard holds only what it was handed before it could say no: one read and one more that
+        // was under way for each connection, and the ends of what others have ordered for its members.
+        let owed_bytes = gauges.sockets_open * (2 * READ_BYTES_MAX as u64 + OWED_BYTES_MAX);
         assert!(
-            gauges.ledger_bytes <= options.shard_bytes_max + self.plan.owed_bytes_max,
+            gauges.ledger_bytes <= options.shard_bytes_max + owed_bytes,
             "the shard holds {} bytes",
             gauges.ledger_bytes
         );
@@ -610,7 +622,7 @@ impl World {
         for token in tokens {
             let socket = self.sockets[shard].get_mut(&token).expect("listed");
             let client = &mut self.clients[socket.client];
-            if !thorough && (!client.reads || self.random.one_in(2)) {
+            if client.frozen || !thorough && (!client.reads || self.random.one_in(2)) {
                 continue;
             }
             let count = if thorough {
@@ -642,10 +654,9 @@ impl World {
 
     /// The clients that are in a room and have not been told anything else.
     pub fn live(&self) -> impl Iterator<Item = (usize, &Client)> {
-        self.clients
-            .iter()
-            .enumerate()
-            .filter(|(_, client)| client.phase == Phase::Open && client.ending.is_none())
+        self.clients.iter().enumerate().filter(|(_, client)| {
+            client.phase == Phase::Open && client.ending.is_none() && !client.closes
+        })
     }
 
     /// What is still on its way, in words.

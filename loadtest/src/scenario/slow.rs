@@ -115,10 +115,11 @@ pub fn run(arguments: &Arguments) -> Result<Report, Failure> {
         &mut report,
     );
     if let (Some(alone), Some(beside)) = (&meters[0].1.server, &after.server) {
-        let growth = beside.rss_bytes as f64 - alone.rss_bytes as f64;
+        // They may be cut before the window ends: the peak counts, even if the readers had a part in it.
+        let growth = beside.rss_peak_bytes.saturating_sub(alone.rss_bytes);
         report.figure(
-            "server_rss_growth_bytes_per_stalled",
-            growth / f64::from(stalled),
+            "server_rss_peak_growth_bytes_per_stalled",
+            growth as f64 / f64::from(stalled),
         );
     }
     Ok(report)
