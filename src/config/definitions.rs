@@ -411,7 +411,7 @@ pub static DEFINITIONS: &[Definition] = &[
         Group::Life,
         ms(any(100, HOUR_MS)),
         "5s",
-        "From accept to the whole request; then 408, and the connection ends.",
+        "From accept to the whole request; then a begun one is answered 408, and the connection ends.",
         |draft, value| set(&mut draft.settings.shard.handshake_timeout_ms, value),
     ),
     setting(

@@ -36,9 +36,9 @@ pub enum CloseReason {
     HeartbeatLost,
     /// No message for the idle timeout.
     Idle,
-    /// The request was not complete within the handshake timeout.
+    /// Nothing of a request came within the handshake timeout, or the room was not ready for it by then.
     HandshakeTimeout,
-    /// The request was answered with an HTTP error, or was a health check.
+    /// The request was answered with an HTTP error (408 where it was not whole in time), or was a health check.
     NotUpgraded,
     /// The node is stopping.
     Draining,

@@ -66,6 +66,8 @@ pub(super) mod flag {
     pub const ADDRESS_COUNTED: u16 = 1 << 9;
     /// The engine was told not to read it.
     pub const READ_PAUSED: u16 = 1 << 10;
+    /// A health check was answered, and another request may follow.
+    pub const HEALTH_ANSWERED: u16 = 1 << 11;
 
     /// Any of these, or an outbox, makes a delivery take the slow way.
     pub const SLOW: u16 = SENDING | DIRTY | NO_ECHO;

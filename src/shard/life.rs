@@ -106,7 +106,9 @@ impl Shard {
                 let keep_alive =
                     handshake::answer_health(&mut answer, !self.drain.is_begun(), *health);
                 let queued = self.queue_control(index, answer, Reserve::Control);
-                self.connections[index].mark_ms = self.now.ms32();
+                let connection = &mut self.connections[index];
+                connection.set(flag::HEALTH_ANSWERED);
+                connection.mark_ms = self.now.ms32();
                 if !keep_alive || !queued {
                     self.end(index, CloseReason::NotUpgraded);
                 }

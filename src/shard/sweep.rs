@@ -11,7 +11,9 @@ use super::connection::{State, flag};
 use super::outbox::Reserve;
 use super::{FanOut, HeartbeatMode, Quiet, Shard};
 use crate::bus::{DrainOrder, Upstream};
+use crate::metrics::RefusalKind;
 use crate::protocol::dialect::raw::notice_reconnect;
+use crate::protocol::handshake::Refusal;
 use crate::protocol::{CloseReason, Encoded, OpCode, Piece, encode_header};
 use crate::time::{Tick, elapsed_ms};
 
@@ -196,7 +198,12 @@ impl Shard {
         let marked_ms_ago = elapsed_ms(now_ms, connection.mark_ms);
         match connection.state {
             State::Vacant | State::Dead => {}
-            State::Handshake | State::Joining => {
+            State::Handshake => {
+                if marked_ms_ago >= options.handshake_timeout_ms {
+                    self.give_up_request(index);
+                }
+            }
+            State::Joining => {
                 if marked_ms_ago >= options.handshake_timeout_ms {
                     self.cut(index, CloseReason::HandshakeTimeout);
                 }
@@ -229,6 +236,19 @@ impl Shard {
                     self.fail(index, CloseReason::Idle);
                 }
             }
+        }
+    }
+
+    /// Ends a connection whose request did not come whole in time: who has begun one reads why (RFC 9110 §15.5.9).
+    #[cold]
+    fn give_up_request(&mut self, index: u32) {
+        let connection = &self.connections[index];
+        if connection.inbox.is_some() {
+            self.refuse(index, &Refusal::of(RefusalKind::Timeout));
+        } else if connection.has(flag::HEALTH_ANSWERED) {
+            self.cut(index, CloseReason::NotUpgraded); // it got what it came for
+        } else {
+            self.cut(index, CloseReason::HandshakeTimeout);
         }
     }
 

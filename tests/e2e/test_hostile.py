@@ -17,7 +17,7 @@ def assert_serves(server):
         assert ada.read_text() == "sane"
 
 
-def test_two_thousand_half_open_handshakes_are_cut_at_5_s_while_others_are_served(serve):
+def test_two_thousand_half_open_handshakes_are_answered_408_at_5_s_while_others_are_served(serve):
     server = serve(shards=2)
     count = 2000
     half = request("/rooms/never")[:-2]
@@ -28,6 +28,7 @@ def test_two_thousand_half_open_handshakes_are_cut_at_5_s_while_others_are_serve
             wire.send(half[: 1 + index % len(half)])
             slow.append((time.monotonic(), wire))
         ended = []
+        answered = 0
         worst = 0.0
         deadline = time.monotonic() + 15
         waiting = list(slow)
@@ -48,23 +49,50 @@ def test_two_thousand_half_open_handshakes_are_cut_at_5_s_while_others_are_serve
                 except ConnectionError:
                     data = b""
                 if data:
-                    assert data.startswith(b"HTTP/1.1 408"), data
+                    assert data.startswith(b"HTTP/1.1 408 "), data
+                    answered += 1
                     still.append((opened, wire))
                 else:
                     ended.append(time.monotonic() - opened)
             waiting = still
         for _, wire in slow:
             wire.cut()
-        assert not waiting, f"{len(waiting)} half-open handshakes were never cut"
+        assert not waiting, f"{len(waiting)} half-open handshakes were never ended"
+        assert answered == count, f"{answered} of {count} were told why"
         ended.sort()
-        assert ended[0] >= 4.5, f"cut after {ended[0]} s already"
-        assert ended[-1] <= 8, f"cut after {ended[-1]} s only"
+        assert ended[0] >= 4.5, f"ended after {ended[0]} s already"
+        assert ended[-1] <= 8, f"ended after {ended[-1]} s only"
         assert worst < 1, f"a member waited {worst} s"
-        server.await_metric("throng_connections_closed_total", count, reason="handshake_timeout")
+        server.await_metric("throng_handshakes_total", count, outcome="timeout")
     server.await_open(0)
 
 
-def test_a_handshake_that_trickles_is_cut_all_the_same(serve):
+def test_a_request_that_does_not_come_is_cut_and_one_that_does_not_end_is_answered_408(serve):
+    server = serve("handshake_timeout_ms = 500\n", shards=1)
+    with server.wire() as silent, server.wire() as begun:
+        begun.send(request("/rooms/never")[:-2])
+        assert begun.at_end(4) and silent.at_end(4)
+        head, body = bytes(begun.buffer).split(b"\r\n\r\n", 1)
+        assert head.startswith(b"HTTP/1.1 408 Request Timeout\r\n"), head
+        assert b"Connection: close" in head
+        assert body.startswith(b"408 Request Timeout: "), body
+        assert not silent.buffer, silent.buffer
+    server.await_metric("throng_handshakes_total", 1, outcome="timeout")
+    server.await_metric("throng_connections_closed_total", 1, reason="handshake_timeout")
+
+
+def test_a_health_checker_that_idles_is_let_go_without_blame(serve):
+    server = serve("handshake_timeout_ms = 500\n", shards=1)
+    with server.wire() as checker:
+        checker.send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert checker.at_end(4)
+        assert bytes(checker.buffer).startswith(b"HTTP/1.1 200 OK\r\n")
+        assert bytes(checker.buffer).count(b"HTTP/1.1") == 1
+    server.await_metric("throng_connections_closed_total", 1, reason="not_upgraded")
+    assert server.metric("throng_connections_closed_total", reason="handshake_timeout") == 0
+
+
+def test_a_handshake_that_trickles_is_ended_all_the_same(serve):
     server = serve("handshake_timeout_ms = 1000\n", shards=1)
     with server.wire() as wire:
         began = time.monotonic()

@@ -1,6 +1,7 @@
 //! What time does: heartbeats and timeouts.
 
 use super::world::{World, close, frame, options, request, text};
+use crate::metrics::RefusalKind;
 use crate::protocol::{CloseReason, OpCode};
 use crate::shard::{HeartbeatMode, Options};
 
@@ -184,7 +185,7 @@ fn an_idle_member_is_told_so() {
 }
 
 #[test]
-fn a_request_that_does_not_come_is_cut() {
+fn a_request_that_does_not_come_is_cut_and_one_that_does_not_end_is_answered() {
     let mut world = World::new(options());
     let (silent, slow) = (world.open(), world.open());
     world.send(slow, b"GET /rooms/one HTTP/1.1\r\n");
@@ -193,11 +194,59 @@ fn a_request_that_does_not_come_is_cut() {
         world.send(slow, b"X: y\r\n");
     }
     world.pass(900);
-    assert!(!world.is_gone(silent) && !world.is_gone(slow));
+    assert!(!world.is_gone(silent) && world.peer(slow).received.is_empty());
     world.pass(1_300);
-    assert!(world.is_gone(silent) && world.is_gone(slow));
-    assert_eq!(world.closed(CloseReason::HandshakeTimeout), 2);
+    assert!(world.is_gone(silent) && world.peer(silent).received.is_empty());
+    assert_eq!(world.closed(CloseReason::HandshakeTimeout), 1);
+    let answer = world.http(slow);
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    assert!(answer.contains("\r\nConnection: close\r\n"));
+    assert!(world.peer(slow).write_ended && !world.is_gone(slow));
+    assert_eq!(world.counters().refused[RefusalKind::Timeout as usize], 1);
+    assert_eq!(world.closed(CloseReason::NotUpgraded), 1);
+    world.send(slow, b"\r\n");
+    assert!(world.peer(slow).received.is_empty(), "too late");
+    world.pass(3_700);
+    assert!(!world.is_gone(slow), "it has its close timeout");
+    world.pass(2_400);
+    assert!(world.is_gone(slow));
+    assert_eq!(world.counters().closed.iter().sum::<u64>(), 2, "each once");
     assert_eq!(world.held_bytes(), 0);
+}
+
+#[test]
+fn a_408_that_is_not_read_holds_nothing_beyond_the_close_timeout() {
+    let mut world = World::new(options());
+    let a = world.open();
+    world.stick(a);
+    world.send(a, b"GET /rooms/one HTTP/1.1\r\n");
+    world.pass(6_200);
+    assert_eq!(world.counters().refused[RefusalKind::Timeout as usize], 1);
+    assert!(!world.is_gone(a));
+    world.pass(6_200);
+    assert!(world.is_gone(a));
+    assert_eq!(world.held_bytes(), 0);
+}
+
+#[test]
+fn a_health_checker_that_idles_is_let_go_without_blame() {
+    let mut world = World::new(options());
+    let (idle, slow) = (world.open(), world.open());
+    for _ in 0..3 {
+        for checker in [idle, slow] {
+            world.send(checker, b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n");
+            assert!(world.http(checker).starts_with("HTTP/1.1 200 "));
+        }
+        world.pass(4_000);
+    }
+    world.send(slow, b"GET /health HTTP/1.1\r\n");
+    assert!(!world.is_gone(idle), "each answer gives it time");
+    world.pass(2_200);
+    assert!(world.is_gone(idle) && world.peer(idle).received.is_empty());
+    assert!(world.http(slow).starts_with("HTTP/1.1 408 "));
+    assert_eq!(world.counters().refused[RefusalKind::Timeout as usize], 1);
+    assert_eq!(world.closed(CloseReason::NotUpgraded), 2);
+    assert_eq!(world.closed(CloseReason::HandshakeTimeout), 0);
 }
 
 #[test]
