@@ -118,45 +118,27 @@ impl Shard {
 
     /// Admits the connection and puts it into its room, or says why not and changes nothing.
     fn upgrade(&mut self, index: u32, upgrade: &Upgrade<'_>) -> Result<(), Refusal> {
-        let refusal = |kind, detail| Err(Refusal { kind, detail });
+        let refusal = |kind| Err(Refusal::of(kind));
         if self.drain.window_is_over(self.now) {
-            return refusal(
-                RefusalKind::Draining,
-                "this node is stopping; connect again, to another node",
-            );
+            return refusal(RefusalKind::Draining);
         }
         if !self.handshake_bucket.take(1, self.now) {
-            return refusal(
-                RefusalKind::HandshakeRate,
-                "too many handshakes a second; try again later",
-            );
+            return refusal(RefusalKind::HandshakeRate);
         }
         if self.ledger.is_tight(0) {
-            return refusal(
-                RefusalKind::OverBudget,
-                "this node's memory budget is used up; try again later",
-            );
+            return refusal(RefusalKind::OverBudget);
         }
         let address = self.connections[index].peer().ip();
         let Some(address_counted) = self.node.admit_address(address) else {
-            return refusal(
-                RefusalKind::AddressFull,
-                "too many connections from this address; close one first",
-            );
+            return refusal(RefusalKind::AddressFull);
         };
         let result = if self.node.admit_connection() {
             self.join(index, &upgrade.room).or_else(|TableFull| {
                 self.node.release_connection();
-                refusal(
-                    RefusalKind::OverBudget,
-                    "this node holds as many rooms as it may; try again later",
-                )
+                refusal(RefusalKind::OverBudget)
             })
         } else {
-            refusal(
-                RefusalKind::NodeFull,
-                "this node holds as many connections as it may; try again later",
-            )
+            refusal(RefusalKind::NodeFull)
         };
         if result.is_err() {
             if address_counted {

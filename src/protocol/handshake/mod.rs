@@ -61,18 +61,16 @@ impl Refusal {
             RefusalKind::UpgradeRequired => {
                 "no `Upgrade: websocket`: connect with a WebSocket client"
             }
-            RefusalKind::AddressFull => {
-                "too many connections from this address: close some, then come back"
-            }
+            RefusalKind::AddressFull => "too many connections from this address: close one first",
             RefusalKind::HeadersTooLarge => {
                 "too many headers or bytes of headers: send fewer, cookies above all"
             }
             RefusalKind::NodeFull => {
-                "this node holds as many connections as it may: come back later"
+                "this node holds as many connections as it may: try again later"
             }
-            RefusalKind::HandshakeRate => "too many handshakes at this moment: come back later",
+            RefusalKind::HandshakeRate => "too many handshakes at this moment: try again later",
             RefusalKind::OverBudget => {
-                "this node has no memory budget or room left: come back later"
+                "this node has no memory, or no place for a new room, left: try again later"
             }
             RefusalKind::Draining => {
                 "this node is stopping: connect again, to another one if there is one"

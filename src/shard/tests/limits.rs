@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::world::{World, node, options, request};
 use crate::metrics::RefusalKind;
+use crate::protocol::handshake::Refusal;
 use crate::shard::{Delivery, Options};
 
 fn status(world: &mut World, index: u32, path: &str) -> String {
@@ -109,7 +110,7 @@ fn handshakes_a_second_are_limited() {
 }
 
 #[test]
-fn retry_after_is_spread() {
+fn a_full_node_says_so_and_spreads_retry_after() {
     let options = Options {
         connection_count_max: 0,
         ..options()
@@ -120,6 +121,7 @@ fn retry_after_is_spread() {
         let a = world.open();
         world.send(a, &request("/rooms/a"));
         let answer = world.http(a);
+        assert!(answer.contains(Refusal::of(RefusalKind::NodeFull).detail));
         let after: u32 = answer
             .lines()
             .find_map(|line| line.strip_prefix("Retry-After: ")?.parse().ok())
