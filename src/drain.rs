@@ -63,18 +63,6 @@ impl Phase {
             Self::Done { .. } => "done",
         }
     }
-
-    /// The value of the drain phase gauge: 0 running, 1 not ready, 2 closing, 3 cut, 4 done.
-    #[must_use]
-    pub const fn number(self) -> u8 {
-        match self {
-            Self::Running => 0,
-            Self::NotReady => 1,
-            Self::Closing => 2,
-            Self::Cutting => 3,
-            Self::Done { .. } => 4,
-        }
-    }
 }
 
 /// Drives all shards through the phases. One input, then drain [`Drain::poll_order`] to `None`, then wait for the
@@ -247,6 +235,17 @@ mod tests {
         notice: true,
     };
 
+    /// Where a phase stands among all.
+    fn number(phase: Phase) -> u8 {
+        match phase {
+            Phase::Running => 0,
+            Phase::NotReady => 1,
+            Phase::Closing => 2,
+            Phase::Cutting => 3,
+            Phase::Done { .. } => 4,
+        }
+    }
+
     fn orders(drain: &mut Drain) -> Vec<DrainOrder> {
         std::iter::from_fn(|| drain.poll_order()).collect()
     }
@@ -386,7 +385,7 @@ mod tests {
             let mut drain = Drain::new(options, shard_count);
             let mut now_ms = 0;
             let mut told = Vec::new();
-            let mut numbers = vec![drain.phase().number()];
+            let mut numbers = vec![number(drain.phase())];
             drain.stop_requested(Tick::from_ms(0));
             for (kind, wait_ms, shard) in inputs {
                 now_ms += wait_ms;
@@ -397,12 +396,12 @@ mod tests {
                     _ => drain.handle_deadline(now),
                 }
                 told.extend(orders(&mut drain));
-                numbers.push(drain.phase().number());
+                numbers.push(number(drain.phase()));
                 prop_assert!(drain.exit_code().is_some() || drain.next_deadline().is_some());
             }
             drain.handle_deadline(Tick::from_ms(u64::from(deadline_ms + CUT_GRACE_MS)));
             told.extend(orders(&mut drain));
-            numbers.push(drain.phase().number());
+            numbers.push(number(drain.phase()));
             prop_assert!(drain.exit_code().is_some());
             prop_assert!(numbers.is_sorted(), "phases only go forward");
             let count = |wanted: fn(&DrainOrder) -> bool| told.iter().filter(|&order| wanted(order)).count();

@@ -8,7 +8,7 @@ use crate::limits::CONTROL_PAYLOAD_BYTES_MAX;
 /// Bytes of a close frame's reason: a control frame's payload without the code (RFC 6455 §5.5.1).
 pub const CLOSE_REASON_BYTES_MAX: usize = CONTROL_PAYLOAD_BYTES_MAX - 2;
 
-/// Why a connection ended. The single home of the close code, the advice and the label.
+/// Why a connection ended. The single home of the close code and the label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum CloseReason {
@@ -87,19 +87,6 @@ impl CloseReason {
             | Self::HandshakeTimeout
             | Self::NotUpgraded => None,
         }
-    }
-
-    /// Whether a client may come back by itself after this.
-    #[must_use]
-    pub const fn may_reconnect(self) -> bool {
-        !matches!(
-            self,
-            Self::ProtocolError
-                | Self::InvalidUtf8
-                | Self::MessageTooBig
-                | Self::Disconnected
-                | Self::NotUpgraded
-        )
     }
 
     /// The name in metrics, logs and close frames: lower case, words joined by `_`.

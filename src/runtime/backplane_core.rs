@@ -288,7 +288,12 @@ impl BackplaneCore {
         let phase = self.drain.phase();
         if phase != Phase::Running && stopping.phase_told != Some(phase) {
             stopping.phase_told = Some(phase);
-            tracing::info!(phase = phase.label(), "stopping");
+            if matches!(phase, Phase::Cutting | Phase::Done { cut: true }) {
+                let shards_left: Vec<u8> = self.drain.shards_left().map(|shard| shard.0).collect();
+                tracing::warn!(phase = phase.label(), ?shards_left, "stopping");
+            } else {
+                tracing::info!(phase = phase.label(), "stopping");
+            }
         }
         let code = self.drain.exit_code()?;
         self.end_shards(around);

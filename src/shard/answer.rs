@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Shard;
-use super::connection::flag;
+use super::connection::State;
 use super::room::{Room, RoomIndex};
 use crate::bus::{ConnectionInfo, Question, Reply, RoomInfo, RoomName, Upstream};
 use crate::metrics::{ShardGauges, ShardSnapshot};
@@ -103,7 +103,7 @@ impl Shard {
     fn connection_info(&self, index: u32) -> ConnectionInfo {
         let connection = &self.connections[index];
         let now_ms = self.now.ms32();
-        let is_ending = !connection.has(flag::PAUSED) && connection.state.label() == "closing";
+        let is_ending = matches!(connection.state, State::Closing | State::Dead);
         ConnectionInfo {
             id: self.connections.id(self.core, index),
             peer: connection.peer(),

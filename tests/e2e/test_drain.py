@@ -186,6 +186,7 @@ def test_who_never_answers_is_cut_at_the_deadline_and_the_exit_code_says_so(serv
         polite.cut()
         assert stubborn.read_close(answer=False).code == 1012
         assert server.wait() == 1, server.log()
+        assert "shards_left" in server.log()
         assert 1.0 < time.monotonic() - began < 5
 
 

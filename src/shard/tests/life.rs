@@ -234,6 +234,29 @@ fn the_admins_questions_are_answered() {
 }
 
 #[test]
+fn the_admin_reads_why_a_connection_is_closing() {
+    let mut world = World::new(options());
+    let a = world.join("alpha");
+    world.downstream(ask(Question::Room {
+        room: "alpha".into(),
+        member_count_max: 1,
+    }));
+    let Reply::Room(Some(room)) = answer(&mut world) else {
+        panic!()
+    };
+    world.send(a, &frame(true, OpCode::Continuation, b""));
+    world.downstream(ask(Question::Connection {
+        id: room.members[0],
+    }));
+    let Reply::Connection(Some(connection)) = answer(&mut world) else {
+        panic!()
+    };
+    assert_eq!(connection.state, "closing");
+    assert_eq!(connection.closing, Some(CloseReason::ProtocolError));
+    assert_eq!(connection.room, None);
+}
+
+#[test]
 fn a_member_that_sends_too_much_a_second_is_closed_and_one_within_its_rate_is_not() {
     let options = Options {
         messages_per_s_max: 5,
