@@ -23,7 +23,8 @@ pub struct Request {
     pub body: Vec<u8>,
 }
 
-/// What is answered. The carrier adds `Content-Length`, `Date` and `Connection`.
+/// What is answered. The carrier adds `Content-Length`, `Date` and `Cache-Control: no-store`, and `Connection: close` where
+/// the answer is the connection's last.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     /// The HTTP status.

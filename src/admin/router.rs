@@ -98,6 +98,7 @@ pub struct Admin {
     ready: VecDeque<(u64, Answer)>,
     /// By shard, what it told last: counters of a shard that is silent for once must not fall back to zero.
     last: Vec<ShardReport>,
+    /// Requests answered, by status.
     answers: BTreeMap<u16, u64>,
 }
 

@@ -89,8 +89,8 @@ names! {
     BUS_PROBE: Histogram "throng_bus_probe_seconds", "From a probe to a shard to its answer.";
     LEASES_GRANTED: Counter "throng_leases_granted", "Leases of rooms granted to shards.";
     LEASES_REVOKED: Counter "throng_leases_revoked", "Leases revoked because a second shard came.";
-    PUBLISHERS_PAUSED: Gauge "throng_publishers_paused", "Connections that are not read because the bus is full, by shard.";
-    PUBLISHER_PAUSES: Counter "throng_publisher_pauses", "Times a connection was not read because the bus was full, by shard.";
+    PUBLISHERS_PAUSED: Gauge "throng_publishers_paused", "Publishers whose messages wait because the bus, the memory budget or their room's batch of the turn is full, by shard.";
+    PUBLISHER_PAUSES: Counter "throng_publisher_pauses", "Times a publisher had to wait because the bus, the memory budget or its room's batch of the turn was full, by shard.";
 
     RING_ENTERS: Counter "throng_ring_enters", "Calls of io_uring_enter, by shard.";
     RING_COMPLETIONS: Counter "throng_ring_completions", "Completions handled, by shard.";
@@ -103,7 +103,7 @@ names! {
     RING_DIRECT_DESCRIPTORS: Gauge "throng_ring_direct_descriptors", "1 when client sockets are direct descriptors, by shard.";
 
     DRAIN_PHASE: Gauge "throng_drain_phase", "0 running, 1 not ready, 2 closing, 3 cut, by shard.";
-    ADMIN_ANSWERS: Counter "throng_admin_answers", "Answers of the admin listener, by status.";
+    ADMIN_ANSWERS: Counter "throng_admin_answers", "Answers of the admin listener to whole requests, by status; what is no request, or has too large a body, is refused before and not counted.";
     ADMIN_EXCHANGES: Gauge "throng_admin_exchanges", "Admin requests that wait for shards.";
 
     KERNEL_TCP_MEMORY: Gauge "throng_kernel_tcp_memory_bytes", "Memory that queued TCP data takes in the kernel, all processes of the network namespace together.";
@@ -117,4 +117,46 @@ names! {
     PROCESS_OPEN_FILES: Gauge "process_open_fds", "Open file descriptors; direct descriptors are not among them.";
     PROCESS_OPEN_FILES_MAX: Gauge "process_max_fds", "Open file descriptors at most.";
     PROCESS_START: Gauge "process_start_time_seconds", "Unix time of the process's start.";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The page's table, row by row.
+    fn documented() -> Vec<&'static str> {
+        let page = include_str!("../../docs/METRICS.md");
+        let (_, table) = page
+            .split_once("| name | kind | meaning |\n|---|---|---|\n")
+            .expect("the page has the table");
+        table
+            .lines()
+            .take_while(|line| line.starts_with('|'))
+            .collect()
+    }
+
+    #[test]
+    fn the_page_of_metrics_has_these_names_kinds_and_meanings_and_no_others() {
+        let row = |name: &&Name| {
+            format!(
+                "| `{}` | {} | {} |",
+                name.name,
+                name.kind.as_str(),
+                name.help
+            )
+        };
+        let rows: Vec<String> = ALL.iter().map(row).collect();
+        assert_eq!(documented(), rows);
+    }
+
+    #[test]
+    fn a_name_is_not_used_twice_and_its_meaning_is_one_row_of_text() {
+        let mut names: Vec<&str> = ALL.iter().map(|name| name.name).collect();
+        names.sort_unstable();
+        assert!(names.is_sorted_by(|a, b| a < b), "{names:?}");
+        for name in ALL {
+            let help = name.help;
+            assert!(help.ends_with('.') && !help.contains(['|', '\n']), "{help}");
+        }
+    }
 }

@@ -43,7 +43,7 @@ pub struct NodeSnapshot {
     pub backplane: BackplaneSnapshot,
     /// The process and the kernel.
     pub process: ProcessSnapshot,
-    /// Answers of the admin listener, by status.
+    /// Answers of the admin listener to whole requests, by status.
     pub admin_answers: BTreeMap<u16, u64>,
     /// Admin requests that wait for shards.
     pub admin_exchanges: u64,

@@ -162,7 +162,7 @@ pub struct ShardCounters {
     pub pongs_received: u64,
     /// Pings of peers answered.
     pub pings_answered: u64,
-    /// Times a publisher was not read because the bus was full.
+    /// Times a publisher had to wait: for the bus, the memory budget, or the next turn's batch of its room.
     pub publishers_paused: u64,
     /// Publish to hand-over to the socket, once a delivery.
     pub publish_to_deliver: Log2Histogram,
@@ -187,7 +187,7 @@ pub struct ShardGauges {
     pub ledger_bytes: u64,
     /// Bytes the shard may charge.
     pub ledger_bytes_max: u64,
-    /// Publishers not read because the bus is full.
+    /// Publishers whose messages wait: for the bus, the memory budget, or the next turn's batch of their room.
     pub publishers_paused: u64,
     /// Envelopes waiting in the lane to this shard when it looked last.
     pub bus_depth: u64,

@@ -71,7 +71,8 @@ impl CloseReason {
     #[must_use]
     pub const fn code(self) -> Option<u16> {
         match self {
-            Self::PeerClosed => Some(1000), // a peer's own valid code is echoed instead
+            // Its usual code: what goes back is the peer's own, or none where it gave none (RFC 6455 §5.5.1).
+            Self::PeerClosed => Some(1000),
             Self::ProtocolError => Some(1002),
             Self::InvalidUtf8 => Some(1007),
             Self::RateLimited => Some(1008),

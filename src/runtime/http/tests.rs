@@ -122,6 +122,10 @@ fn requests_on_one_connection_are_answered_in_turn() {
             headers.contains(&"x-test: 1".to_owned())
                 && headers.contains(&"content-type: text/plain".to_owned())
         );
+        let is_last = "connection: close".to_owned();
+        assert!(headers.contains(&"cache-control: no-store".to_owned()));
+        assert!(headers.iter().any(|header| header.starts_with("date: ")));
+        assert!(!headers.contains(&is_last), "{headers:?}");
 
         // A body in two parts, and the next request in the same segment as its end.
         client
@@ -141,7 +145,9 @@ fn requests_on_one_connection_are_answered_in_turn() {
         client
             .write_all(b"GET /slow HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             .unwrap();
-        assert_eq!(read_answer(&mut reader, false).2, "slow");
+        let (_, headers, body) = read_answer(&mut reader, false);
+        assert_eq!(body, "slow");
+        assert!(headers.contains(&is_last), "{headers:?}");
         assert_eq!(
             read_to_end(&mut client),
             "",
