@@ -1,11 +1,12 @@
 """The admin listener: health, metrics, the API, and who may use it."""
 
+import contextlib
 import shutil
 import subprocess
 from urllib.parse import quote
 
 import pytest
-from harness import Metrics, Server, Wire, eventually, free_port
+from harness import Metrics, Server, Wire, eventually, free_port, frozen
 from harness.wire import BINARY, TEXT
 
 KEY = "correct-horse-battery-staple"
@@ -16,6 +17,24 @@ def test_livez_and_readyz_answer_200(server):
         answer = server.admin(path)
         assert answer.status == 200, answer
     assert server.admin("/livez", method="HEAD").status == 200
+
+
+def test_readyz_names_a_shard_that_does_not_answer_until_it_does(serve):
+    server = serve(shards=3)
+    with contextlib.ExitStack() as still:
+        try:
+            still.enter_context(frozen(server.process.pid, "shard-1-"))
+        except PermissionError:
+            pytest.skip("this host lets no process trace another (ptrace), even its own child")
+        unready = eventually(lambda: (a := server.admin("/readyz")).status == 503 and a, "readyz answers 503")
+        reasons = unready.json["reasons"]
+        assert [(reason["code"], reason["shards"]) for reason in reasons] == [("shard_stalled", [1])]
+        assert server.admin("/livez").status == 200, "the node lives"
+        metrics = server.metrics()
+        answering = [metrics.sum("throng_shard_answering", shard=str(shard)) for shard in range(3)]
+        assert answering == [1, 0, 1]
+    eventually(lambda: server.admin("/readyz").status == 200, "readyz answers 200 again")
+    assert server.metric("throng_shard_answering") == 3
 
 
 def test_metrics_are_openmetrics_with_help_and_type_for_each(server):

@@ -1,6 +1,7 @@
 """What the end-to-end tests stand on: the server as a process, a socket that says exactly what it is told, numbers."""
 
 from .eventually import eventually
+from .frozen import frozen
 from .metrics import Metrics
 from .server import Server, free_port, run
 from .wire import Closed, Frame, Response, Wire, http_get, raw_exchange
@@ -14,6 +15,7 @@ __all__ = [
     "Wire",
     "eventually",
     "free_port",
+    "frozen",
     "http_get",
     "raw_exchange",
     "run",
