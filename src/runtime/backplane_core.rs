@@ -116,8 +116,8 @@ pub(super) async fn run(core: BackplaneCore, mut around: Surroundings) -> Result
         };
         if is_idle {
             around.bell.doze();
-            if core.borrow().lanes_are_empty() {
-                let duration = Duration::from_micros(deadline.since(turn_began));
+            let duration = Duration::from_micros(deadline.since(turn_began));
+            if core.borrow().lanes_are_empty() && !bridge.nap(duration) {
                 future::or(bridge.woken(), glommio::timer::sleep(duration)).await;
             }
             around.wake.clear();

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::bridge::Bridge;
+use super::bridge::{Bridge, NAP};
 use super::clock::Clock;
 use super::listener;
 use super::ring::{Event, Ring, WakeHandle};
@@ -299,7 +299,7 @@ impl ShardCore {
                     .set_alarm(Duration::from_micros(deadline.since(now)));
                 state.alarm_at = Some(deadline);
             }
-            if self.ring.prepare_sleep() {
+            if self.ring.prepare_sleep() && !self.bridge.nap(NAP) {
                 self.bridge.woken().await;
             }
             self.ring.awake();

@@ -16,12 +16,9 @@ const SLOW_SEND_MS: u32 = 1_000;
 
 impl Shard {
     /// Delivers `gathered` to every member of the room. One plain loop; whoever is slow takes the other way.
-    pub(super) fn publish_fan_out(&mut self, room_index: RoomIndex, gathered: Gathered) {
-        let Gathered {
-            bytes,
-            messages,
-            published,
-        } = gathered;
+    pub(super) fn publish_fan_out(&mut self, room_index: RoomIndex, mut gathered: Box<Gathered>) {
+        let bytes = std::mem::take(&mut gathered.bytes);
+        let messages = &gathered.messages;
         let byte_count =
             u32::try_from(bytes.len()).expect("bounded by the batch and the message limit");
         let message_count = u32::try_from(messages.len()).expect("fewer than bytes");
@@ -56,12 +53,13 @@ impl Shard {
         self.counters.messages_delivered += u64::from(message_count);
         let mut deliveries = fast * u64::from(message_count);
         for index in slow {
-            deliveries += u64::from(self.deliver_slow(index, &encoded, &messages, policy));
+            deliveries += u64::from(self.deliver_slow(index, &encoded, messages, policy));
         }
         self.counters.deliveries += deliveries;
         self.counters
             .publish_to_deliver
-            .record(self.now.since(published), deliveries);
+            .record(self.now.since(gathered.published), deliveries);
+        self.spare_gathered.give(gathered);
     }
 
     /// Delivers to a member that has a send in flight, output queued, or does not want its own messages back.

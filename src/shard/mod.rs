@@ -35,7 +35,7 @@ use std::sync::Arc;
 use connection::{Connections, State, flag};
 use ledger::Ledger;
 use rate::TokenBucket;
-use room::{RoomIndex, RoomTable};
+use room::{RoomIndex, RoomTable, SpareGathered};
 use sweep::{Drain, Sweep};
 
 use crate::bus::{CoreId, Downstream, Upstream};
@@ -219,6 +219,7 @@ pub struct Shard {
     rooms: RoomTable,
     /// Rooms that gathered something in this turn. May name rooms that were closed since.
     rooms_dirty: Vec<RoomIndex>,
+    spare_gathered: SpareGathered,
     ledger: Ledger,
     /// Bytes gathered in this turn and not encoded yet.
     gathered_bytes: u64,
@@ -261,6 +262,7 @@ impl Shard {
             connections: Connections::default(),
             rooms: RoomTable::new(options.rooms.clone(), options.room_count_max, seed),
             rooms_dirty: Vec::new(),
+            spare_gathered: SpareGathered::default(),
             ledger: Ledger::new(options.shard_bytes_max, Arc::clone(&node)),
             gathered_bytes: 0,
             paused: Vec::new(),

@@ -73,11 +73,11 @@ impl Shard {
         };
         let is_first = place.is_none();
         let gathered = place.get_or_insert_with(|| {
-            Box::new(Gathered {
-                bytes: Vec::with_capacity(payload.len() + SERVER_HEADER_BYTES_MAX),
-                messages: Vec::with_capacity(1),
-                published: self.now,
-            })
+            let mut gathered = self.spare_gathered.take(self.now);
+            gathered
+                .bytes
+                .reserve_exact(payload.len() + SERVER_HEADER_BYTES_MAX);
+            gathered
         });
         let start = gathered.bytes.len();
         let opcode = match kind {
@@ -153,12 +153,9 @@ impl Shard {
         if room.incoming.is_none() {
             self.rooms_dirty.push(index);
         }
-        let gathered = room.incoming.get_or_insert_with(|| {
-            Box::new(Gathered {
-                published: batch.published,
-                ..Gathered::default()
-            })
-        });
+        let gathered = room
+            .incoming
+            .get_or_insert_with(|| self.spare_gathered.take(batch.published));
         let offset = u32::try_from(gathered.bytes.len()).expect("bounded by the batch limit");
         gathered.bytes.extend_from_slice(&batch.bytes);
         gathered
@@ -189,7 +186,7 @@ impl Shard {
         self.flush_outgoing(index);
         if let Some(gathered) = self.rooms[index].incoming.take() {
             self.gathered_bytes -= gathered.bytes.len() as u64;
-            self.publish_fan_out(index, *gathered);
+            self.publish_fan_out(index, gathered);
         }
     }
 

@@ -36,6 +36,34 @@ pub(super) struct Gathered {
     pub published: Tick,
 }
 
+/// Gathered that were used and are kept for the next turn: a turn that touches a room costs no allocation for it.
+#[derive(Debug, Default)]
+#[allow(clippy::vec_box)] // the boxes are what is kept: rooms hold them
+pub(super) struct SpareGathered(Vec<Box<Gathered>>);
+
+/// How many are kept at most, and of how many messages each.
+const SPARE_COUNT_MAX: usize = 1024;
+const SPARE_MESSAGE_COUNT_MAX: usize = 16;
+
+impl SpareGathered {
+    /// One without messages.
+    pub(super) fn take(&mut self, published: Tick) -> Box<Gathered> {
+        let mut gathered = self.0.pop().unwrap_or_default();
+        gathered.published = published;
+        gathered
+    }
+
+    /// Takes one back. Its bytes have gone to where they are sent from.
+    pub(super) fn give(&mut self, mut gathered: Box<Gathered>) {
+        if self.0.len() < SPARE_COUNT_MAX && gathered.messages.capacity() <= SPARE_MESSAGE_COUNT_MAX
+        {
+            gathered.bytes = Vec::new();
+            gathered.messages.clear();
+            self.0.push(gathered);
+        }
+    }
+}
+
 /// One room with members on this shard, or with an answer of the backplane still to come.
 #[derive(Debug)]
 pub(super) struct Room {
