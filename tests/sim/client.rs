@@ -61,6 +61,10 @@ pub struct Client {
     pub pongs_due: u32,
     pub pongs_heard: u32,
     key: Key,
+    /// Bytes of its request that the network has not carried yet.
+    request_bytes_left: usize,
+    /// Its request was not carried in one piece: the rest may come too late.
+    request_came_apart: bool,
     incoming: Vec<u8>,
 }
 
@@ -87,6 +91,8 @@ impl Client {
             closes: false,
             closed_well: false,
             reads: true,
+            request_bytes_left: request.len(),
+            request_came_apart: false,
             outgoing: request.into(),
             ending: None,
             heard: Vec::new(),
@@ -150,6 +156,14 @@ impl Client {
         self.outgoing.extend(frame);
     }
 
+    /// The first `count` bytes that wait for the network go.
+    pub fn carry(&mut self, count: usize) -> Vec<u8> {
+        let request_bytes = count.min(self.request_bytes_left);
+        self.request_bytes_left -= request_bytes;
+        self.request_came_apart |= request_bytes > 0 && self.request_bytes_left > 0;
+        self.outgoing.drain(..count).collect()
+    }
+
     /// It went: nothing that it hears or says from now on counts.
     pub fn leave(&mut self) {
         self.phase = Phase::Gone;
@@ -168,7 +182,8 @@ impl Client {
                 }
                 Err(error) => {
                     assert!(
-                        matches!(error.status, Some(503)),
+                        error.status == Some(503)
+                            || error.status == Some(408) && self.request_came_apart,
                         "a good request was refused: {error}: {:?}",
                         String::from_utf8_lossy(&self.incoming)
                     );

@@ -477,7 +477,7 @@ impl World {
             } else {
                 random.between(1, client.outgoing.len())
             };
-            let bytes: Vec<u8> = client.outgoing.drain(..count.min(READ_BYTES_MAX)).collect();
+            let bytes = client.carry(count.min(READ_BYTES_MAX));
             let (index, bytes) = (token, &bytes[..]);
             core.handle(Input::Received { index, bytes }, now);
         } else if is_read
