@@ -114,24 +114,52 @@ pub(super) async fn run(core: BackplaneCore, mut around: Surroundings) -> Result
             turn_began = ended;
             (is_idle, this.sleep_until(now))
         };
+        let duration = Duration::from_micros(deadline.since(turn_began));
+        let pause = pause(is_idle, turn_began.since(rested));
         if is_idle {
             around.bell.doze();
-            let duration = Duration::from_micros(deadline.since(turn_began));
-            if core.borrow().lanes_are_empty() && !bridge.nap(duration) {
-                future::or(bridge.woken(), glommio::timer::sleep(duration)).await;
+        }
+        let rests = match pause {
+            Pause::None => false,
+            // A nap lets nobody else run: it does not count as a rest, however it ends.
+            Pause::Nap => core.borrow().lanes_are_empty() && !bridge.nap(duration),
+            Pause::Rest => {
+                if !is_idle || !core.borrow().lanes_are_empty() {
+                    around.wake.wake(); // to be back as soon as the others have had their turn
+                }
+                true
             }
+        };
+        if rests {
+            future::or(bridge.woken(), glommio::timer::sleep(duration)).await;
+            rested = around.clock.now();
+        }
+        if pause != Pause::None {
             around.wake.clear();
             around.bell.awake();
             turn_began = around.clock.now();
-            rested = turn_began;
-        } else if turn_began.since(rested) >= REST_INTERVAL_US {
-            // The admin listener's tasks get their turn only when this one waits.
-            around.wake.wake();
-            bridge.woken().await;
-            around.wake.clear();
-            rested = around.clock.now();
-            turn_began = rested;
         }
+    }
+}
+
+/// What the loop does between two turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pause {
+    /// The next turn at once.
+    None,
+    /// A nap; if nothing has come by its end, a rest.
+    Nap,
+    /// The admin listener's tasks get their turn: they do only when this one waits.
+    Rest,
+}
+
+const fn pause(is_idle: bool, since_rest_us: u64) -> Pause {
+    if since_rest_us >= REST_INTERVAL_US {
+        Pause::Rest
+    } else if is_idle {
+        Pause::Nap
+    } else {
+        Pause::None
     }
 }
 
@@ -371,5 +399,25 @@ impl BackplaneCore {
             let from = CoreId(u8::try_from(index).expect("bounded by SHARD_COUNT_MAX"));
             link.upstream.is_empty() || !self.backplane.accepts(from)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steady_traffic_with_idle_moments_does_not_starve_the_admin_listener() {
+        // A wake-up every 200 µs: every turn is followed by an idle moment, and none of them lasts as long as a nap.
+        let mut since_rest_us = 0;
+        let mut rests = 0;
+        for turn in 0..1_000 {
+            since_rest_us += 200;
+            if pause(turn % 2 == 0, since_rest_us) == Pause::Rest {
+                rests += 1;
+                since_rest_us = 0;
+            }
+        }
+        assert!(rests >= 150, "{rests} rests in 200 ms");
     }
 }

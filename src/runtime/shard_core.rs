@@ -22,6 +22,8 @@ use crate::time::Tick;
 
 /// How long an exhausted accept rests.
 const ACCEPT_REST_US: u64 = 100_000;
+/// How often that is logged, while it lasts.
+const TELL_INTERVAL_US: u64 = 10_000_000;
 /// The listeners' queues are taken to be empty when nobody came out of them for so long after the last moment in which
 /// somebody could get in.
 const QUEUE_QUIET_US: u64 = 100_000;
@@ -70,6 +72,8 @@ struct Loop {
     alarm_at: Option<Tick>,
     /// Listeners whose accepts failed, and when to try again.
     resting: Vec<(u32, Tick)>,
+    /// When that was logged last.
+    accept_told: Option<Tick>,
     /// Since when nobody new is let in, and when the last one came out of a queue.
     emptying: Option<(Tick, Tick)>,
     listeners_stopping: bool,
@@ -181,7 +185,13 @@ impl ShardCore {
                         .iter()
                         .any(|&(resting, _)| resting == listener)
                     {
-                        tracing::warn!(%error, "cannot accept; trying again: see `throng check` for the limit");
+                        if state
+                            .accept_told
+                            .is_none_or(|told| now.since(told) >= TELL_INTERVAL_US)
+                        {
+                            state.accept_told = Some(now);
+                            tracing::warn!(%error, "cannot accept; trying again: see `throng check` for the limit");
+                        }
                         state.resting.push((listener, Tick(now.0 + ACCEPT_REST_US)));
                     }
                 }

@@ -75,10 +75,9 @@ impl Shard {
         // fast way.
         let connection = &self.connections[index];
         let leaves_now = !connection.has(flag::SENDING)
-            && !connection
-                .outbox
-                .as_ref()
-                .is_some_and(|outbox| outbox.has_messages());
+            && connection.outbox.as_ref().is_none_or(|outbox| {
+                !outbox.has_messages() && outbox.piece_count() as usize + 2 <= SEND_PIECE_COUNT_MAX
+            });
         if connection.has(flag::NO_ECHO) {
             let own = Some(self.connections.id(self.core, index));
             if messages.iter().any(|message| message.sender == own) {
@@ -328,9 +327,10 @@ impl Shard {
     pub(super) fn drop_messages(&mut self, index: u32) {
         let connection = &mut self.connections[index];
         if let Some(outbox) = &mut connection.outbox {
-            while let Some((bytes, _)) = outbox.drop_oldest() {
+            while let Some((bytes, messages)) = outbox.drop_oldest() {
                 connection.queued_bytes -= bytes;
                 self.ledger.refund(QUEUED_BYTES);
+                self.counters.dropped[DropPolicy::Disconnect as usize] += u64::from(messages);
             }
             outbox.told_gap_at_end(); // the close tells more
             self.drop_empty_outbox(index);

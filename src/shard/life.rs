@@ -348,8 +348,7 @@ impl Shard {
         let connection = &mut self.connections[index];
         self.connections_open -= u64::from(connection.state == State::Open);
         if connection.has(flag::PAUSED) {
-            connection.clear(flag::PAUSED);
-            self.paused.retain(|&paused| paused != index);
+            connection.clear(flag::PAUSED); // its place in the list is passed over
         }
         self.resume_reading(index);
         if self.connections[index].rate.take().is_some() {
@@ -397,6 +396,12 @@ impl Shard {
             State::Open if connection.has(flag::PAUSED) && !broken => {}
             State::Closing
                 if !broken && (connection.has(flag::SENDING) || connection.outbox.is_some()) => {}
+            // It wants its answer, and no other.
+            State::Handshake
+                if !broken && (connection.has(flag::SENDING) || connection.outbox.is_some()) =>
+            {
+                self.end(index, CloseReason::NotUpgraded);
+            }
             _ => self.cut(
                 index,
                 if broken {

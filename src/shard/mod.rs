@@ -224,7 +224,8 @@ pub struct Shard {
     /// Bytes gathered in this turn and not encoded yet.
     gathered_bytes: u64,
     /// Connections that are not read, because what they publish finds no room.
-    paused: Vec<u32>,
+    /// Index and generation; who was closed since is passed over.
+    paused: Vec<(u32, u32)>,
     bus_envelopes: usize,
     bus_bytes: usize,
     handshake_bucket: TokenBucket,
@@ -327,10 +328,11 @@ impl Shard {
     /// When [`Shard::handle_deadline`] wants to be called at the latest; `None`: nothing depends on time.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Tick> {
-        if !self.paused.is_empty() {
-            return Some(Tick(self.now.0 + PAUSE_RETRY_US)); // nobody tells when there is room again
-        }
-        (self.connections.count() > 0 || self.drain.is_closing()).then(|| self.sweep.next_at())
+        let sweep =
+            (self.connections.count() > 0 || self.drain.is_closing()).then(|| self.sweep.next_at());
+        // Nobody tells when there is room again for publishers that wait.
+        let retry = (!self.paused.is_empty()).then(|| Tick(self.now.0 + PAUSE_RETRY_US));
+        [sweep, retry].into_iter().flatten().min()
     }
 
     /// The next thing to do; `None`: wait.
@@ -450,9 +452,9 @@ impl Shard {
                     connection.state
                 );
             }
-            assert_eq!(
-                connection.has(flag::PAUSED),
-                self.paused.contains(&index),
+            assert!(
+                !connection.has(flag::PAUSED)
+                    || self.paused.contains(&(index, connection.generation)),
                 "{index}: paused are listed"
             );
         }

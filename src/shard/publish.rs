@@ -216,7 +216,7 @@ impl Shard {
     pub(super) fn pause_publisher(&mut self, index: u32) {
         let connection = &mut self.connections[index];
         if connection.set_first(flag::PAUSED) {
-            self.paused.push(index);
+            self.paused.push((index, connection.generation));
         }
         if connection.set_first(flag::READ_PAUSED) {
             self.counters.publishers_paused += 1;
@@ -239,14 +239,14 @@ impl Shard {
     /// Lets publishers that wait try again, in the order in which they began to wait.
     pub(super) fn resume_publishers(&mut self) {
         let waiting = std::mem::take(&mut self.paused);
-        for index in waiting {
+        for (index, generation) in waiting {
             let connection = &mut self.connections[index];
-            if !connection.has(flag::PAUSED) {
-                continue; // it was closed for what another one published just now
+            if !connection.has(flag::PAUSED) || connection.generation != generation {
+                continue; // it was closed since
             }
             let room = connection.room;
             if !self.has_publish_room(room, 0) {
-                self.paused.push(index);
+                self.paused.push((index, generation));
                 continue;
             }
             self.connections[index].clear(flag::PAUSED);

@@ -12,6 +12,7 @@ use crate::protocol::{
     CloseReason, FrameHeader, OpCode, Role, Utf8Validator, decode_header, encode_header,
     parse_close, unmask_extend, unmask_in_place,
 };
+use crate::time::Tick;
 
 /// Why decoding stops before the bytes do.
 enum Stop {
@@ -410,6 +411,8 @@ impl Shard {
         }
         if let Ok(stamp) = payload.try_into().map(u64::from_be_bytes)
             && stamp <= self.now.0
+            && Tick(stamp).ms32() == connection.mark_ms
+        // the one that was sent, not one made up
         {
             connection.clear(flag::AWAITING_PONG);
             self.counters.pongs_received += 1;

@@ -132,6 +132,36 @@ fn while_output_fills_the_budget_publishers_wait_and_nothing_is_lost() {
 }
 
 #[test]
+fn a_reader_that_never_reads_is_cut_though_it_fills_the_budget_and_its_publisher_goes_on() {
+    let options = Options {
+        shard_bytes_max: 60_000,
+        write_stall_timeout_ms: 1_000,
+        ..options()
+    };
+    let mut world = World::new(options);
+    let (a, b) = (world.join("one?echo=0"), world.join("one"));
+    world.stick(b);
+    for _ in 0..9 {
+        world.send(a, &text(&"x".repeat(10_000)));
+    }
+    assert!(!world.shard.paused.is_empty(), "the publisher waits");
+    world.pass_in_turns(2_500);
+    assert_eq!(world.closed(CloseReason::WriteStalled), 1);
+    assert!(world.shard.paused.is_empty(), "the publisher goes on");
+    assert_eq!(world.counters().messages_in, 9);
+}
+
+#[test]
+fn a_health_check_that_ends_its_stream_at_once_still_gets_its_answer() {
+    let mut world = World::new(options());
+    let index = world.open();
+    world.bytes(index, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n");
+    world.ended(index, false);
+    world.turn();
+    assert!(world.http(index).starts_with("HTTP/1.1 200"));
+}
+
+#[test]
 fn publishers_whose_own_input_fills_the_budget_still_get_through() {
     let options = Options {
         shard_bytes_max: 40_000,

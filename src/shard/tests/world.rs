@@ -311,6 +311,23 @@ impl World {
         self.now = end;
     }
 
+    /// Time passes as the runtime's loop has it: room on the bus first, then the deadline, every half millisecond.
+    pub fn pass_in_turns(&mut self, ms: u64) {
+        let end = Tick(self.now.0 + ms * 1_000);
+        while self.now < end {
+            self.now = Tick(self.now.0 + 500);
+            self.bus_room(usize::MAX, usize::MAX);
+            if self
+                .shard
+                .next_deadline()
+                .is_some_and(|due| due <= self.now)
+            {
+                self.shard.handle_deadline(self.now);
+            }
+            self.turn();
+        }
+    }
+
     // What came of it.
 
     pub fn peer(&mut self, index: u32) -> &mut Peer {
