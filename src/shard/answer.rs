@@ -8,12 +8,26 @@ use super::room::{Room, RoomIndex};
 use crate::bus::{ConnectionInfo, Question, Reply, RoomInfo, RoomName, Upstream};
 use crate::metrics::{ShardGauges, ShardSnapshot};
 use crate::protocol::CloseReason;
-use crate::time::elapsed_ms;
+use crate::time::{Tick, elapsed_ms};
+
+/// How old the count of what is queued may be when it is told.
+const QUEUED_AGE_US: u64 = 1_000_000;
+
+/// What all connections have queued, and when it was counted.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Queued {
+    at: Option<Tick>,
+    bytes: u64,
+    connections: u64,
+}
 
 impl Shard {
     pub(super) fn asked(&mut self, request: u64, question: &Question) {
         let reply = match question {
-            Question::Stats => Reply::Stats(Box::new(self.snapshot())),
+            Question::Stats => {
+                self.refresh_queued();
+                Reply::Stats(Box::new(self.figures(self.queued)))
+            }
             Question::Rooms { prefix, count_max } => {
                 Reply::Rooms(self.rooms_by_name(prefix, *count_max as usize))
             }
@@ -46,7 +60,36 @@ impl Shard {
     /// All that the shard knows of itself; what the engine counts is the engine's to fill in.
     #[must_use]
     pub fn snapshot(&self) -> ShardSnapshot {
-        let mut gauges = ShardGauges {
+        self.figures(self.count_queued())
+    }
+
+    /// Counts what is queued anew, if the last count is old: it looks at every connection, and anybody may ask.
+    fn refresh_queued(&mut self) {
+        if self
+            .queued
+            .at
+            .is_none_or(|at| self.now.since(at) >= QUEUED_AGE_US)
+        {
+            self.queued = self.count_queued();
+        }
+    }
+
+    fn count_queued(&self) -> Queued {
+        let mut queued = Queued {
+            at: Some(self.now),
+            ..Queued::default()
+        };
+        for (_, connection) in self.connections.iter() {
+            queued.bytes += u64::from(connection.queued_bytes);
+            queued.connections += u64::from(connection.outbox.is_some());
+        }
+        queued
+    }
+
+    fn figures(&self, queued: Queued) -> ShardSnapshot {
+        let gauges = ShardGauges {
+            queued_bytes: queued.bytes,
+            connections_queued: queued.connections,
             sockets_open: u64::from(self.connections.count()),
             connections_open: self.connections_open,
             rooms: self.rooms.count() as u64,
@@ -56,10 +99,6 @@ impl Shard {
             drain_phase: self.drain.phase(),
             ..ShardGauges::default()
         };
-        for (_, connection) in self.connections.iter() {
-            gauges.queued_bytes += u64::from(connection.queued_bytes);
-            gauges.connections_queued += u64::from(connection.outbox.is_some());
-        }
         ShardSnapshot {
             shard: self.core.0,
             counters: self.counters.clone(),
