@@ -268,7 +268,7 @@ pub static DEFINITIONS: &[Definition] = &[
         Group::NodeLimits,
         count("connections", any(1, U32_MAX).or_zero("no limit")),
         "0",
-        "Connections from one IPv4 address or one IPv6 /64; beyond it an upgrade is answered 429.",
+        "Connections from one IPv4 address or one IPv6 /64, from the accept on; beyond it the first request is answered 429.",
         |draft, value| set(&mut draft.settings.shard.address_connection_count_max, value),
     ),
     setting(

@@ -28,7 +28,7 @@ pub enum CloseReason {
     RateLimited,
     /// Its queue met its budget and the room's policy is `disconnect`.
     SlowConsumer,
-    /// The shard's or the node's memory budget has nothing left for it.
+    /// The shard's or the node's memory budget has nothing left for it, or the node has as many sockets as it may.
     OverBudget,
     /// A send made no progress for the write stall timeout.
     WriteStalled,
