@@ -399,6 +399,14 @@ pub static DEFINITIONS: &[Definition] = &[
         |draft, value| set(&mut draft.settings.shard.idle_timeout_ms, value),
     ),
     setting(
+        "message_timeout_ms",
+        Group::Life,
+        ms(any(100, HOUR_MS).or_zero("no limit")),
+        "30s",
+        "Without a further byte of a message that has begun; the connection is closed with 1008.",
+        |draft, value| set(&mut draft.settings.shard.message_timeout_ms, value),
+    ),
+    setting(
         "write_stall_timeout_ms",
         Group::Life,
         ms(any(100, HOUR_MS)),

@@ -186,6 +186,9 @@ impl Shard {
         self.connections_open += 1;
         self.connections[index].state = State::Open;
         self.connections[index].message_ms = self.now.ms32();
+        if let Some(inbox) = &mut self.connections[index].inbox {
+            inbox.progress_ms = self.now.ms32(); // what came before the answer has waited for us
+        }
         let queued = self.queue_control(index, answer, Reserve::Control);
         debug_assert!(queued, "an empty queue takes the answer");
     }

@@ -53,6 +53,8 @@ pub struct Options {
     pub pong_timeout_ms: u32,
     /// Without a message from the client; 0: no limit.
     pub idle_timeout_ms: u32,
+    /// From the last payload byte of a begun message to giving it up, and its sender; 0: no limit.
+    pub message_timeout_ms: u32,
     /// A send without any progress.
     pub write_stall_timeout_ms: u32,
     /// From accept to the whole request.
