@@ -370,8 +370,8 @@ fn what_a_waiting_publisher_has_begun_is_timed_from_when_it_is_read_again() {
     });
     world.http(a);
     world.bus_room(0, 0);
-    let whole_then_begun = [&text("waits")[..], &text("begun")[..8]].concat();
-    world.send(a, &whole_then_begun);
+    world.send(a, &text("waits")[..8]);
+    world.send(a, &[&text("waits")[8..], &text("begun")[..3]].concat());
     world.pass(120_000);
     world.bus_room(9, 900);
     world.turn();
