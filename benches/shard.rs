@@ -28,6 +28,7 @@ fn options() -> Options {
         ping_interval_ms: 25_000,
         pong_timeout_ms: 1_000_000_000,
         idle_timeout_ms: 0,
+        message_timeout_ms: 30_000,
         write_stall_timeout_ms: 30_000,
         handshake_timeout_ms: 5_000,
         close_timeout_ms: 5_000,

@@ -118,6 +118,7 @@ impl World {
             ping_interval_ms: 2_000,
             pong_timeout_ms: 1_000,
             idle_timeout_ms: 20_000,
+            message_timeout_ms: 3_000,
             write_stall_timeout_ms: 2_000,
             handshake_timeout_ms: 1_000,
             close_timeout_ms: 1_000,

@@ -73,7 +73,7 @@ pub fn node_bytes_default(memory_bytes: u64) -> u64 {
 }
 
 /// Sockets that each ring is set up for: all of the node's connections, since nothing makes the kernel spread them
-/// evenly, and the ones passing through.
+/// evenly, and the ones passing through. All rings together are bounded by the shards' count of the node's sockets.
 #[must_use]
 pub fn ring_socket_count(
     descriptors: Descriptors,

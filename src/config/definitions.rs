@@ -268,7 +268,7 @@ pub static DEFINITIONS: &[Definition] = &[
         Group::NodeLimits,
         count("connections", any(1, U32_MAX).or_zero("no limit")),
         "0",
-        "Connections from one IPv4 address or one IPv6 /64; beyond it an upgrade is answered 429.",
+        "Connections from one IPv4 address or one IPv6 /64, from the accept on; beyond it the first request is answered 429.",
         |draft, value| set(&mut draft.settings.shard.address_connection_count_max, value),
     ),
     setting(
@@ -397,6 +397,14 @@ pub static DEFINITIONS: &[Definition] = &[
         "0",
         "Without a message from the client; the connection is closed with 4000.",
         |draft, value| set(&mut draft.settings.shard.idle_timeout_ms, value),
+    ),
+    setting(
+        "message_timeout_ms",
+        Group::Life,
+        ms(any(100, HOUR_MS).or_zero("no limit")),
+        "30s",
+        "Without a further byte of a message that has begun; the connection is closed with 1008.",
+        |draft, value| set(&mut draft.settings.shard.message_timeout_ms, value),
     ),
     setting(
         "write_stall_timeout_ms",

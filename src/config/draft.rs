@@ -166,6 +166,7 @@ fn shard_options_empty() -> shard::Options {
         ping_interval_ms: 0,
         pong_timeout_ms: 0,
         idle_timeout_ms: 0,
+        message_timeout_ms: 0,
         write_stall_timeout_ms: 0,
         handshake_timeout_ms: 0,
         close_timeout_ms: 0,

@@ -28,7 +28,7 @@ pub enum CloseReason {
     RateLimited,
     /// Its queue met its budget and the room's policy is `disconnect`.
     SlowConsumer,
-    /// The shard's or the node's memory budget has nothing left for it.
+    /// The shard's or the node's memory budget has nothing left for it, or the node has as many sockets as it may.
     OverBudget,
     /// A send made no progress for the write stall timeout.
     WriteStalled,
@@ -36,6 +36,8 @@ pub enum CloseReason {
     HeartbeatLost,
     /// No message for the idle timeout.
     Idle,
+    /// Nothing more of a begun message, or frame, for the message timeout.
+    MessageTimeout,
     /// Nothing of a request came within the handshake timeout, or the room was not ready for it by then.
     HandshakeTimeout,
     /// The request was answered with an HTTP error (408 where it was not whole in time), or was a health check.
@@ -48,7 +50,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// All reasons, in the order of their discriminants.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::PeerClosed,
         Self::PeerGone,
         Self::PeerReset,
@@ -61,6 +63,7 @@ impl CloseReason {
         Self::WriteStalled,
         Self::HeartbeatLost,
         Self::Idle,
+        Self::MessageTimeout,
         Self::HandshakeTimeout,
         Self::NotUpgraded,
         Self::Draining,
@@ -75,7 +78,7 @@ impl CloseReason {
             Self::PeerClosed => Some(1000),
             Self::ProtocolError => Some(1002),
             Self::InvalidUtf8 => Some(1007),
-            Self::RateLimited => Some(1008),
+            Self::RateLimited | Self::MessageTimeout => Some(1008),
             Self::MessageTooBig => Some(1009),
             Self::Draining => Some(1012),
             Self::SlowConsumer | Self::OverBudget => Some(1013),
@@ -106,6 +109,7 @@ impl CloseReason {
             Self::WriteStalled => "write_stalled",
             Self::HeartbeatLost => "heartbeat_lost",
             Self::Idle => "idle",
+            Self::MessageTimeout => "message_timeout",
             Self::HandshakeTimeout => "handshake_timeout",
             Self::NotUpgraded => "not_upgraded",
             Self::Draining => "draining",

@@ -62,12 +62,14 @@ pub(super) mod flag {
     pub const WRITE_ENDED: u16 = 1 << 7;
     /// It counts in the node's connections.
     pub const ADMITTED: u16 = 1 << 8;
-    /// It counts in the node's connections of its address.
+    /// It counts in the node's sockets of its address.
     pub const ADDRESS_COUNTED: u16 = 1 << 9;
     /// The engine was told not to read it.
     pub const READ_PAUSED: u16 = 1 << 10;
     /// A health check was answered, and another request may follow.
     pub const HEALTH_ANSWERED: u16 = 1 << 11;
+    /// Its address had as many as it may when it was accepted: it reads so, unless one has gone by then.
+    pub const ADDRESS_FULL: u16 = 1 << 12;
 
     /// Any of these, or an outbox, makes a delivery take the slow way.
     pub const SLOW: u16 = SENDING | DIRTY | NO_ECHO;

@@ -35,6 +35,9 @@ pub(super) struct Inbox {
     /// How far the end of an unfinished request has been looked for.
     pub head_scan: HeadScan,
     pub partial: Option<Partial>,
+    /// Stamp of the last byte of what is begun: of payload, or of a header before there is any. Control frames between
+    /// the frames of a message do not count.
+    pub progress_ms: u32,
     charged_bytes: u32,
 }
 
@@ -50,7 +53,7 @@ impl Inbox {
     }
 
     /// A new inbox, charged for itself. `owed`: whatever the limits say, as for [`Inbox::keep_unread`].
-    pub(super) fn open(ledger: &mut Ledger, owed: bool) -> Result<Box<Self>, Refused> {
+    pub(super) fn open(ledger: &mut Ledger, now_ms: u32, owed: bool) -> Result<Box<Self>, Refused> {
         let bytes = u32::try_from(size_of::<Self>()).expect("small");
         if owed {
             ledger.charge_owed(bytes);
@@ -58,6 +61,7 @@ impl Inbox {
             ledger.charge(bytes)?;
         }
         Ok(Box::new(Self {
+            progress_ms: now_ms,
             charged_bytes: bytes,
             ..Self::default()
         }))

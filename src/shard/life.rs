@@ -26,8 +26,16 @@ impl Shard {
         // Owed: the socket is there already. Whether it may become a connection is asked at the upgrade.
         self.ledger
             .charge_owed(u32::try_from(CONNECTION_IDLE_BYTES).expect("small"));
+        match self.node.admit_address(peer.ip()) {
+            Some(false) => {}
+            Some(true) => self.connections[index].set(flag::ADDRESS_COUNTED),
+            None => self.connections[index].set(flag::ADDRESS_FULL),
+        }
+        let may_stay = self.node.count_socket();
         if self.drain.is_cut() {
             self.cut(index, CloseReason::Draining);
+        } else if !may_stay {
+            self.cut(index, CloseReason::OverBudget); // an answer would take what there is not
         }
     }
 
@@ -66,7 +74,10 @@ impl Shard {
             };
             match parsed {
                 Ok(Some(request)) => {
-                    match handshake::route(&request, &self.handshake) {
+                    let route = self
+                        .admit_address(index)
+                        .and_then(|()| handshake::route(&request, &self.handshake));
+                    match route {
                         Ok(route) => self.routed(index, &route),
                         Err(refusal) => self.refuse(index, &refusal),
                     }
@@ -91,6 +102,20 @@ impl Shard {
             State::Joining => self.keep_unread(index, bytes, false),
             _ => {}
         }
+    }
+
+    /// Asks once more for whom the address had no place at the accept: another of its sockets may have gone since.
+    fn admit_address(&mut self, index: u32) -> Result<(), Refusal> {
+        let connection = &mut self.connections[index];
+        if !connection.has(flag::ADDRESS_FULL) {
+            return Ok(());
+        }
+        if self.node.admit_address(connection.peer().ip()).is_none() {
+            return Err(Refusal::of(RefusalKind::AddressFull));
+        }
+        connection.clear(flag::ADDRESS_FULL);
+        connection.set(flag::ADDRESS_COUNTED);
+        Ok(())
     }
 
     fn routed(&mut self, index: u32, route: &Route<'_>) {
@@ -128,28 +153,16 @@ impl Shard {
         if self.ledger.is_tight(0) {
             return refusal(RefusalKind::OverBudget);
         }
-        let address = self.connections[index].peer().ip();
-        let Some(address_counted) = self.node.admit_address(address) else {
-            return refusal(RefusalKind::AddressFull);
-        };
-        let result = if self.node.admit_connection() {
-            self.join(index, &upgrade.room).or_else(|TableFull| {
-                self.node.release_connection();
-                refusal(RefusalKind::OverBudget)
-            })
-        } else {
-            refusal(RefusalKind::NodeFull)
-        };
-        if result.is_err() {
-            if address_counted {
-                self.node.release_address(address);
-            }
-            return result;
+        if !self.node.admit_connection() {
+            return refusal(RefusalKind::NodeFull);
+        }
+        if let Err(TableFull) = self.join(index, &upgrade.room) {
+            self.node.release_connection();
+            return refusal(RefusalKind::OverBudget);
         }
         let connection = &mut self.connections[index];
         connection.set(flag::ADMITTED);
         for (bit, is_set) in [
-            (flag::ADDRESS_COUNTED, address_counted),
             (flag::NO_ECHO, !upgrade.echo),
             (flag::NO_NOTICES, !upgrade.notices),
         ] {
@@ -173,6 +186,9 @@ impl Shard {
         self.connections_open += 1;
         self.connections[index].state = State::Open;
         self.connections[index].message_ms = self.now.ms32();
+        if let Some(inbox) = &mut self.connections[index].inbox {
+            inbox.progress_ms = self.now.ms32(); // what came before the answer has waited for us
+        }
         let queued = self.queue_control(index, answer, Reserve::Control);
         debug_assert!(queued, "an empty queue takes the answer");
     }
@@ -439,6 +455,7 @@ impl Shard {
         if connection.has(flag::ADDRESS_COUNTED) {
             self.node.release_address(connection.peer().ip());
         }
+        self.node.release_socket();
         self.ledger.refund(connection.charged_bytes());
         self.connections.vacate(index);
         if self.connections.count() == 0 {

@@ -1,15 +1,21 @@
-//! The counts that all shards of a node share: connections, reserved bytes, connections of an address.
+//! The counts that all shards of a node share: sockets, connections, reserved bytes, sockets of an address.
 //!
-//! Touched when a connection is upgraded or closed and once a mebibyte of memory, never for a message. Atomic
+//! Touched when a socket is accepted, upgraded or closed and once a mebibyte of memory, never for a message. Atomic
 //! counters, not a lock: no shard ever waits for another here.
 
 use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+/// Sockets that a node takes beyond its connections and a sixteenth of them: they are on their way in or out, or only
+/// read why they are refused.
+const SOCKETS_PASSING: u32 = 1_024;
+
 /// The node's shared counts and their limits.
 #[derive(Debug)]
 pub struct Node {
+    socket_count: AtomicU32,
+    socket_count_max: u32,
     connection_count: AtomicU32,
     connection_count_max: u32,
     reserved_bytes: AtomicU64,
@@ -27,14 +33,18 @@ impl Node {
         address_connection_count_max: u32,
         seed: u64,
     ) -> Self {
+        let socket_count_max = connection_count_max
+            .saturating_add(connection_count_max / 16)
+            .saturating_add(SOCKETS_PASSING);
         Self {
+            socket_count: AtomicU32::new(0),
+            socket_count_max,
             connection_count: AtomicU32::new(0),
             connection_count_max,
             reserved_bytes: AtomicU64::new(0),
             bytes_max,
-            addresses: (address_connection_count_max > 0).then(|| {
-                AddressTable::new(connection_count_max, address_connection_count_max, seed)
-            }),
+            addresses: (address_connection_count_max > 0)
+                .then(|| AddressTable::new(socket_count_max, address_connection_count_max, seed)),
         }
     }
 
@@ -50,6 +60,15 @@ impl Node {
         self.reserved_bytes.load(Ordering::Relaxed)
     }
 
+    /// Counts an accepted socket, whatever the limit says: it is there. Whether it may stay.
+    pub(super) fn count_socket(&self) -> bool {
+        self.socket_count.fetch_add(1, Ordering::Relaxed) < self.socket_count_max
+    }
+
+    pub(super) fn release_socket(&self) {
+        self.socket_count.fetch_sub(1, Ordering::Relaxed);
+    }
+
     pub(super) fn admit_connection(&self) -> bool {
         let count = self.connection_count.fetch_add(1, Ordering::Relaxed);
         if count >= self.connection_count_max {
@@ -63,7 +82,7 @@ impl Node {
         self.connection_count.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// Counts a connection of `address`; `None`: it has as many as it may; `Some(false)`: addresses are not counted.
+    /// Counts a socket of `address`; `None`: it has as many as it may; `Some(false)`: addresses are not counted.
     pub(super) fn admit_address(&self, address: IpAddr) -> Option<bool> {
         match &self.addresses {
             None => Some(false),
@@ -96,12 +115,12 @@ impl Node {
     }
 }
 
-/// Connections by address: IPv4 addresses one by one, IPv6 by their /64, which is what one customer gets.
+/// Sockets by address: IPv4 addresses one by one, IPv6 by their /64, which is what one customer gets.
 ///
 /// ```text
-/// entry (64 bits): | fingerprint of the address, 40 bits | connections, 24 bits |   0 connections: free
+/// entry (64 bits): | fingerprint of the address, 40 bits | sockets, 24 bits |   0 sockets: free
 /// ```
-/// Open addressing over a table at least twice as long as the connections there may be, so it is never full. Two
+/// Open addressing over a table at least twice as long as the sockets there may be, so it is never full. Two
 /// shards that meet a new address in the same instant may each take an entry for it; both count, and both are given
 /// back, so that such an address may have up to twice its limit, never less.
 #[derive(Debug)]
@@ -116,8 +135,8 @@ const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
 const PROBE_LENGTH: usize = 64;
 
 impl AddressTable {
-    fn new(connection_count_max: u32, count_max: u32, seed: u64) -> Self {
-        let length = (connection_count_max as usize * 2)
+    fn new(socket_count_max: u32, count_max: u32, seed: u64) -> Self {
+        let length = (socket_count_max as usize * 2)
             .next_power_of_two()
             .max(PROBE_LENGTH);
         Self {
@@ -200,6 +219,21 @@ mod tests {
         assert!(!node.admit_connection());
         node.release_connection();
         assert!(node.admit_connection());
+    }
+
+    #[test]
+    fn sockets_are_limited_with_some_beyond_the_connections() {
+        let node = Node::new(32, 1 << 30, 0, 1);
+        assert!((0..32 + 2 + 1_024).all(|_| node.count_socket()));
+        assert!(!node.count_socket());
+        node.release_socket();
+        assert!(
+            !node.count_socket(),
+            "the one beyond the limit is there still"
+        );
+        node.release_socket();
+        node.release_socket();
+        assert!(node.count_socket());
     }
 
     #[test]

@@ -23,9 +23,9 @@ pub struct RoomRule {
 /// A shard's options. Times in milliseconds, sizes in bytes; 0 turns a limit off where it says so.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Connections in the node, all shards together.
+    /// Connections in the node, all shards together. A sixteenth and 1,024 more sockets may be on their way in or out.
     pub connection_count_max: u32,
-    /// Connections from one address (IPv4) or /64 (IPv6); 0: no limit.
+    /// Connections from one address (IPv4) or /64 (IPv6), counted from the accept on; 0: no limit.
     pub address_connection_count_max: u32,
     /// Rooms on this shard.
     pub room_count_max: u32,
@@ -53,6 +53,8 @@ pub struct Options {
     pub pong_timeout_ms: u32,
     /// Without a message from the client; 0: no limit.
     pub idle_timeout_ms: u32,
+    /// From the last payload byte of a begun message to giving it up, and its sender; 0: no limit.
+    pub message_timeout_ms: u32,
     /// A send without any progress.
     pub write_stall_timeout_ms: u32,
     /// From accept to the whole request.

@@ -232,6 +232,9 @@ impl Shard {
             // Nobody could hear it meanwhile, and that was not its fault.
             connection.heard_ms = self.now.ms32();
             connection.message_ms = self.now.ms32();
+            if let Some(inbox) = &mut connection.inbox {
+                inbox.progress_ms = self.now.ms32();
+            }
             self.work.quiet.push_back(Quiet::ReadResume(index));
         }
     }

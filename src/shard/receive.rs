@@ -54,6 +54,12 @@ impl Shard {
             }
             Stop::NeedMore | Stop::Wait | Stop::Ended => {}
         }
+        if rest.len() < bytes.len()
+            && let Some(inbox) = &mut self.connections[index].inbox
+            && inbox.partial.is_none()
+        {
+            inbox.progress_ms = self.now.ms32(); // what is begun now began behind a whole frame
+        }
         self.drop_empty_inbox(index);
     }
 
@@ -113,7 +119,8 @@ impl Shard {
 
     fn inbox(&mut self, index: u32, owed: bool) -> Result<(), super::ledger::Refused> {
         if self.connections[index].inbox.is_none() {
-            self.connections[index].inbox = Some(Inbox::open(&mut self.ledger, owed)?);
+            self.connections[index].inbox =
+                Some(Inbox::open(&mut self.ledger, self.now.ms32(), owed)?);
         }
         Ok(())
     }
@@ -140,10 +147,8 @@ impl Shard {
         if connection.state != State::Open {
             return Err(Stop::Ended);
         }
-        if let Some(partial) = connection
-            .inbox
-            .as_mut()
-            .and_then(|inbox| inbox.partial.as_mut())
+        if let Some(inbox) = &mut connection.inbox
+            && let Some(partial) = &mut inbox.partial
         {
             if partial.whole {
                 return self.publish_partial(index);
@@ -154,6 +159,9 @@ impl Shard {
                     .min((frame.payload_bytes - frame.received_bytes) as usize);
                 let (bytes, behind) = rest.split_at(count);
                 *rest = behind;
+                if count > 0 {
+                    inbox.progress_ms = self.now.ms32();
+                }
                 unmask_extend(
                     &mut partial.payload,
                     bytes,
@@ -277,6 +285,9 @@ impl Shard {
             return Err(self.fail_and_stop(index, CloseReason::OverBudget));
         }
         let inbox = self.connections[index].inbox.as_mut().expect("made above");
+        if inbox.partial.is_none() {
+            inbox.progress_ms = self.now.ms32();
+        }
         let partial = inbox.partial.get_or_insert_with(|| Partial {
             kind,
             payload: Vec::new(),

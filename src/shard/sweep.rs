@@ -230,6 +230,12 @@ impl Shard {
                     } else if alive_ms_ago < marked_ms_ago {
                         connection.clear(flag::AWAITING_PONG); // it lives, though it answers no pings
                     }
+                } else if options.message_timeout_ms > 0
+                    && connection.inbox.as_ref().is_some_and(|inbox| {
+                        elapsed_ms(now_ms, inbox.progress_ms) >= options.message_timeout_ms
+                    })
+                {
+                    self.fail(index, CloseReason::MessageTimeout);
                 } else if options.idle_timeout_ms > 0
                     && elapsed_ms(now_ms, connection.message_ms) >= options.idle_timeout_ms
                 {

@@ -57,6 +57,7 @@ impl Plan {
             ping_interval_ms: 2_500,
             pong_timeout_ms: 1_000,
             idle_timeout_ms: if random.one_in(5) { 60_000 } else { 0 },
+            message_timeout_ms: 30_000,
             write_stall_timeout_ms: 3_000,
             handshake_timeout_ms: 2_000,
             close_timeout_ms: 1_000,

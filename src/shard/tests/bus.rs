@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::world::{World, close, frame, options, request, text};
 use crate::bus::{Batch, BatchMessage, Downstream, MessageKind, RoomName, Upstream};
 use crate::protocol::{CloseReason, OpCode, encode_header};
-use crate::shard::Options;
+use crate::shard::{HeartbeatMode, Options};
 use crate::time::Tick;
 
 fn room() -> RoomName {
@@ -354,4 +354,29 @@ fn a_publisher_that_waits_is_not_taken_for_dead_or_idle() {
     world.pass(5_000);
     assert!(!world.is_gone(a));
     assert_eq!(world.counters().closed.iter().sum::<u64>(), 0);
+}
+
+#[test]
+fn what_a_waiting_publisher_has_begun_is_timed_from_when_it_is_read_again() {
+    let mut world = World::on_bus(Options {
+        heartbeat: HeartbeatMode::Tcp,
+        ..options()
+    });
+    world.bus_room(1_000, 1 << 20);
+    let a = ask(&mut world);
+    world.downstream(Downstream::Joined {
+        room: room(),
+        leased: false,
+    });
+    world.http(a);
+    world.bus_room(0, 0);
+    world.send(a, &text("waits")[..8]);
+    world.send(a, &[&text("waits")[8..], &text("begun")[..3]].concat());
+    world.pass(120_000);
+    world.bus_room(9, 900);
+    world.turn();
+    world.pass(28_900);
+    assert_eq!(world.closed(CloseReason::MessageTimeout), 0);
+    world.pass(2_200);
+    assert_eq!(world.closed(CloseReason::MessageTimeout), 1);
 }

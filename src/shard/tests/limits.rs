@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::world::{World, node, options, request};
 use crate::metrics::RefusalKind;
+use crate::protocol::CloseReason;
 use crate::protocol::handshake::Refusal;
 use crate::shard::{Delivery, Options};
 
@@ -56,16 +57,85 @@ fn an_address_is_limited_and_a_refused_one_holds_no_place() {
     world.ended(third, false);
     assert_eq!(join_status(&mut world, "10.0.0.2", "/rooms/b").1, "101");
     world.ended(first, false);
-    assert_eq!(
-        join_status(&mut world, "10.0.0.1", "/rooms/c").1,
-        "503",
-        "no room is left"
-    );
+    let (refused, status) = join_status(&mut world, "10.0.0.1", "/rooms/c");
+    assert_eq!(status, "503", "no room is left");
+    world.ended(refused, false);
     assert_eq!(
         join_status(&mut world, "10.0.0.1", "/rooms/a").1,
         "101",
         "its place was kept"
     );
+}
+
+#[test]
+fn an_address_is_limited_over_all_shards_before_it_upgrades() {
+    let options = Options {
+        address_connection_count_max: 2,
+        ..options()
+    };
+    let node = node(&options);
+    let shard = |core| World::on(options.clone(), Delivery::Inline, core, Arc::clone(&node));
+    let (mut one, mut two) = (shard(0), shard(1));
+    let (first, second) = (one.open(), two.open()); // neither has sent anything
+    for path in ["/rooms/a", "/health"] {
+        let third = two.open();
+        assert_eq!(status(&mut two, third, path), "429");
+        assert!(two.peer(third).write_ended, "it is not kept");
+        two.ended(third, false);
+    }
+    assert_eq!(two.counters().refused[RefusalKind::AddressFull as usize], 2);
+    let other = two.open_from("10.0.0.2");
+    assert_eq!(status(&mut two, other, "/rooms/a"), "101");
+    assert_eq!(status(&mut one, first, "/rooms/a"), "101");
+    let third = two.open();
+    one.ended(first, false);
+    assert_eq!(status(&mut two, third, "/rooms/a"), "101", "one has gone");
+    assert_eq!(
+        status(&mut two, second, "/rooms/a"),
+        "101",
+        "counted at its accept, and not again"
+    );
+    let fourth = one.open();
+    assert_eq!(status(&mut one, fourth, "/rooms/a"), "429");
+}
+
+#[test]
+fn who_is_beyond_its_addresss_limit_has_the_handshake_timeout_to_ask() {
+    let mut world = World::new(Options {
+        address_connection_count_max: 1,
+        ..options()
+    });
+    world.join("a");
+    let silent = world.open();
+    world.pass(4_900);
+    assert!(!world.is_gone(silent));
+    world.pass(1_200);
+    assert!(world.is_gone(silent));
+    assert_eq!(world.closed(CloseReason::HandshakeTimeout), 1);
+}
+
+#[test]
+fn sockets_are_limited_over_all_shards_whether_they_upgrade_or_not() {
+    let options = Options {
+        connection_count_max: 16,
+        ..options()
+    };
+    let node = node(&options);
+    let shard = |core| World::on(options.clone(), Delivery::Inline, core, Arc::clone(&node));
+    let (mut one, mut two) = (shard(0), shard(1));
+    let first = one.open();
+    for _ in 1..16 + 1 + 1_024 {
+        two.open();
+    }
+    two.turn();
+    assert_eq!(two.closed(CloseReason::OverBudget), 0);
+    let beyond = one.open();
+    one.turn();
+    assert!(one.is_gone(beyond) && !one.is_gone(first));
+    assert_eq!(one.closed(CloseReason::OverBudget), 1);
+    one.ended(first, false);
+    let next = two.open();
+    assert_eq!(status(&mut two, next, "/rooms/a"), "101");
 }
 
 #[test]

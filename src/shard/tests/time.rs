@@ -263,6 +263,100 @@ fn a_stuck_peer_cannot_hold_its_connection_by_asking_to_close_it() {
     assert_eq!(world.texts(b), ["x", "we go on"]);
 }
 
+/// All but the last `missing` bytes of a message's frame.
+fn begun(payload_bytes: usize, missing: usize) -> Vec<u8> {
+    let mut bytes = frame(true, OpCode::Text, &vec![b'x'; payload_bytes]);
+    bytes.truncate(bytes.len() - missing);
+    bytes
+}
+
+#[test]
+fn a_begun_message_that_does_not_go_on_is_given_up_with_what_it_held() {
+    let mut world = World::new(without_pings());
+    let idle = world.join("one");
+    let held = world.held_bytes();
+    let a = world.join("one");
+    world.send(a, &begun(60_000, 59_990));
+    assert!(world.held_bytes() > held + 60_000, "charged as announced");
+    world.pass(29_900);
+    assert_eq!(world.closed(CloseReason::MessageTimeout), 0);
+    world.pass(1_200);
+    assert_eq!(world.closed(CloseReason::MessageTimeout), 1);
+    assert_eq!(world.texts(a), ["close 1008"]);
+    world.ended(a, false);
+    assert_eq!(world.held_bytes(), held);
+    assert!(!world.is_gone(idle), "who has begun nothing may be silent");
+}
+
+#[test]
+fn a_begun_header_is_given_up_like_a_begun_message() {
+    let mut world = World::new(without_pings());
+    let (data, ping) = (world.join("one"), world.join("one"));
+    world.send(data, &begun(300, 307));
+    world.send(ping, &frame(true, OpCode::Ping, b"hello")[..7]);
+    world.pass(29_900);
+    assert_eq!(world.closed(CloseReason::MessageTimeout), 0);
+    world.pass(1_200);
+    assert_eq!(world.closed(CloseReason::MessageTimeout), 2);
+}
+
+#[test]
+fn neither_pongs_nor_empty_frames_hold_a_begun_message() {
+    let mut world = World::new(options());
+    let (pongs, empty) = (world.join("one"), world.join("one"));
+    for member in [pongs, empty] {
+        world.send(member, &frame(false, OpCode::Text, b"begun"));
+    }
+    for _ in 0..29 {
+        world.pass(1_000);
+        for (member, opcode) in [(pongs, OpCode::Pong), (empty, OpCode::Continuation)] {
+            answer_ping(&mut world, member);
+            world.send(member, &frame(opcode == OpCode::Pong, opcode, b""));
+        }
+    }
+    assert_eq!(world.closed(CloseReason::MessageTimeout), 0);
+    world.pass(2_200);
+    assert_eq!(world.closed(CloseReason::MessageTimeout), 2);
+}
+
+#[test]
+fn a_message_that_goes_on_slowly_and_a_stream_cut_anywhere_are_waited_for() {
+    let mut world = World::new(without_pings());
+    let (slow, stream) = (world.join("one"), world.join("two"));
+    let message = frame(true, OpCode::Text, b"slow");
+    let messages = text("12345").repeat(12);
+    world.send(slow, &message[..7]);
+    world.send(stream, &messages[..3]); // in the middle of a header, as every time
+    for turn in 0..9 {
+        world.pass(20_000);
+        if let Some(byte) = message[7..].get(turn..=turn) {
+            world.send(slow, byte);
+        }
+        world.send(stream, &messages[3 + turn * 11..][..11]);
+    }
+    assert_eq!(world.texts(slow), ["slow"]);
+    assert_eq!(world.texts(stream), ["12345"; 9]);
+    world.pass(29_900);
+    assert_eq!(world.closed(CloseReason::MessageTimeout), 0);
+    world.pass(1_200);
+    assert_eq!(world.texts(stream), ["close 1008"], "its last header");
+    assert!(!world.is_gone(slow));
+}
+
+#[test]
+fn without_a_message_timeout_a_begun_message_is_waited_for() {
+    let mut world = World::new(Options {
+        message_timeout_ms: 0,
+        ..without_pings()
+    });
+    let a = world.join("one");
+    let message = text("late");
+    world.send(a, &message[..8]);
+    world.pass(600_000);
+    world.send(a, &message[8..]);
+    assert_eq!(world.texts(a), ["late"]);
+}
+
 #[test]
 fn nothing_is_due_where_nobody_is() {
     let mut world = World::new(options());
