@@ -148,6 +148,8 @@ impl Shard {
         }
     }
 
+    /// Takes in what others have put in order. Nobody here can be made to wait for it, so that what the ledger has no
+    /// room for is sent to those who are idle and held for nobody: see [`Terms`](super::deliver::Terms).
     fn gather(&mut self, index: RoomIndex, batch: &Batch) {
         let room = &mut self.rooms[index];
         if room.incoming.is_none() {
@@ -165,6 +167,7 @@ impl Shard {
                 ..*m
             }));
         gathered.published = gathered.published.min(batch.published);
+        gathered.unasked = true;
         self.gathered_bytes += batch.bytes.len() as u64;
         if gathered.bytes.len() >= ROOM_BATCH_BYTES_MAX {
             self.flush_room(index);
@@ -198,6 +201,7 @@ impl Shard {
                 bytes,
                 messages,
                 published,
+                ..
             } = *gathered;
             self.gathered_bytes -= bytes.len() as u64;
             let byte_count =

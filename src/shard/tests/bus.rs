@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::world::{World, close, frame, options, request, text};
 use crate::bus::{Batch, BatchMessage, Downstream, MessageKind, RoomName, Upstream};
+use crate::metrics::DropPolicy;
 use crate::protocol::{CloseReason, OpCode, encode_header};
 use crate::shard::Options;
 use crate::time::Tick;
@@ -354,4 +355,94 @@ fn a_publisher_that_waits_is_not_taken_for_dead_or_idle() {
     world.pass(5_000);
     assert!(!world.is_gone(a));
     assert_eq!(world.counters().closed.iter().sum::<u64>(), 0);
+}
+
+/// Members of a room with `policy` that the bus orders, on a shard with a small budget: who sticks, and who reads.
+fn in_a_small_shard(policy: &str, stuck_count: usize) -> (World, Vec<u32>, u32) {
+    let mut world = World::on_bus(Options {
+        shard_bytes_max: SMALL_SHARD_BYTES,
+        ..options()
+    });
+    let mut members = Vec::new();
+    for _ in 0..=stuck_count {
+        let member = world.open();
+        world.send(member, &request(&format!("/rooms/{policy}")));
+        members.push(member);
+    }
+    world.downstream(Downstream::Joined {
+        room: policy.into(),
+        leased: false,
+    });
+    for member in &members {
+        assert!(world.http(*member).starts_with("HTTP/1.1 101 "));
+    }
+    let reader = members.pop().expect("the last reads");
+    for member in &members {
+        world.stick(*member);
+    }
+    (world, members, reader)
+}
+
+const SMALL_SHARD_BYTES: u64 = 50_000;
+
+#[test]
+fn what_the_bus_delivers_beyond_the_shards_budget_waits_for_nobody() {
+    for policy in [
+        DropPolicy::DropNewest,
+        DropPolicy::DropOldest,
+        DropPolicy::Latest,
+    ] {
+        let (mut world, stuck, reader) = in_a_small_shard(policy.label(), 3);
+        for number in 0..100 {
+            let payload = format!("{number:>4000}");
+            world.downstream(Downstream::Delivery {
+                room: policy.label().into(),
+                batch: batch(&payload),
+            });
+            assert_eq!(world.texts(reader), [payload], "who reads gets all of it");
+            assert!(
+                world.held_bytes() <= SMALL_SHARD_BYTES,
+                "{policy:?} {number}: {} bytes",
+                world.held_bytes()
+            );
+        }
+        assert!(world.dropped(policy) > 3 * 80, "{policy:?}");
+        let mut told = 0;
+        for member in stuck {
+            world.unstick(member);
+            let texts = world.texts(member);
+            let (notices, numbers): (Vec<String>, Vec<String>) =
+                texts.into_iter().partition(|text| text.starts_with('{'));
+            let missed: u64 = notices
+                .iter()
+                .map(|notice| {
+                    let digits: String = notice.chars().filter(char::is_ascii_digit).collect();
+                    digits.parse::<u64>().expect("a count")
+                })
+                .sum();
+            told += missed;
+            assert_eq!(missed + numbers.len() as u64, 100, "{policy:?} {notices:?}");
+        }
+        assert_eq!(told, world.dropped(policy), "{policy:?}");
+    }
+}
+
+#[test]
+fn beyond_the_shards_budget_a_delivery_closes_who_may_not_miss_any_and_is_behind() {
+    let (mut world, stuck, reader) = in_a_small_shard("disconnect", 2);
+    for number in 0..100 {
+        let payload = format!("{number:>4000}");
+        world.downstream(Downstream::Delivery {
+            room: "disconnect".into(),
+            batch: batch(&payload),
+        });
+        assert_eq!(world.texts(reader), [payload], "who reads gets all of it");
+        assert!(world.held_bytes() <= SMALL_SHARD_BYTES);
+    }
+    assert_eq!(world.closed(CloseReason::SlowConsumer), 2);
+    assert_eq!(world.dropped(DropPolicy::Disconnect), 2);
+    for member in stuck {
+        world.unstick(member);
+        assert_eq!(world.texts(member).last().unwrap(), "close 1013");
+    }
 }
