@@ -146,7 +146,10 @@ mod tests {
     fn encoded_output_counts_against_the_same_limit() {
         let mut ledger = ledger(1_000, 1 << 30);
         let encoded = Encoded::metered(vec![0; 600], ledger.meter());
-        assert_eq!(ledger.charge(401), Err(Refused::ShardFull));
+        let left = 400 - u32::try_from(Encoded::BOOKKEEPING_BYTES).unwrap();
+        assert_eq!(ledger.charge(left + 1), Err(Refused::ShardFull));
+        assert_eq!(ledger.charge(left), Ok(()));
+        ledger.refund(left);
         drop(encoded);
         assert_eq!(ledger.charge(401), Ok(()));
     }
@@ -196,7 +199,7 @@ mod tests {
                         prop_assert!(before > limit || ledger.used_bytes() <= limit);
                     }
                     2 => {
-                        if ledger.admit(u64::from(bytes)).is_ok() {
+                        if ledger.admit(u64::from(bytes) + Encoded::BOOKKEEPING_BYTES).is_ok() {
                             outputs[at].push(Encoded::metered(vec![0; bytes as usize], ledger.meter()));
                         }
                         prop_assert!(ledger.used_bytes() <= limit);
@@ -210,7 +213,7 @@ mod tests {
                     }
                 }
                 let held: u64 = accounts[at].iter().map(|bytes| u64::from(*bytes)).sum();
-                let output: u64 = outputs[at].iter().map(|output| output.bytes().len() as u64).sum();
+                let output: u64 = outputs[at].iter().map(|output| output.bytes().len() as u64 + Encoded::BOOKKEEPING_BYTES).sum();
                 prop_assert_eq!(ledgers[at].account_bytes(), held);
                 prop_assert_eq!(ledgers[at].used_bytes(), held + output);
                 prop_assert!(node.reserved_bytes() <= 5 * GRANT_BYTES);

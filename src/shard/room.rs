@@ -39,6 +39,13 @@ pub(super) struct Gathered {
     pub unasked: bool,
 }
 
+impl Gathered {
+    /// What it weighs: its frames, and the entry of each message.
+    pub(super) const fn weight_bytes(&self) -> usize {
+        self.bytes.len() + self.messages.len() * BatchMessage::BYTES
+    }
+}
+
 /// Gathered that were used and are kept for the next turn: a turn that touches a room costs no allocation for it.
 #[derive(Debug, Default)]
 #[allow(clippy::vec_box)] // the boxes are what is kept: rooms hold them

@@ -268,7 +268,7 @@ fn while_the_bus_is_full_publishers_wait_keep_their_order_and_lose_nothing() {
     world.send(a, &text("a3"));
     world.turn();
     assert_eq!(world.counters().publishers_paused, 2);
-    world.bus_room(1, 12);
+    world.bus_room(1, 12 + BatchMessage::BYTES);
     world.turn();
     assert_eq!(forwarded(&mut world), ["publish one: a1"], "room for one");
     assert!(world.peer(a).paused && world.peer(b).paused);
@@ -280,11 +280,41 @@ fn while_the_bus_is_full_publishers_wait_keep_their_order_and_lose_nothing() {
 }
 
 #[test]
+fn the_entry_of_a_message_weighs_on_the_bus_as_its_bytes_do() {
+    let (mut world, members) = joined(false, 1);
+    world.bus_room(9, 3 * BatchMessage::BYTES);
+    world.send(members[0], &text("").repeat(10));
+    let count = |world: &mut World| -> usize {
+        std::mem::take(&mut world.forwarded)
+            .iter()
+            .map(|envelope| match envelope {
+                Upstream::Publish { batch, .. } => {
+                    assert!(batch.weight_bytes() <= 3 * BatchMessage::BYTES);
+                    assert_eq!(batch.weight_bytes() % (2 + BatchMessage::BYTES), 0);
+                    batch.messages.len()
+                }
+                other => panic!("{other:?}"),
+            })
+            .sum()
+    };
+    assert_eq!(
+        count(&mut world),
+        2,
+        "ten frames of two bytes, but room for two entries"
+    );
+    assert!(world.peer(members[0]).paused);
+    world.bus_room(9, 10_000);
+    world.turn();
+    assert_eq!(std::mem::take(&mut world.forwarded).len(), 1);
+    assert!(!world.peer(members[0]).paused);
+}
+
+#[test]
 fn who_waits_for_room_goes_before_who_comes_now() {
     let (mut world, members) = joined(false, 2);
     world.bus_room(0, 0);
     world.send(members[0], &text("waits"));
-    world.bus_room(1, 15);
+    world.bus_room(1, 15 + BatchMessage::BYTES);
     world.bytes(members[1], &text("comes"));
     world.turn();
     assert_eq!(forwarded(&mut world), ["publish one: waits"]);
