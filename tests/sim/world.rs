@@ -124,6 +124,7 @@ impl World {
         let plan = Plan::draw(&mut random);
         let now = Tick::from_ms(random.below(1_000) as u64);
         let node = Arc::new(Node::new(
+            plan.shard_count,
             plan.options.connection_count_max,
             plan.options.node_bytes_max,
             plan.options.address_connection_count_max,
