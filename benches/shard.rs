@@ -51,7 +51,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let node = Arc::new(Node::new(1_000_000, 1 << 31, 0, 1));
+        let node = Arc::new(Node::new(1, 1_000_000, 1 << 31, 0, 1));
         Self {
             shard: Shard::new(CoreId(0), options(), Delivery::Inline, node, 1, Tick(0)),
             now: Tick(0),

@@ -433,7 +433,7 @@ impl Plan {
     }
 
     fn publish(route: Route, batch: &Batch) -> Self {
-        let bytes = u32::try_from(batch.bytes.len()).unwrap_or(u32::MAX);
+        let bytes = u32::try_from(batch.weight_bytes()).unwrap_or(u32::MAX);
         match route {
             Route::Order(holder) => Self {
                 targets: ShardSet::of(holder),

@@ -97,6 +97,14 @@ pub struct Batch {
     pub published: Tick,
 }
 
+impl Batch {
+    /// What it weighs in a lane and on a shard: its frames, and the entry of each message.
+    #[must_use]
+    pub const fn weight_bytes(&self) -> usize {
+        self.bytes.len() + self.messages.len() * BatchMessage::BYTES
+    }
+}
+
 /// One message of a [`Batch`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchMessage {
@@ -108,6 +116,11 @@ pub struct BatchMessage {
     pub kind: MessageKind,
     /// The publisher; `None` when it came from the admin API.
     pub sender: Option<ConnectionId>,
+}
+
+impl BatchMessage {
+    /// What the entry of a message weighs beside its frame.
+    pub const BYTES: usize = size_of::<Self>();
 }
 
 /// From a shard to the backplane core.

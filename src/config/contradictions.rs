@@ -9,6 +9,9 @@ use crate::config::settings::{Machine, Settings};
 use crate::config::value::Value;
 use crate::runtime::ring::Descriptors;
 
+/// A shard's part of `node_bytes_max` at least, bytes: room for its first connections beside what it keeps reserved.
+const SHARD_PART_BYTES_MIN: u64 = 256 << 10;
+
 /// All contradictions, but for those with settings in `wrong`: what is wrong with these is told already.
 pub(super) fn find_all(
     settings: &Settings,
@@ -165,6 +168,17 @@ fn limits(settings: &Settings, machine: &Machine, found: &mut Found<'_>) {
                 "write shard_bytes_max = {} or less, or \"auto\"",
                 shard.node_bytes_max
             ),
+        );
+    }
+    let shards_bytes = settings.shards as u64 * SHARD_PART_BYTES_MIN;
+    if shard.node_bytes_max < shards_bytes {
+        found.add(
+            &["node_bytes_max", "shards"],
+            format!(
+                "{} bytes are too few for {} shards, which take {SHARD_PART_BYTES_MIN} each",
+                shard.node_bytes_max, settings.shards
+            ),
+            format!("write node_bytes_max = {shards_bytes} or more, or fewer shards"),
         );
     }
     let connection_bytes =

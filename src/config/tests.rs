@@ -295,6 +295,10 @@ fn contradictions_are_found() {
             "connection_queue_bytes_max (line 2) and shard_bytes_max (line 1)",
         ),
         (
+            "node_bytes_max = \"1MiB\"\nshards = 5",
+            "node_bytes_max (line 1) and shards (line 2)",
+        ),
+        (
             "address_connection_count_max = 56929",
             "address_connection_count_max (line 1) and connection_count_max (default)",
         ),
@@ -322,6 +326,7 @@ fn what_just_fits_is_no_contradiction() {
     );
     from_file("admin = \"0.0.0.0:8081\"\nadmin_key = \"12345678\"");
     from_file("shard_bytes_max = \"1GiB\"\nnode_bytes_max = \"1GiB\"");
+    from_file("node_bytes_max = \"1MiB\"\nshards = 4");
 }
 
 #[test]

@@ -30,11 +30,23 @@ struct Inner {
     meter: Option<Meter>,
 }
 
+impl Inner {
+    /// What `bytes` cost the core: their buffer, and what stands before it with the two counts of its clones.
+    fn held_bytes(bytes: &Vec<u8>) -> u64 {
+        (bytes.capacity() + size_of::<Self>() + 2 * size_of::<usize>()) as u64
+    }
+
+    /// Takes the bytes off the meter, once.
+    fn unmeter(&mut self) {
+        if let Some(meter) = self.meter.take() {
+            meter.0.set(meter.0.get() - Self::held_bytes(&self.bytes));
+        }
+    }
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
-        if let Some(meter) = &self.meter {
-            meter.0.set(meter.0.get() - self.bytes.capacity() as u64);
-        }
+        self.unmeter();
     }
 }
 
@@ -45,10 +57,11 @@ impl Encoded {
         Self(Rc::new(Inner { bytes, meter: None }))
     }
 
-    /// Takes the bytes over; their capacity counts in `meter` until the last clone is dropped.
+    /// Takes the bytes over; their capacity and the bookkeeping of an `Encoded` count in `meter` until the last clone
+    /// is dropped.
     #[must_use]
     pub fn metered(bytes: Vec<u8>, meter: &Meter) -> Self {
-        meter.0.set(meter.0.get() + bytes.capacity() as u64);
+        meter.0.set(meter.0.get() + Inner::held_bytes(&bytes));
         Self(Rc::new(Inner {
             bytes,
             meter: Some(meter.clone()),
@@ -64,9 +77,13 @@ impl Encoded {
 
 #[cfg(test)]
 impl Encoded {
+    /// What the ledger is told of each beside its buffer.
+    pub(crate) const BOOKKEEPING_BYTES: u64 = (size_of::<Inner>() + 2 * size_of::<usize>()) as u64;
+
     /// The buffer, if nobody else holds it: how tests see that the ring has let go.
     pub(crate) fn reclaim(self) -> Option<Vec<u8>> {
         let mut inner = Rc::try_unwrap(self.0).ok()?;
+        inner.unmeter();
         Some(std::mem::take(&mut inner.bytes))
     }
 }
@@ -119,18 +136,30 @@ mod tests {
     #[test]
     fn the_meter_counts_shared_bytes_once_and_until_the_last_clone_goes() {
         let meter = Meter::default();
-        let first = Encoded::metered(vec![0; 100], &meter);
+        let mut buffer = Vec::with_capacity(100);
+        buffer.resize(60, 0);
+        let first = Encoded::metered(buffer, &meter);
         let second = first.clone();
         let piece = Piece {
             encoded: first.clone(),
             start: 10,
             end: 20,
         };
-        assert_eq!(meter.bytes(), 100);
+        // The buffer; a vector and a meter; the counts of strong and weak pointers.
+        let held = 100 + (3 + 1 + 2) * size_of::<usize>() as u64;
+        assert_eq!(meter.bytes(), held);
         drop((first, second));
-        assert_eq!(meter.bytes(), 100);
+        assert_eq!(meter.bytes(), held);
         assert_eq!(piece.bytes().len(), 10);
         drop(piece);
+        assert_eq!(meter.bytes(), 0);
+    }
+
+    #[test]
+    fn a_reclaimed_buffer_is_off_the_meter() {
+        let meter = Meter::default();
+        let encoded = Encoded::metered(vec![0; 100], &meter);
+        assert_eq!(encoded.reclaim().map(|buffer| buffer.len()), Some(100));
         assert_eq!(meter.bytes(), 0);
     }
 }

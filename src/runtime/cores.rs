@@ -74,6 +74,7 @@ pub fn serve(settings: Settings) -> Result<u8, String> {
         clock: Clock::start(),
         seed,
         node: Arc::new(Node::new(
+            shard_count,
             settings.shard.connection_count_max,
             settings.shard.node_bytes_max,
             settings.shard.address_connection_count_max,

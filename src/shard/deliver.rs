@@ -14,6 +14,16 @@ use crate::time::elapsed_ms;
 /// A send that took so long had to wait for its peer to make place.
 const SLOW_SEND_MS: u32 = 1_000;
 
+/// On what terms messages may wait for a slow member.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Terms {
+    /// What happens to a message that may not wait.
+    policy: DropPolicy,
+    /// Nobody asked the ledger before these messages came, so each member that would hold them has to. What a member
+    /// that keeps up has in flight for the turn is not asked for: it is gone by the next.
+    ask_ledger: bool,
+}
+
 impl Shard {
     /// Delivers `gathered` to every member of the room. One plain loop; whoever is slow takes the other way.
     pub(super) fn publish_fan_out(&mut self, room_index: RoomIndex, mut gathered: Box<Gathered>) {
@@ -26,7 +36,10 @@ impl Shard {
         let now_ms = self.now.ms32();
         let room = &mut self.rooms[room_index];
         room.message_count += u64::from(message_count);
-        let policy = room.policy;
+        let terms = Terms {
+            policy: room.policy,
+            ask_ledger: gathered.unasked,
+        };
         let first_target = self.work.targets.len();
         let mut slow = Vec::new();
         for &index in &room.members {
@@ -53,7 +66,7 @@ impl Shard {
         self.counters.messages_delivered += u64::from(message_count);
         let mut deliveries = fast * u64::from(message_count);
         for index in slow {
-            deliveries += u64::from(self.deliver_slow(index, &encoded, messages, policy));
+            deliveries += u64::from(self.deliver_slow(index, &encoded, messages, terms));
         }
         self.counters.deliveries += deliveries;
         self.counters
@@ -69,7 +82,7 @@ impl Shard {
         index: u32,
         encoded: &Encoded,
         messages: &[BatchMessage],
-        policy: DropPolicy,
+        terms: Terms,
     ) -> u32 {
         // With nothing in flight and no message queued, all of this leaves in this very turn: no different from the
         // fast way.
@@ -83,7 +96,7 @@ impl Shard {
             if messages.iter().any(|message| message.sender == own) {
                 let wanted = |message: &BatchMessage| message.sender != own;
                 return self
-                    .deliver_one_by_one(index, encoded, messages, policy, leaves_now, wanted);
+                    .deliver_one_by_one(index, encoded, messages, terms, leaves_now, wanted);
             }
         }
         let count = u32::try_from(messages.len()).expect("fewer than bytes");
@@ -92,11 +105,11 @@ impl Shard {
             self.queue_leaving(index, whole, count);
             return count;
         }
-        if self.connection_has_room(index, whole.byte_count(), Reserve::Data) {
+        if self.may_wait(index, whole.byte_count(), terms) {
             self.queue_messages(index, whole, count);
             return count;
         }
-        self.deliver_one_by_one(index, encoded, messages, policy, false, |_| true)
+        self.deliver_one_by_one(index, encoded, messages, terms, false, |_| true)
     }
 
     /// Queues the messages that are `wanted`, each for itself, so that as many fit as can. `leaves_now`: there is room
@@ -106,7 +119,7 @@ impl Shard {
         index: u32,
         encoded: &Encoded,
         messages: &[BatchMessage],
-        policy: DropPolicy,
+        terms: Terms,
         leaves_now: bool,
         wanted: impl Fn(&BatchMessage) -> bool,
     ) -> u32 {
@@ -125,8 +138,8 @@ impl Shard {
             if leaves_now && self.outbox(index).piece_count() + 2 <= SEND_PIECE_COUNT_MAX as u32 {
                 self.queue_leaving(index, piece, 1);
                 queued += 1;
-            } else if self.connection_has_room(index, piece.byte_count(), Reserve::Data)
-                || self.make_room(index, &piece, policy)
+            } else if self.may_wait(index, piece.byte_count(), terms)
+                || self.make_room(index, &piece, terms)
             {
                 self.queue_messages(index, piece, 1);
                 queued += 1;
@@ -136,6 +149,14 @@ impl Shard {
             }
         }
         queued
+    }
+
+    /// Whether `bytes` more of messages may wait for the member. The encoded bytes are in the ledger already: if they
+    /// do not fit, they are let go of here.
+    fn may_wait(&mut self, index: u32, bytes: u32, terms: Terms) -> bool {
+        let entry_bytes = u64::from(QUEUED_BYTES + Outbox::BYTES);
+        self.connection_has_room(index, bytes, Reserve::Data)
+            && (!terms.ask_ledger || self.ledger.admit(self.gathered_bytes + entry_bytes).is_ok())
     }
 
     /// Whether `bytes` more may wait behind the send in flight. That send is not held against the budget: it may be
@@ -153,7 +174,8 @@ impl Shard {
 
     /// Applies the room's policy to a member without room for `piece`, one message. Whether there is room now.
     #[cold]
-    fn make_room(&mut self, index: u32, piece: &Piece, policy: DropPolicy) -> bool {
+    fn make_room(&mut self, index: u32, piece: &Piece, terms: Terms) -> bool {
+        let policy = terms.policy;
         match policy {
             DropPolicy::Disconnect => {
                 self.counters.dropped[policy as usize] += 1;
@@ -165,7 +187,7 @@ impl Shard {
                 false
             }
             DropPolicy::DropOldest => {
-                while !self.connection_has_room(index, piece.byte_count(), Reserve::Data) {
+                while !self.may_wait(index, piece.byte_count(), terms) {
                     if !self.drop_oldest(index, policy) {
                         self.miss_newest(index, policy);
                         return false;
@@ -175,7 +197,7 @@ impl Shard {
             }
             DropPolicy::Latest => {
                 while self.drop_oldest(index, policy) {}
-                let fits = self.connection_has_room(index, piece.byte_count(), Reserve::Data);
+                let fits = self.may_wait(index, piece.byte_count(), terms);
                 if !fits {
                     self.miss_newest(index, policy);
                 }

@@ -9,9 +9,6 @@ use std::sync::Arc;
 use super::node::Node;
 use crate::protocol::Meter;
 
-/// Bytes that a shard reserves from the node at a time, so that the shared count is touched rarely.
-pub(super) const GRANT_BYTES: u64 = 1 << 20;
-
 /// Whose limit was met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Refused {
@@ -61,7 +58,7 @@ impl Ledger {
             return Err(Refused::ShardFull);
         }
         if wanted > self.granted_bytes {
-            let grant = (wanted - self.granted_bytes).next_multiple_of(GRANT_BYTES);
+            let grant = (wanted - self.granted_bytes).next_multiple_of(self.node.grant_bytes());
             if !self.node.reserve_bytes(grant) {
                 return Err(Refused::NodeFull);
             }
@@ -104,7 +101,8 @@ impl Ledger {
 
     /// Gives unused reservations back to the node. Called now and then.
     pub(super) fn settle(&mut self) {
-        let keep = self.used_bytes().next_multiple_of(GRANT_BYTES) + GRANT_BYTES;
+        let grant = self.node.grant_bytes();
+        let keep = self.used_bytes().next_multiple_of(grant) + grant;
         if self.granted_bytes > keep {
             self.node.release_bytes(self.granted_bytes - keep);
             self.granted_bytes = keep;
@@ -125,10 +123,12 @@ mod tests {
     use super::*;
     use crate::protocol::Encoded;
 
+    const MIB: u32 = 1 << 20;
+
     fn ledger(shard_bytes_max: u64, node_bytes_max: u64) -> Ledger {
         Ledger::new(
             shard_bytes_max,
-            Arc::new(Node::new(1_000, node_bytes_max, 0, 1)),
+            Arc::new(Node::new(1, 1_000, node_bytes_max, 0, 1)),
         )
     }
 
@@ -146,40 +146,54 @@ mod tests {
     fn encoded_output_counts_against_the_same_limit() {
         let mut ledger = ledger(1_000, 1 << 30);
         let encoded = Encoded::metered(vec![0; 600], ledger.meter());
-        assert_eq!(ledger.charge(401), Err(Refused::ShardFull));
+        let left = 400 - u32::try_from(Encoded::BOOKKEEPING_BYTES).unwrap();
+        assert_eq!(ledger.charge(left + 1), Err(Refused::ShardFull));
+        assert_eq!(ledger.charge(left), Ok(()));
+        ledger.refund(left);
         drop(encoded);
         assert_eq!(ledger.charge(401), Ok(()));
     }
 
     #[test]
     fn the_node_limit_holds_over_shards_and_comes_back() {
-        let node = Arc::new(Node::new(1_000, 3 * GRANT_BYTES, 0, 1));
+        let node = Arc::new(Node::new(2, 1_000, u64::from(24 * MIB), 0, 1));
+        assert_eq!(node.grant_bytes(), u64::from(MIB));
         let mut first = Ledger::new(u64::MAX / 2, Arc::clone(&node));
         let mut second = Ledger::new(u64::MAX / 2, Arc::clone(&node));
-        first
-            .charge(u32::try_from(2 * GRANT_BYTES).unwrap())
-            .unwrap();
-        assert_eq!(
-            second.charge(u32::try_from(GRANT_BYTES).unwrap() + 1),
-            Err(Refused::NodeFull)
-        );
-        first.refund(u32::try_from(2 * GRANT_BYTES).unwrap());
+        first.charge(23 * MIB).unwrap();
+        assert_eq!(second.charge(MIB + 1), Err(Refused::NodeFull));
+        first.refund(23 * MIB);
         first.settle();
-        assert_eq!(
-            second.charge(u32::try_from(GRANT_BYTES).unwrap() + 1),
-            Ok(())
-        );
+        assert_eq!(second.charge(MIB + 1), Ok(()));
         drop((first, second));
         assert_eq!(node.reserved_bytes(), 0);
+    }
+
+    #[test]
+    fn what_idle_shards_keep_reserved_leaves_a_small_node_open() {
+        const SHARD_COUNT: usize = 16;
+        let bytes_max = SHARD_COUNT as u64 * (256 << 10);
+        let node = Arc::new(Node::new(SHARD_COUNT, 1_000, bytes_max, 0, 1));
+        let mut ledgers = [(); SHARD_COUNT].map(|()| Ledger::new(bytes_max, Arc::clone(&node)));
+        for ledger in &mut ledgers {
+            ledger.charge(MIB).unwrap();
+            ledger.refund(MIB);
+            ledger.charge(1).unwrap();
+            ledger.settle();
+        }
+        assert_eq!(node.reserved_bytes(), bytes_max / 4);
+        for ledger in &mut ledgers {
+            assert!(!ledger.is_tight(100_000), "somebody new may come in");
+        }
     }
 
     proptest! {
         #[test]
         fn accounts_add_up_and_no_limit_is_crossed_over_two_shards(
-            operations in prop::collection::vec((any::<bool>(), 0u8..6, 0u32..800_000), 0..200)
+            operations in prop::collection::vec((any::<bool>(), 0u8..6, 0u32..160_000), 0..200)
         ) {
-            let limit = 3 * GRANT_BYTES;
-            let node = Arc::new(Node::new(10, 5 * GRANT_BYTES, 0, 1));
+            let (limit, node_limit) = (10 << 16, 16 << 16);
+            let node = Arc::new(Node::new(2, 10, node_limit, 0, 1));
             let mut ledgers = [0, 1].map(|_| Ledger::new(limit, Arc::clone(&node)));
             let mut accounts: [Vec<u32>; 2] = Default::default();
             let mut outputs: [Vec<Encoded>; 2] = Default::default();
@@ -196,7 +210,7 @@ mod tests {
                         prop_assert!(before > limit || ledger.used_bytes() <= limit);
                     }
                     2 => {
-                        if ledger.admit(u64::from(bytes)).is_ok() {
+                        if ledger.admit(u64::from(bytes) + Encoded::BOOKKEEPING_BYTES).is_ok() {
                             outputs[at].push(Encoded::metered(vec![0; bytes as usize], ledger.meter()));
                         }
                         prop_assert!(ledger.used_bytes() <= limit);
@@ -210,10 +224,10 @@ mod tests {
                     }
                 }
                 let held: u64 = accounts[at].iter().map(|bytes| u64::from(*bytes)).sum();
-                let output: u64 = outputs[at].iter().map(|output| output.bytes().len() as u64).sum();
+                let output: u64 = outputs[at].iter().map(|output| output.bytes().len() as u64 + Encoded::BOOKKEEPING_BYTES).sum();
                 prop_assert_eq!(ledgers[at].account_bytes(), held);
                 prop_assert_eq!(ledgers[at].used_bytes(), held + output);
-                prop_assert!(node.reserved_bytes() <= 5 * GRANT_BYTES);
+                prop_assert!(node.reserved_bytes() <= node_limit);
                 let used: u64 = ledgers.iter().map(Ledger::used_bytes).sum();
                 prop_assert!(used <= node.reserved_bytes());
             }

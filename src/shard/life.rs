@@ -281,7 +281,7 @@ impl Shard {
             return;
         }
         if let Some(gathered) = room.incoming.take() {
-            self.gathered_bytes -= gathered.bytes.len() as u64; // nobody is left to get it
+            self.gathered_bytes -= gathered.weight_bytes() as u64; // nobody is left to get it
         }
         if self.delivery == Delivery::Bus {
             self.flush_outgoing(room_index); // others may be

@@ -221,7 +221,7 @@ pub struct Shard {
     rooms_dirty: Vec<RoomIndex>,
     spare_gathered: SpareGathered,
     ledger: Ledger,
-    /// Bytes gathered in this turn and not encoded yet.
+    /// Bytes gathered in this turn and not encoded yet, with the entries of their messages.
     gathered_bytes: u64,
     /// Connections that are not read, because what they publish finds no room.
     /// Index and generation; who was closed since is passed over.

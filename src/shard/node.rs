@@ -1,6 +1,6 @@
 //! The counts that all shards of a node share: sockets, connections, reserved bytes, sockets of an address.
 //!
-//! Touched when a socket is accepted, upgraded or closed and once a mebibyte of memory, never for a message. Atomic
+//! Touched when a socket is accepted, upgraded or closed and once a grant of memory, never for a message. Atomic
 //! counters, not a lock: no shard ever waits for another here.
 
 use std::hash::BuildHasher;
@@ -10,6 +10,12 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 /// Sockets that a node takes beyond its connections and a sixteenth of them: they are on their way in or out, or only
 /// read why they are refused.
 const SOCKETS_PASSING: u32 = 1_024;
+/// Bytes that a shard reserves at a time, at most and at least.
+const GRANT_BYTES_MAX: u64 = 1 << 20;
+const GRANT_BYTES_MIN: u64 = 4 << 10;
+/// Into how many grants a shard's part of the node is cut at least. A shard keeps up to two that it does not use, so
+/// no more than a quarter of the node's memory ever lies idle.
+const SHARD_GRANT_COUNT_MIN: u64 = 8;
 
 /// The node's shared counts and their limits.
 #[derive(Debug)]
@@ -20,14 +26,16 @@ pub struct Node {
     connection_count_max: u32,
     reserved_bytes: AtomicU64,
     bytes_max: u64,
+    grant_bytes: u64,
     addresses: Option<AddressTable>,
 }
 
 impl Node {
-    /// Limits of the node; `address_connection_count_max` 0 counts no addresses. `seed` keeps
+    /// Limits of the node of `shard_count` shards; `address_connection_count_max` 0 counts no addresses. `seed` keeps
     /// places in the address table from being guessed.
     #[must_use]
     pub fn new(
+        shard_count: usize,
         connection_count_max: u32,
         bytes_max: u64,
         address_connection_count_max: u32,
@@ -36,6 +44,9 @@ impl Node {
         let socket_count_max = connection_count_max
             .saturating_add(connection_count_max / 16)
             .saturating_add(SOCKETS_PASSING);
+        let share = bytes_max / (shard_count.max(1) as u64 * SHARD_GRANT_COUNT_MIN);
+        let grant_bytes =
+            (share / GRANT_BYTES_MIN * GRANT_BYTES_MIN).clamp(GRANT_BYTES_MIN, GRANT_BYTES_MAX);
         Self {
             socket_count: AtomicU32::new(0),
             socket_count_max,
@@ -43,6 +54,7 @@ impl Node {
             connection_count_max,
             reserved_bytes: AtomicU64::new(0),
             bytes_max,
+            grant_bytes,
             addresses: (address_connection_count_max > 0)
                 .then(|| AddressTable::new(socket_count_max, address_connection_count_max, seed)),
         }
@@ -94,6 +106,11 @@ impl Node {
         if let Some(table) = &self.addresses {
             table.release(address);
         }
+    }
+
+    /// Bytes that a shard reserves at a time, so that the shared count is touched rarely.
+    pub(super) const fn grant_bytes(&self) -> u64 {
+        self.grant_bytes
     }
 
     pub(super) fn reserve_bytes(&self, bytes: u64) -> bool {
@@ -214,7 +231,7 @@ mod tests {
 
     #[test]
     fn the_connection_limit_is_met_exactly() {
-        let node = Node::new(2, 1 << 30, 0, 1);
+        let node = Node::new(1, 2, 1 << 30, 0, 1);
         assert!(node.admit_connection() && node.admit_connection());
         assert!(!node.admit_connection());
         node.release_connection();
@@ -223,7 +240,7 @@ mod tests {
 
     #[test]
     fn sockets_are_limited_with_some_beyond_the_connections() {
-        let node = Node::new(32, 1 << 30, 0, 1);
+        let node = Node::new(1, 32, 1 << 30, 0, 1);
         assert!((0..32 + 2 + 1_024).all(|_| node.count_socket()));
         assert!(!node.count_socket());
         node.release_socket();
@@ -237,8 +254,19 @@ mod tests {
     }
 
     #[test]
+    fn a_grant_is_a_small_part_of_a_shards_part_of_the_node() {
+        let grant =
+            |shard_count, bytes_max| Node::new(shard_count, 1, bytes_max, 0, 1).grant_bytes();
+        assert_eq!(grant(1, 1 << 30), 1 << 20);
+        assert_eq!(grant(128, 1 << 30), 1 << 20);
+        assert_eq!(grant(129, 1 << 30), 254 * 4_096);
+        assert_eq!(grant(16, 16 * (256 << 10)), 32 << 10);
+        assert_eq!(grant(250, 1 << 20), 4 << 10);
+    }
+
+    #[test]
     fn an_address_is_limited_by_itself_and_an_ipv6_network_as_one() {
-        let node = Node::new(1_000, 1 << 30, 2, 1);
+        let node = Node::new(1, 1_000, 1 << 30, 2, 1);
         let v4: IpAddr = "10.0.0.1".parse().unwrap();
         let mapped: IpAddr = "::ffff:10.0.0.1".parse().unwrap();
         assert_eq!(node.admit_address(v4), Some(true));
@@ -260,7 +288,7 @@ mod tests {
 
     #[test]
     fn threads_that_come_and_go_leave_an_empty_table() {
-        let node = Node::new(1_000, 1 << 30, 1_000, 1);
+        let node = Node::new(1, 1_000, 1 << 30, 1_000, 1);
         std::thread::scope(|scope| {
             for thread in 0..4u8 {
                 let node = &node;
@@ -286,7 +314,7 @@ mod tests {
     #[test]
     fn a_node_without_an_address_limit_counts_none() {
         assert_eq!(
-            Node::new(1, 1 << 30, 0, 1).admit_address("10.0.0.1".parse().unwrap()),
+            Node::new(1, 1, 1 << 30, 0, 1).admit_address("10.0.0.1".parse().unwrap()),
             Some(false)
         );
     }

@@ -31,7 +31,7 @@ pub(super) struct NotUtf8;
 impl Shard {
     /// Whether a message of `payload_bytes` may be published into `room` now. If not, its publisher waits.
     pub(super) fn has_publish_room(&mut self, room: RoomIndex, payload_bytes: usize) -> bool {
-        let bytes = payload_bytes + SERVER_HEADER_BYTES_MAX;
+        let bytes = payload_bytes + SERVER_HEADER_BYTES_MAX + BatchMessage::BYTES;
         // Where no output is held, none will ever be given back: what fills the budget then is input that waits for
         // this very answer, so one message at a time goes.
         let output_bytes = self.gathered_bytes + self.ledger.meter().bytes();
@@ -111,12 +111,12 @@ impl Shard {
             sender,
         });
         let total = gathered.bytes.len();
-        let frame_bytes = total - start;
-        self.gathered_bytes += frame_bytes as u64;
+        let weight_bytes = total - start + BatchMessage::BYTES;
+        self.gathered_bytes += weight_bytes as u64;
         self.counters.messages_in += 1;
         self.counters.message_bytes_in += payload.len() as u64;
         if upwards {
-            self.bus_bytes = self.bus_bytes.saturating_sub(frame_bytes);
+            self.bus_bytes = self.bus_bytes.saturating_sub(weight_bytes);
             self.bus_envelopes -= usize::from(is_first);
         }
         if is_first {
@@ -148,6 +148,8 @@ impl Shard {
         }
     }
 
+    /// Takes in what others have put in order. Nobody here can be made to wait for it, so that what the ledger has no
+    /// room for is sent to those who are idle and held for nobody: see [`Terms`](super::deliver::Terms).
     fn gather(&mut self, index: RoomIndex, batch: &Batch) {
         let room = &mut self.rooms[index];
         if room.incoming.is_none() {
@@ -165,7 +167,8 @@ impl Shard {
                 ..*m
             }));
         gathered.published = gathered.published.min(batch.published);
-        self.gathered_bytes += batch.bytes.len() as u64;
+        gathered.unasked = true;
+        self.gathered_bytes += batch.weight_bytes() as u64;
         if gathered.bytes.len() >= ROOM_BATCH_BYTES_MAX {
             self.flush_room(index);
         }
@@ -185,7 +188,7 @@ impl Shard {
     pub(super) fn flush_room(&mut self, index: RoomIndex) {
         self.flush_outgoing(index);
         if let Some(gathered) = self.rooms[index].incoming.take() {
-            self.gathered_bytes -= gathered.bytes.len() as u64;
+            self.gathered_bytes -= gathered.weight_bytes() as u64;
             self.publish_fan_out(index, gathered);
         }
     }
@@ -198,17 +201,19 @@ impl Shard {
                 bytes,
                 messages,
                 published,
+                ..
             } = *gathered;
-            self.gathered_bytes -= bytes.len() as u64;
-            let byte_count =
-                u32::try_from(bytes.len()).expect("bounded by the batch and the message limit");
             let batch = Arc::new(Batch {
                 bytes,
                 messages,
                 published,
             });
+            let weight_bytes = batch.weight_bytes();
+            self.gathered_bytes -= weight_bytes as u64;
+            let weight_bytes =
+                u32::try_from(weight_bytes).expect("bounded by the batch and the message limit");
             let room = Arc::clone(&room.name);
-            self.forward(Upstream::Publish { room, batch }, byte_count);
+            self.forward(Upstream::Publish { room, batch }, weight_bytes);
         }
     }
 

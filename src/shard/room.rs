@@ -34,6 +34,16 @@ pub(super) struct Gathered {
     pub bytes: Vec<u8>,
     pub messages: Vec<BatchMessage>,
     pub published: Tick,
+    /// Some of it came without [`super::Shard::has_publish_room`] being asked: nobody waits until the ledger has room
+    /// for it.
+    pub unasked: bool,
+}
+
+impl Gathered {
+    /// What it weighs: its frames, and the entry of each message.
+    pub(super) const fn weight_bytes(&self) -> usize {
+        self.bytes.len() + self.messages.len() * BatchMessage::BYTES
+    }
 }
 
 /// Gathered that were used and are kept for the next turn: a turn that touches a room costs no allocation for it.
@@ -50,6 +60,7 @@ impl SpareGathered {
     pub(super) fn take(&mut self, published: Tick) -> Box<Gathered> {
         let mut gathered = self.0.pop().unwrap_or_default();
         gathered.published = published;
+        gathered.unasked = false;
         gathered
     }
 

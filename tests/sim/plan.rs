@@ -1,5 +1,6 @@
 //! What a seed draws before anything happens: how many shards, how short the lanes, how tight the budgets.
 
+use throng::bus::BatchMessage;
 use throng::metrics::DropPolicy;
 use throng::shard::{HeartbeatMode, Options, RoomRule};
 
@@ -26,7 +27,7 @@ impl Plan {
         let message_bytes_max = filler_bytes_max + 16;
         let lane = (
             random.between(1, 6),
-            message_bytes_max + 10 + *random.pick(&[0, 500, 100_000]),
+            message_bytes_max + 10 + BatchMessage::BYTES + *random.pick(&[0, 500, 100_000]),
         );
         let rooms = ROOMS
             .iter()

@@ -272,7 +272,7 @@ fn idle_bytes() -> u64 {
     use throng::shard::{Delivery, Input, Node, Shard};
     use throng::time::Tick;
     let options = crate::plan::Plan::draw(&mut crate::random::Random::new(0)).options;
-    let node = Arc::new(Node::new(1, 1 << 30, 0, 0));
+    let node = Arc::new(Node::new(1, 1, 1 << 30, 0, 0));
     let mut shard = Shard::new(CoreId(0), options, Delivery::Inline, node, 0, Tick(0));
     let peer = ([10, 0, 0, 1], 1).into();
     shard.handle(Input::Opened { index: 0, peer }, Tick(0));

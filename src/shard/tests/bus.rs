@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::world::{World, close, frame, options, request, text};
 use crate::bus::{Batch, BatchMessage, Downstream, MessageKind, RoomName, Upstream};
+use crate::metrics::DropPolicy;
 use crate::protocol::{CloseReason, OpCode, encode_header};
 use crate::shard::{HeartbeatMode, Options};
 use crate::time::Tick;
@@ -267,7 +268,7 @@ fn while_the_bus_is_full_publishers_wait_keep_their_order_and_lose_nothing() {
     world.send(a, &text("a3"));
     world.turn();
     assert_eq!(world.counters().publishers_paused, 2);
-    world.bus_room(1, 12);
+    world.bus_room(1, 12 + BatchMessage::BYTES);
     world.turn();
     assert_eq!(forwarded(&mut world), ["publish one: a1"], "room for one");
     assert!(world.peer(a).paused && world.peer(b).paused);
@@ -279,11 +280,41 @@ fn while_the_bus_is_full_publishers_wait_keep_their_order_and_lose_nothing() {
 }
 
 #[test]
+fn the_entry_of_a_message_weighs_on_the_bus_as_its_bytes_do() {
+    let (mut world, members) = joined(false, 1);
+    world.bus_room(9, 3 * BatchMessage::BYTES);
+    world.send(members[0], &text("").repeat(10));
+    let count = |world: &mut World| -> usize {
+        std::mem::take(&mut world.forwarded)
+            .iter()
+            .map(|envelope| match envelope {
+                Upstream::Publish { batch, .. } => {
+                    assert!(batch.weight_bytes() <= 3 * BatchMessage::BYTES);
+                    assert_eq!(batch.weight_bytes() % (2 + BatchMessage::BYTES), 0);
+                    batch.messages.len()
+                }
+                other => panic!("{other:?}"),
+            })
+            .sum()
+    };
+    assert_eq!(
+        count(&mut world),
+        2,
+        "ten frames of two bytes, but room for two entries"
+    );
+    assert!(world.peer(members[0]).paused);
+    world.bus_room(9, 10_000);
+    world.turn();
+    assert_eq!(std::mem::take(&mut world.forwarded).len(), 1);
+    assert!(!world.peer(members[0]).paused);
+}
+
+#[test]
 fn who_waits_for_room_goes_before_who_comes_now() {
     let (mut world, members) = joined(false, 2);
     world.bus_room(0, 0);
     world.send(members[0], &text("waits"));
-    world.bus_room(1, 15);
+    world.bus_room(1, 15 + BatchMessage::BYTES);
     world.bytes(members[1], &text("comes"));
     world.turn();
     assert_eq!(forwarded(&mut world), ["publish one: waits"]);
@@ -379,4 +410,95 @@ fn what_a_waiting_publisher_has_begun_is_timed_from_when_it_is_read_again() {
     assert_eq!(world.closed(CloseReason::MessageTimeout), 0);
     world.pass(2_200);
     assert_eq!(world.closed(CloseReason::MessageTimeout), 1);
+}
+
+/// Members of a room with `policy` that the bus orders, on a shard with a small budget: who sticks, and who reads.
+fn in_a_small_shard(policy: &str, stuck_count: usize) -> (World, Vec<u32>, u32) {
+    let mut world = World::on_bus(Options {
+        shard_bytes_max: SMALL_SHARD_BYTES,
+        ..options()
+    });
+    let mut members = Vec::new();
+    for _ in 0..=stuck_count {
+        let member = world.open();
+        world.send(member, &request(&format!("/rooms/{policy}")));
+        members.push(member);
+    }
+    world.downstream(Downstream::Joined {
+        room: policy.into(),
+        leased: false,
+    });
+    for member in &members {
+        assert!(world.http(*member).starts_with("HTTP/1.1 101 "));
+    }
+    let reader = members.pop().expect("the last reads");
+    for member in &members {
+        world.stick(*member);
+    }
+    (world, members, reader)
+}
+
+const SMALL_SHARD_BYTES: u64 = 50_000;
+
+#[test]
+fn what_the_bus_delivers_beyond_the_shards_budget_waits_for_nobody() {
+    for policy in [
+        DropPolicy::DropNewest,
+        DropPolicy::DropOldest,
+        DropPolicy::Latest,
+    ] {
+        let (mut world, stuck, reader) = in_a_small_shard(policy.label(), 3);
+        for number in 0..100 {
+            let payload = format!("{number:>4000}");
+            world.downstream(Downstream::Delivery {
+                room: policy.label().into(),
+                batch: batch(&payload),
+            });
+            assert_eq!(world.texts(reader), [payload], "who reads gets all of it");
+            assert!(
+                world.held_bytes() <= SMALL_SHARD_BYTES,
+                "{policy:?} {number}: {} bytes",
+                world.held_bytes()
+            );
+        }
+        assert!(world.dropped(policy) > 3 * 80, "{policy:?}");
+        let mut told = 0;
+        for member in stuck {
+            world.unstick(member);
+            let texts = world.texts(member);
+            let (notices, numbers): (Vec<String>, Vec<String>) =
+                texts.into_iter().partition(|text| text.starts_with('{'));
+            let missed: u64 = notices
+                .iter()
+                .map(|notice| {
+                    let digits: String = notice.chars().filter(char::is_ascii_digit).collect();
+                    digits.parse::<u64>().expect("a count")
+                })
+                .sum();
+            told += missed;
+            assert_eq!(missed + numbers.len() as u64, 100, "{policy:?} {notices:?}");
+        }
+        assert_eq!(told, world.dropped(policy), "{policy:?}");
+    }
+}
+
+#[test]
+fn beyond_the_shards_budget_a_delivery_closes_who_may_not_miss_any_and_is_behind() {
+    let (mut world, stuck, reader) = in_a_small_shard("disconnect", 2);
+    for number in 0..100 {
+        let payload = format!("{number:>4000}");
+        world.downstream(Downstream::Delivery {
+            room: "disconnect".into(),
+            batch: batch(&payload),
+        });
+        assert_eq!(world.texts(reader), [payload], "who reads gets all of it");
+        assert!(world.held_bytes() <= SMALL_SHARD_BYTES);
+    }
+    assert_eq!(world.closed(CloseReason::SlowConsumer), 2);
+    // The one that might not wait, and the twelve that did (they fill the budget) and went with the queue.
+    assert_eq!(world.dropped(DropPolicy::Disconnect), 2 * (1 + 12));
+    for member in stuck {
+        world.unstick(member);
+        assert_eq!(world.texts(member).last().unwrap(), "close 1013");
+    }
 }

@@ -79,6 +79,7 @@ pub(super) fn options() -> Options {
 
 pub(super) fn node(options: &Options) -> Arc<Node> {
     Arc::new(Node::new(
+        1,
         options.connection_count_max,
         options.node_bytes_max,
         options.address_connection_count_max,
