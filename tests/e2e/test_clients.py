@@ -177,7 +177,7 @@ async def test_a_page_sends_and_hears_text_and_bytes_and_closes(server, tmp_path
             const bob = await join({server.url("/rooms/browser?echo=0")!r});
             ada.socket.send('hélló 🦀');
             ada.socket.send(new Uint8Array([0, 128, 255]));
-            ada.socket.send('x'.repeat(50000));
+            ada.socket.send('x'.repeat(65536));
             const heard = [await bob.next(), await bob.next(), (await bob.next()).length, await ada.next()];
             await ada.next(); await ada.next(); // a page hears nothing any more once it has begun to close
             ada.socket.close(4001, 'done');
@@ -186,7 +186,7 @@ async def test_a_page_sends_and_hears_text_and_bytes_and_closes(server, tmp_path
             return heard.concat([ada.socket.extensions, ada.socket.protocol]);
             """
         )
-    assert heard[:4] == ["hélló 🦀", [0, 128, 255], 50_000, "hélló 🦀"]
+    assert heard[:4] == ["hélló 🦀", [0, 128, 255], 65_536, "hélló 🦀"]
     assert heard[4]["closed"] == 4001 and heard[4]["clean"], heard[4]
     assert heard[5:] == ["", ""], "no extension and no subprotocol was agreed on"
 
