@@ -348,3 +348,5 @@ fn probe(target: &Target) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod truth_tests;

@@ -66,6 +66,9 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
 }
 
 #[cfg(test)]
+pub use {distribution::Distribution, tally::Tally};
+
+#[cfg(test)]
 pub mod running;
 #[cfg(test)]
 mod tests;
