@@ -88,6 +88,7 @@ fn percentiles_agree_with_a_known_distribution_of_delays() {
     for delay in [
         "steps:2ms@0.79,8ms@0.18,25ms@0.027,35ms@0.003",
         "uniform:1ms-31ms",
+        "constant:400ms",
     ] {
         eventually(|| {
             let honest = Running::start("");
