@@ -7,6 +7,7 @@ mod delivery;
 mod failure;
 mod floor;
 mod processor;
+mod progress;
 mod report;
 mod scenario;
 mod server;

@@ -19,6 +19,7 @@ use std::time::{Instant, SystemTime};
 use hdrhistogram::Histogram;
 
 pub use expect::check_expectations;
+pub use figures::Unit;
 pub use timeline::{Interval, Percentiles, Phase, Point, ServerPoint, Timeline};
 
 use crate::failure::Failure;
