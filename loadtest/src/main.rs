@@ -11,6 +11,7 @@ mod histogram;
 mod meter;
 mod processor;
 mod random;
+mod progress;
 mod report;
 mod scenario;
 mod server;
