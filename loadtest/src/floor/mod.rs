@@ -62,7 +62,7 @@ pub struct FanOutArguments {
     #[arg(long, value_name = "N", default_value_t = 20.0)]
     rate: f64,
     /// Bytes of payload
-    #[arg(long, value_name = "B", default_value_t = 128)]
+    #[arg(long = "size", value_name = "B", default_value_t = 128)]
     bytes: u16,
 }
 
@@ -87,7 +87,7 @@ pub fn run(floor: &Floor) -> Result<(), Failure> {
 fn run_fan_out(way: Way, arguments: &FanOutArguments) -> Result<(), Failure> {
     if usize::from(arguments.bytes) < STAMP_BYTES_MIN {
         return Err(Failure::Usage(format!(
-            "--bytes must be at least {STAMP_BYTES_MIN}: the stamp needs them"
+            "--size must be at least {STAMP_BYTES_MIN}: the stamp needs them"
         )));
     }
     if !(0.001..=1e6).contains(&arguments.rate) {
