@@ -30,7 +30,7 @@ fn run(server: &Running, line: &str) -> Result<Report, Failure> {
         .into_iter()
         .chain(rest.split_whitespace());
     let line = Line::try_parse_from(words).unwrap_or_else(|error| panic!("{error}"));
-    measure(&line.scenario).map(|(_, report)| report)
+    measure(&line.scenario)
 }
 
 fn figure(report: &Report, name: &str) -> f64 {

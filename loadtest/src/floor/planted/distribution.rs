@@ -7,6 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::plants::{duration_text, parse_duration};
+use crate::random::{Random, mix};
 
 /// Draws after which each thousandth of the distribution has come once.
 pub const STRATUM_COUNT: usize = 1_000;
@@ -119,37 +120,16 @@ impl fmt::Display for Distribution {
     }
 }
 
-/// A sequence of numbers that looks random and is the same for the same seed (`SplitMix64`).
-#[derive(Debug, Clone)]
-pub struct Draws(u64);
-
-impl Draws {
-    /// From `seed`; two salts give two sequences that have nothing to do with each other.
-    pub fn new(seed: u64, salt: u64) -> Self {
-        let mut draws = Self(seed ^ salt.wrapping_mul(0xd6e8_feb8_6659_fd93));
-        draws.0 = draws.next();
-        draws
-    }
-
-    /// The next number.
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let value = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let value = (value ^ value >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        value ^ value >> 31
-    }
-
-    /// A number below `bound`, which is not 0. Its bias is below `bound` in 2^64.
-    pub fn below(&mut self, bound: u64) -> u64 {
-        ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
-    }
+/// The random choices of a planted server that serve the purpose `salt`: the same for the same seed.
+pub fn choices(seed: u64, salt: u64) -> Random {
+    Random::new(mix(seed ^ salt.rotate_left(32)))
 }
 
 /// Delays drawn from a distribution, stratum by stratum.
 #[derive(Debug)]
 pub struct Delays {
     distribution: Distribution,
-    draws: Draws,
+    random: Random,
     /// The strata of this thousand, in the order in which they come.
     order: Vec<u16>,
     drawn_count: usize,
@@ -160,7 +140,7 @@ impl Delays {
     pub fn new(distribution: Distribution, seed: u64) -> Self {
         Self {
             distribution,
-            draws: Draws::new(seed, 1),
+            random: choices(seed, 1),
             order: (0..STRATUM_COUNT as u16).collect(),
             drawn_count: 0,
         }
@@ -171,13 +151,13 @@ impl Delays {
         let position = self.drawn_count % STRATUM_COUNT;
         if position == 0 {
             for index in (1..STRATUM_COUNT).rev() {
-                let other = self.draws.below(index as u64 + 1) as usize;
+                let other = self.random.below(index as u64 + 1) as usize;
                 self.order.swap(index, other);
             }
         }
         self.drawn_count += 1;
         // Within its stratum a draw lies anywhere but on the edges, where two steps meet.
-        let within = (self.draws.below(1 << 20) as f64 + 0.5) / f64::from(1 << 20);
+        let within = (self.random.below(1 << 20) as f64 + 0.5) / f64::from(1 << 20);
         let q = (f64::from(self.order[position]) + within) / STRATUM_COUNT as f64;
         self.distribution.quantile(q)
     }

@@ -7,10 +7,11 @@
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
-use super::distribution::Draws;
+use super::distribution::choices;
 use super::plants::Plants;
 use super::schedule::{Due, Frame, MemberId, Schedule};
 use super::tally::Tally;
+use crate::random::Random;
 
 /// For how long a delivery is held back for a later one to pass it. Without one it is written then, in order.
 const HELD_NS_MAX: u64 = 1_000_000_000;
@@ -46,22 +47,22 @@ struct Picker {
     every: u64,
     block: u64,
     next: u64,
-    draws: Draws,
+    random: Random,
 }
 
 impl Picker {
-    fn new(every: u64, mut draws: Draws) -> Self {
+    fn new(every: u64, mut random: Random) -> Self {
         Self {
             every,
             block: 0,
-            next: draws.below(every),
-            draws,
+            next: random.below(every),
+            random,
         }
     }
 
     fn advance(&mut self) {
         self.block += 1;
-        self.next = self.block * self.every + self.draws.below(self.every);
+        self.next = self.block * self.every + self.random.below(self.every);
     }
 }
 
@@ -93,7 +94,7 @@ type Pair = (MemberId, MemberId);
 pub struct Faults {
     pickers: [Option<Picker>; 5],
     delivery_count: u64,
-    draws: Draws,
+    random: Random,
     held: HashMap<Pair, Vec<Held>>,
     held_number: u64,
     /// When what is held is given up, in order.
@@ -106,12 +107,12 @@ impl Faults {
         let mut salt = 1;
         let pickers = plants.faults().map(|one_in| {
             salt += 1;
-            one_in.map(|one_in| Picker::new(one_in.0, Draws::new(plants.seed, salt)))
+            one_in.map(|one_in| Picker::new(one_in.0, choices(plants.seed, salt)))
         });
         Self {
             pickers,
             delivery_count: 0,
-            draws: Draws::new(plants.seed, 7),
+            random: choices(plants.seed, 7),
             held: HashMap::new(),
             held_number: 0,
             held_until: VecDeque::new(),
@@ -175,13 +176,13 @@ impl Faults {
             }
             Some(Fault::Corrupt) => {
                 tally.corrupted += 1;
-                let bit = self.draws.below(payload_bits);
+                let bit = self.random.below(payload_bits);
                 writes.push(write(member, Some(bit), None));
                 return; // nothing passes what is held by coming spoiled
             }
             Some(Fault::Misroute) => {
                 writes.push(write(member, None, Some(due.due_ns)));
-                if let Some(stranger) = schedule.draw_elsewhere(frame.room, &mut self.draws) {
+                if let Some(stranger) = schedule.draw_elsewhere(frame.room, &mut self.random) {
                     tally.misrouted += 1;
                     writes.push(write(stranger, None, None));
                 }

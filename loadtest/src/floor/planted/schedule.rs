@@ -10,8 +10,9 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::rc::Rc;
 
-use super::distribution::{Delays, Draws};
+use super::distribution::Delays;
 use super::plants::{Draw, Plants};
+use crate::random::Random;
 
 /// Deliveries, or messages to a whole room, that may wait to become due. What comes on top is dropped and counted.
 const WAITING_COUNT_MAX: usize = 1 << 22;
@@ -284,15 +285,15 @@ impl Schedule {
     }
 
     /// Some member of another room than `room`.
-    pub fn draw_elsewhere(&self, room: RoomId, draws: &mut Draws) -> Option<MemberId> {
+    pub fn draw_elsewhere(&self, room: RoomId, random: &mut Random) -> Option<MemberId> {
         let count = self.rooms.len();
-        let start = draws.below(count as u64) as usize;
+        let start = random.below(count as u64) as usize;
         let others = (start..start + count).map(|index| index % count);
         let members = others
             .filter(|index| *index != room.0 as usize)
             .map(|index| &self.rooms[index].members)
             .find(|members| !members.is_empty())?;
-        Some(members[draws.below(members.len() as u64) as usize])
+        Some(members[random.below(members.len() as u64) as usize])
     }
 
     /// Deliveries whose delay was lengthened so that they would not overtake an earlier one.
@@ -459,15 +460,15 @@ mod tests {
     #[test]
     fn a_member_elsewhere_is_never_of_the_same_room() {
         let (mut schedule, room) = in_one_room(&Plants::default(), 2);
-        let mut draws = Draws::new(1, 1);
+        let mut random = Random::new(1);
         let gone = schedule.join("/rooms/gone", member(2));
         schedule.leave(gone, member(2));
         assert!(!schedule.has_others(room));
-        assert_eq!(schedule.draw_elsewhere(room, &mut draws), None);
+        assert_eq!(schedule.draw_elsewhere(room, &mut random), None);
         schedule.join("/rooms/b", member(3));
         assert!(schedule.has_others(room) && schedule.has_others(gone));
         for _ in 0..20 {
-            let found = schedule.draw_elsewhere(room, &mut draws);
+            let found = schedule.draw_elsewhere(room, &mut random);
             assert_eq!(found, Some(member(3)));
         }
     }

@@ -14,7 +14,7 @@ use rustix::net::{SocketFlags, accept_with, sockopt::set_tcp_nodelay};
 use throng::protocol::{OpCode, encode_header};
 
 use super::connection::{Connection, Incoming, Over, State, read_frames};
-use super::distribution::Draws;
+use super::distribution::choices;
 use super::faults::{Faults, Write};
 use super::plants::{Closing, Garbage, Plants, Stall};
 use super::schedule::{Due, Frame, MemberId, Schedule};
@@ -223,9 +223,9 @@ impl Server {
                 .filter(|connection| matches!(connection.state, State::Open(_)))
                 .map(|connection| connection.id)
                 .collect();
-            let mut draws = Draws::new(self.plants.seed, 8);
+            let mut random = choices(self.plants.seed, 8);
             for index in (1..members.len()).rev() {
-                members.swap(index, draws.below(index as u64 + 1) as usize);
+                members.swap(index, random.below(index as u64 + 1) as usize);
             }
             let count = members.len() as u64;
             let spread = |index: u64| now + self.plants.close_over * index / count;
