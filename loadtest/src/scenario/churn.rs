@@ -6,6 +6,7 @@ use super::{Common, PATIENCE};
 use crate::client::{Behaviour, Crew, Ending, Message, Posts, Reply, Timetable};
 use crate::failure::Failure;
 use crate::report::Report;
+use crate::server::Part;
 
 /// What `churn` is told.
 #[derive(Debug, Args)]
@@ -118,16 +119,20 @@ pub fn run(arguments: &Arguments) -> Result<Report, Failure> {
         &mut report,
     );
     if let (Some(before), Some(rest)) = (&before.server, &rest.server) {
-        let growth = rest.rss_bytes as f64 - before.rss_bytes as f64;
-        report.figure("server_rss_growth_bytes", growth);
-        report.figure(
-            "server_rss_growth_bytes_per_handshake",
-            growth / upgraded.max(1) as f64,
-        );
-        report.figure(
-            "server_descriptor_growth",
-            rest.descriptor_count as f64 - before.descriptor_count as f64,
-        );
+        let growth = |of: fn(&Part) -> Option<u64>| {
+            let (before, rest) = (before.total(of)?, rest.total(of)?);
+            Some(rest as f64 - before as f64)
+        };
+        if let Some(growth) = growth(|part| part.rss_bytes) {
+            report.figure("server_rss_growth_bytes", growth);
+            report.figure(
+                "server_rss_growth_bytes_per_handshake",
+                growth / upgraded.max(1) as f64,
+            );
+        }
+        if let Some(growth) = growth(|part| part.descriptor_count) {
+            report.figure("server_descriptor_growth", growth);
+        }
     }
     Ok(report)
 }

@@ -9,7 +9,7 @@ use crate::client::{Behaviour, Ending, Message, Posts, Reply, Timetable};
 use crate::clock::now_ns;
 use crate::failure::Failure;
 use crate::report::Report;
-use crate::server::Sample;
+use crate::server::report_memory;
 
 /// What `idle` is told.
 #[derive(Debug, Args)]
@@ -137,51 +137,12 @@ pub fn run(arguments: &Arguments) -> Result<Report, Failure> {
         common.client_core_count(shares.len()),
         &mut report,
     );
-    memory(&begin, &meters, &mut report);
-    Ok(report)
-}
-
-/// Bytes per connection: between the first and the last count, and from none to the last. Allocators grow by chunks,
-/// so that the two differ; the truth is what both tell.
-fn memory(begin: &Meter, meters: &[(u32, Meter)], report: &mut Report) {
-    let none = begin.server.as_ref().map(|none| (0, none));
-    let samples: Vec<(u32, &Sample)> = none
-        .into_iter()
-        .chain(
-            meters
-                .iter()
-                .filter_map(|(count, meter)| Some((*count, meter.server.as_ref()?))),
-        )
-        .collect();
-    for (count, sample) in &samples {
-        report.count(&format!("server_rss_at_{count}_bytes"), sample.rss_bytes);
+    if let Some(begin) = &begin.server {
+        let steps: Vec<_> = meters
+            .iter()
+            .filter_map(|(count, meter)| Some((*count, meter.server.as_ref()?)))
+            .collect();
+        report_memory(begin, &steps, &mut report);
     }
-    let [(_, none), (first_count, first), .., (last_count, last)] = samples.as_slice() else {
-        return;
-    };
-    let slope = |from: u64, to: u64, count: u32| (to as f64 - from as f64) / f64::from(count);
-    report.figure(
-        "server_rss_bytes_per_connection_from_none",
-        slope(none.rss_bytes, last.rss_bytes, *last_count),
-    );
-    let count = last_count - first_count;
-    report.figure(
-        "server_rss_bytes_per_connection",
-        slope(first.rss_bytes, last.rss_bytes, count),
-    );
-    report.figure(
-        "server_pss_bytes_per_connection",
-        slope(first.pss_bytes, last.pss_bytes, count),
-    );
-    report.figure(
-        "server_anonymous_bytes_per_connection",
-        slope(first.anonymous_bytes, last.anonymous_bytes, count),
-    );
-    report.figure(
-        "kernel_slab_bytes_per_connection_both_ends",
-        slope(first.slab_bytes, last.slab_bytes, count),
-    );
-    report.note(format!(
-        "bytes per connection are slopes between {first_count} and {last_count} connections"
-    ));
+    Ok(report)
 }

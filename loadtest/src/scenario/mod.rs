@@ -9,7 +9,7 @@ mod slow;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -21,7 +21,7 @@ use crate::client::{Behaviour, Crew, Ending, Plan};
 use crate::clock::{now_ns, process_cpu_ns};
 use crate::failure::Failure;
 use crate::report::{Report, check_expectations};
-use crate::server::{self, Sample, Thread, Usage};
+use crate::server::{self, Beside, Sample, Servers, Thread, Usage};
 use crate::target::{Target, sources};
 
 /// For how long nothing may happen before a wait is given up.
@@ -71,9 +71,11 @@ pub struct Common {
     /// Source addresses, as 127.0.0.1-127.0.0.64 [default on loopback: as many as the ports need]
     #[arg(long, value_name = "FIRST-LAST")]
     source: Option<String>,
-    /// Process whose processor time and memory are reported
-    #[arg(long, value_name = "PID")]
-    server_pid: Option<u32>,
+    #[command(flatten)]
+    beside: Box<Beside>,
+    /// The servers that `beside` names, once they were looked at.
+    #[arg(skip)]
+    servers: OnceLock<Servers>,
     /// Connects a second; 0: as fast as they are taken
     #[arg(long, value_name = "N", default_value_t = 0.0)]
     connect_rate: f64,
@@ -136,9 +138,9 @@ impl Common {
             ));
         }
         let target = Target::new(&self.target, self.path.as_deref(), self.allow_remote)?;
-        if let Some(pid) = self.server_pid {
-            server::sample(pid)?;
-        }
+        let servers = Servers::open(&self.beside)?;
+        servers.sample()?;
+        let _ = self.servers.set(servers); // a scenario prepares once
         let alive_max = alive_max.min(connection_count);
         let file_limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         let ring_max = u32::try_from(file_limit.saturating_sub(DESCRIPTOR_RESERVE))
@@ -206,7 +208,8 @@ impl Common {
     }
 
     fn meter(&self) -> Result<Meter, Failure> {
-        let server = self.server_pid.map(server::sample).transpose()?;
+        let servers = self.servers.get().filter(|servers| !servers.is_empty());
+        let server = servers.map(Servers::sample).transpose()?;
         let threads = server::threads(std::process::id());
         Ok(Meter {
             client_cpu_ns: process_cpu_ns(),
@@ -247,7 +250,7 @@ impl Meter {
         let seconds = (after.at_ns - self.at_ns) as f64 / 1e9;
         let client_cpu_us = (after.client_cpu_ns - self.client_cpu_ns) as f64 / 1e3;
         if let (Some(before), Some(after)) = (&self.server, &after.server) {
-            report.server(before, after, per, count);
+            server::report_usage(before, after, per, count, report);
         }
         if count > 0 {
             report.figure(

@@ -116,11 +116,13 @@ pub fn run(arguments: &Arguments) -> Result<Report, Failure> {
     );
     if let (Some(alone), Some(beside)) = (&meters[0].1.server, &after.server) {
         // They may be cut before the window ends: the peak counts, even if the readers had a part in it.
-        let growth = beside.rss_peak_bytes.saturating_sub(alone.rss_bytes);
-        report.figure(
-            "server_rss_peak_growth_bytes_per_stalled",
-            growth as f64 / f64::from(stalled),
-        );
+        let peak = beside.total(|part| part.rss_peak_bytes);
+        if let Some((peak, alone)) = peak.zip(alone.total(|part| part.rss_bytes)) {
+            report.figure(
+                "server_rss_peak_growth_bytes_per_stalled",
+                peak.saturating_sub(alone) as f64 / f64::from(stalled),
+            );
+        }
     }
     Ok(report)
 }
