@@ -9,6 +9,7 @@ mod failure;
 mod floor;
 mod histogram;
 mod meter;
+mod monitor;
 mod processor;
 mod progress;
 mod random;

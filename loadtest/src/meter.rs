@@ -3,31 +3,42 @@
 use crate::clock::now_ns;
 use crate::failure::Failure;
 use crate::report::Report;
-use crate::server::{self, Sample, Thread, Usage};
+use crate::server::{Sample, Servers, Thread, Usage, busiest, report_usage, threads};
 
+/// What the names of the threads that load a server begin with.
+pub const WORKER_NAME: &str = "load-";
 /// From this share of its processors on, a side counts as busy all the time.
 const BUSY_SHARE: f64 = 0.93;
 /// From this share of the time spent waiting for a processor on, the report says so.
 const WAIT_SHARE: f64 = 0.05;
+
+/// The threads of this process that load the server.
+pub fn client_threads() -> Vec<Thread> {
+    let mut threads = threads(std::process::id());
+    threads.retain(|thread| {
+        thread.name.starts_with(WORKER_NAME) || thread.name.starts_with("iou-wrk")
+    });
+    threads
+}
 
 /// Both sides at one moment.
 pub struct Meter {
     /// The moment, by [`now_ns`].
     pub at_ns: u64,
     threads: Vec<Thread>,
-    /// The server.
-    pub server: Option<Sample>,
+    /// The servers; empty when none is looked at.
+    pub server: Sample,
 }
 
 impl Meter {
     /// Looks at both.
     ///
     /// # Errors
-    /// When the server cannot be looked at.
-    pub fn now(server_pid: Option<u32>) -> Result<Self, Failure> {
+    /// When a server cannot be looked at.
+    pub fn now(servers: &Servers) -> Result<Self, Failure> {
         Ok(Self {
-            threads: server::threads(std::process::id()),
-            server: server_pid.map(server::sample).transpose()?,
+            threads: client_threads(),
+            server: servers.sample()?,
             at_ns: now_ns(),
         })
     }
@@ -47,9 +58,7 @@ impl Meter {
     ) {
         let seconds = (after.at_ns - self.at_ns) as f64 / 1e9;
         let client_cpu_us = after.client_cpu_ns().saturating_sub(self.client_cpu_ns()) as f64 / 1e3;
-        if let (Some(before), Some(after)) = (&self.server, &after.server) {
-            report.server(before, after, per, count);
-        }
+        report_usage(&self.server, &after.server, per, count, report);
         if count > 0 {
             report.figure(
                 &format!("client_cpu_us_per_{per}"),
@@ -58,17 +67,12 @@ impl Meter {
         }
         let client_share = client_cpu_us / 1e6 / seconds.max(1e-9) / client_core_count;
         report.figure("client_cpu_share", client_share);
-        let (busiest, client_wait) = server::busiest(&self.threads, &after.threads, seconds);
-        report.figure("client_busiest_thread_share", busiest);
+        let (client_busiest, client_wait) = busiest(&self.threads, &after.threads, seconds);
+        report.figure("client_busiest_thread_share", client_busiest);
         report.figure("client_waited_share", client_wait);
-        let (server_share, server_wait) = match (&self.server, &after.server) {
-            (Some(before), Some(after)) => {
-                let usage = Usage::between(before, after);
-                (usage.busiest_share, usage.wait_share)
-            }
-            _ => (0.0, 0.0),
-        };
-        let client_share = client_share.max(busiest);
+        let usage = Usage::between(&self.server, &after.server);
+        let (server_share, server_wait) = (usage.busiest_share, usage.wait_share);
+        let client_share = client_share.max(client_busiest);
         if server_share >= BUSY_SHARE && server_share >= client_share {
             report.note("a server thread was busy all the time: the rate is the server's limit");
         } else if client_share >= BUSY_SHARE {

@@ -68,7 +68,7 @@ impl Progress {
     }
 
     /// Takes the line away, so that the report begins on a clean one.
-    pub fn finish(self) {
+    pub fn clear(&self) {
         self.bar.finish_and_clear();
     }
 }
@@ -227,7 +227,7 @@ mod tests {
         let progress = Progress::drawn_on(ProgressDrawTarget::term_like(Box::new(screen.clone())));
         progress.show(&connecting());
         assert!(screen.0.lock().unwrap().contains("25%"));
-        progress.finish();
+        progress.clear();
         assert!(!screen.0.lock().unwrap().contains("25%"));
     }
 

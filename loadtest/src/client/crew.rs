@@ -128,15 +128,6 @@ impl Progress {
     }
 }
 
-/// Latencies that a worker recorded in one second.
-#[derive(Debug)]
-pub struct Interval {
-    /// When the second began, by [`now_ns`].
-    pub from_ns: u64,
-    /// The latencies, nanoseconds.
-    pub histogram: Histogram<u64>,
-}
-
 /// What the director and one worker share.
 #[derive(Debug, Default)]
 pub struct Shared {
@@ -145,7 +136,7 @@ pub struct Shared {
     orders: Mutex<Orders>,
     /// The worker's side.
     pub progress: Progress,
-    intervals: Mutex<Vec<Interval>>,
+    intervals: Mutex<Vec<Histogram<u64>>>,
     /// Of a generator elsewhere: its threads.
     pub threads: Mutex<Vec<Thread>>,
 }
@@ -167,13 +158,13 @@ impl Shared {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
-    /// Leaves the latencies of a second.
-    pub fn push_interval(&self, interval: Interval) {
+    /// Leaves the latencies of a second, nanoseconds.
+    pub fn push_interval(&self, interval: Histogram<u64>) {
         lock(&self.intervals).push(interval);
     }
 
     /// Takes the latencies of the seconds so far.
-    pub fn take_intervals(&self) -> Vec<Interval> {
+    pub fn take_intervals(&self) -> Vec<Histogram<u64>> {
         std::mem::take(&mut *lock(&self.intervals))
     }
 }
@@ -222,9 +213,9 @@ impl Crew {
         }
     }
 
-    /// What is shared with each worker.
-    pub fn shared(&self) -> &[Arc<Shared>] {
-        &self.shared
+    /// The orders in force.
+    pub const fn orders(&self) -> &Orders {
+        &self.orders
     }
 
     /// Changes the orders of all workers.

@@ -12,7 +12,7 @@ use throng::protocol::{Encoded, OpCode, Piece};
 use throng::runtime::ring::{Event, Ring};
 
 use super::behaviour::{Behaviour, CLOSE_ABNORMAL, Cause, Ending, Masks, Plan, Posts, Reply};
-use super::crew::{Interval, Orders, Shared};
+use super::crew::{Orders, Shared};
 use super::link::{Link, State, append_frame};
 use super::local::Share;
 use super::outcome::Outcome;
@@ -365,10 +365,7 @@ impl<B: Behaviour> Engine<B> {
         set(&progress.open, u64::from(self.open_count));
         if now >= self.interval_from_ns + INTERVAL_NS {
             if let Some(histogram) = self.behaviour.take_interval() {
-                self.shared.push_interval(Interval {
-                    from_ns: self.interval_from_ns,
-                    histogram,
-                });
+                self.shared.push_interval(histogram);
             }
             self.interval_from_ns = now;
         }

@@ -11,6 +11,7 @@ use super::engine::Engine;
 use super::outcome::Outcome;
 use super::tally::Tally;
 use crate::failure::Failure;
+use crate::meter::WORKER_NAME;
 use crate::processor;
 
 /// Which of a run's members belong to one worker: those whose number is `worker` modulo `worker_count`.
@@ -68,7 +69,7 @@ impl<B: Behaviour + Send + 'static> Local<B> {
             all_shared.push(Arc::clone(&shared));
             let (plan, behaviour) = (Arc::clone(plan), behaviour(share));
             let thread = std::thread::Builder::new()
-                .name(format!("load-{index}"))
+                .name(format!("{WORKER_NAME}{index}"))
                 .spawn(move || {
                     let result = (|| {
                         if !plan.cores.is_empty() {

@@ -20,7 +20,7 @@ mod reader;
 mod tally;
 
 pub use behaviour::{Behaviour, Cause, Ending, Place, Plan, Posts, Reply, Traffic, Verdict};
-pub use crew::{Crew, Interval, Orders, Seen, Shared, Timetable, Troupe, lock};
+pub use crew::{Crew, Orders, Seen, Shared, Timetable, Troupe, lock};
 pub use link::{Message, append_frame};
 pub use local::{Local, Share};
 pub use outcome::Outcome;

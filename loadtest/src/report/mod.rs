@@ -23,7 +23,6 @@ pub use figures::Unit;
 pub use timeline::{Interval, Percentiles, Phase, Point, ServerPoint, Timeline};
 
 use crate::failure::Failure;
-use crate::server::{Sample, Usage};
 use expect::Expectation;
 use figures::{Figures, plain};
 use json::{Document, Latency};
@@ -111,37 +110,6 @@ impl Report {
         self.document
             .histograms
             .insert(name.to_owned(), Latency(histogram.clone()));
-    }
-
-    /// Adds what the server used, and its processor time for each of `count` things named `per`.
-    pub fn server(&mut self, before: &Sample, after: &Sample, per: &str, count: u64) {
-        let usage = Usage::between(before, after);
-        if count > 0 {
-            let each = usage.cpu_us / count as f64;
-            self.figure(&format!("server_cpu_us_per_{per}"), each);
-            self.figure(
-                &format!("server_user_us_per_{per}"),
-                each * usage.user_share,
-            );
-            self.figure(
-                &format!("server_system_us_per_{per}"),
-                each * (1.0 - usage.user_share),
-            );
-        }
-        self.figure(
-            "server_cores_used",
-            usage.cpu_us / 1e6 / usage.seconds.max(1e-9),
-        );
-        self.figure("server_busiest_thread_share", usage.busiest_share);
-        self.figure("server_waited_share", usage.wait_share);
-        self.count("server_rss_before_bytes", before.rss_bytes);
-        self.count("server_rss_after_bytes", after.rss_bytes);
-        self.count("server_rss_peak_bytes", after.rss_peak_bytes);
-        self.count("server_pss_after_bytes", after.pss_bytes);
-        self.count("server_descriptors", after.descriptor_count);
-        self.count("tcp_sockets_all_processes", after.tcp_socket_count);
-        self.count("tcp_memory_before_bytes", before.tcp_memory_bytes);
-        self.count("tcp_memory_after_bytes", after.tcp_memory_bytes);
     }
 
     /// Adds a remark.

@@ -6,6 +6,7 @@ use super::common::Common;
 use super::stage::{Extent, Play, Stage};
 use crate::client::{Behaviour, Ending, Message, Place, Reply, Share, Tally};
 use crate::failure::Failure;
+use crate::server::Part;
 
 /// What `churn` is told.
 #[derive(Debug, Clone, Args)]
@@ -58,7 +59,7 @@ impl Behaviour for Churn {
 
 impl Arguments {
     /// Has members up to `count` come and go.
-    fn run_until(&self, count: u32, stage: &mut Stage<'_>) {
+    fn run_until(&self, count: u32, stage: &mut Stage) {
         stage.crew.order(|orders| orders.open_until = count);
         let count = u64::from(count);
         // A connect that could not even be begun has no end.
@@ -104,7 +105,7 @@ impl Play for Arguments {
         }
     }
 
-    fn direct(&self, stage: &mut Stage<'_>) -> Result<(), Failure> {
+    fn direct(&self, stage: &mut Stage) -> Result<(), Failure> {
         stage.phase("warm-up");
         self.run_until(self.warm_up, stage);
         let upgraded_before = stage.crew.seen().upgraded;
@@ -124,17 +125,19 @@ impl Play for Arguments {
             "handshakes_per_s",
             upgraded as f64 / ((after.at_ns - before.at_ns) as f64 / 1e9),
         );
-        if let (Some(before), Some(rest)) = (&before.server, &rest.server) {
-            let growth = rest.rss_bytes as f64 - before.rss_bytes as f64;
+        let growth = |of: fn(&Part) -> Option<u64>| {
+            let (before, rest) = (before.server.total(of)?, rest.server.total(of)?);
+            Some(rest as f64 - before as f64)
+        };
+        if let Some(growth) = growth(|part| part.rss_bytes) {
             report.figure("server_rss_growth_bytes", growth);
             report.figure(
                 "server_rss_growth_bytes_per_handshake",
                 growth / upgraded.max(1) as f64,
             );
-            report.figure(
-                "server_descriptor_growth",
-                rest.descriptor_count as f64 - before.descriptor_count as f64,
-            );
+        }
+        if let Some(growth) = growth(|part| part.descriptor_count) {
+            report.figure("server_descriptor_growth", growth);
         }
         stage.usage(&before, &after, "handshake", upgraded);
         Ok(())

@@ -9,13 +9,12 @@ use rustix::process::{Resource, getrlimit};
 use throng::runtime::ring::{Descriptors, Options};
 
 use super::stage::Extent;
-use crate::client::{Crew, Plan};
+use crate::client::Plan;
 use crate::clock::now_ns;
 use crate::dialect::Dialect;
 use crate::failure::Failure;
-use crate::meter::Meter;
 use crate::report::check_expectations;
-use crate::server;
+use crate::server::Beside;
 use crate::target::{Target, sources};
 
 /// Descriptors that a worker's ring leaves to the rest of the process.
@@ -43,9 +42,8 @@ pub struct Common {
     /// Let the load leave this machine
     #[arg(long, help_heading = "Servers")]
     pub allow_remote: bool,
-    /// Process whose processor time and memory are reported
-    #[arg(long, value_name = "PID", help_heading = "Servers")]
-    pub server_pid: Option<u32>,
+    #[command(flatten)]
+    pub beside: Beside,
     #[command(flatten)]
     pub generator: Generator,
     /// Connects a second; 0: as fast as they are taken
@@ -87,6 +85,12 @@ pub struct Common {
     /// Write the report here, too
     #[arg(long, value_name = "FILE", help_heading = "Report")]
     pub json: Option<PathBuf>,
+    /// Write the latency of each second as an HDR histogram log
+    #[arg(long, value_name = "FILE", help_heading = "Report")]
+    pub hdr: Option<PathBuf>,
+    /// Show no progress
+    #[arg(long, short, help_heading = "Report")]
+    pub quiet: bool,
 }
 
 /// How this generator process does its work.
@@ -155,9 +159,6 @@ impl Common {
             ));
         }
         let targets = self.targets()?;
-        if let Some(pid) = self.server_pid {
-            server::sample(pid)?;
-        }
         let alive_max = extent.alive_max.min(extent.members);
         let thread_count = self.generator.thread_count(alive_max, extent.members)?;
         let target_count = targets.len() as u32;
@@ -188,14 +189,6 @@ impl Common {
             seed: self.seed(),
         };
         Ok((Arc::new(plan), thread_count))
-    }
-
-    /// Both sides now.
-    ///
-    /// # Errors
-    /// When a server cannot be looked at.
-    pub fn meter(&self, _crew: &Crew) -> Result<Meter, Failure> {
-        Meter::now(self.server_pid)
     }
 
     /// Processors that the client may use at once.

@@ -84,9 +84,8 @@ impl Play for Arguments {
         Members::new(&Arc::new(cast), share)
     }
 
-    fn direct(&self, stage: &mut Stage<'_>) -> Result<(), Failure> {
+    fn direct(&self, stage: &mut Stage) -> Result<(), Failure> {
         let (warm_up, duration) = self.traffic.window.times()?;
-        stage.phase("connect");
         stage.open(self.cast()?.member_count());
         let before = stage.crew.seen();
         stage.crew.order(|orders| orders.expect_close = true);
@@ -150,7 +149,7 @@ pub fn report_close(outcome: &Outcome, tally: &Tally, open: u64, report: &mut Re
     report.figure("close_spread_seconds", spread_ns as f64 / 1e9);
 }
 
-impl Stage<'_> {
+impl Stage {
     /// Waits up to `seconds` for the server to close everybody.
     pub fn await_close(&mut self, seconds: f64) {
         self.crew.order(|orders| orders.expect_close = true);

@@ -226,9 +226,8 @@ impl Play for Arguments {
         )
     }
 
-    fn direct(&self, stage: &mut Stage<'_>) -> Result<(), Failure> {
+    fn direct(&self, stage: &mut Stage) -> Result<(), Failure> {
         let (warm_up, duration) = self.window.times()?;
-        stage.phase("connect");
         stage.open(self.connections);
         let (before, after) = stage.traffic(warm_up, duration)?;
         stage.settle(1);

@@ -82,9 +82,8 @@ impl Play for Arguments {
         Members::new(&Arc::new(self.cast()), share)
     }
 
-    fn direct(&self, stage: &mut Stage<'_>) -> Result<(), Failure> {
+    fn direct(&self, stage: &mut Stage) -> Result<(), Failure> {
         let (warm_up, duration) = self.traffic.window.times()?;
-        stage.phase("connect");
         stage.open(self.cast().member_count());
         let (before, after) = stage.traffic(warm_up, duration)?;
         if self.traffic.publishers > 0 {

@@ -14,8 +14,7 @@ use crate::client::Share;
 use crate::clock::now_ns;
 use crate::failure::Failure;
 use crate::meter::Meter;
-use crate::report::Report;
-use crate::server::Sample;
+use crate::server;
 use crate::size::Size;
 
 /// What `idle` is told.
@@ -81,7 +80,7 @@ impl Arguments {
     }
 
     /// Publishes one message to every room and waits until all members have it; returns the seconds it took.
-    fn broadcast(&self, number: u32, stage: &mut Stage<'_>) -> f64 {
+    fn broadcast(&self, number: u32, stage: &mut Stage) -> f64 {
         let received_before = stage.crew.seen().received;
         let due_ns = now_ns();
         stage.crew.order(|orders| orders.bursts = (number, due_ns));
@@ -135,11 +134,10 @@ impl Play for Arguments {
         Members::new(&Arc::new(self.cast()), share)
     }
 
-    fn direct(&self, stage: &mut Stage<'_>) -> Result<(), Failure> {
+    fn direct(&self, stage: &mut Stage) -> Result<(), Failure> {
         let begin = stage.meter()?;
         let mut connecting_ns = 0;
         let mut meters: Vec<(u32, Meter)> = Vec::new();
-        stage.phase("connect");
         for step in self.steps() {
             let step_ns = now_ns();
             stage.open(step);
@@ -188,53 +186,12 @@ impl Play for Arguments {
             super::drain::report_close(&outcome, &tally, held.open, report);
         }
         let (_, last) = &meters[meters.len() - 1];
-        memory(&begin, &meters, report);
+        let samples: Vec<_> = meters
+            .iter()
+            .map(|(count, meter)| (*count, &meter.server))
+            .collect();
+        server::report_memory(&begin.server, &samples, report);
         stage.usage(&begin, last, "handshake", outcome.upgraded);
         Ok(())
     }
-}
-
-/// Bytes per connection: between the first and the last count, and from none to the last. Allocators grow by chunks,
-/// so that the two differ; the truth is what both tell.
-fn memory(begin: &Meter, meters: &[(u32, Meter)], report: &mut Report) {
-    let none = begin.server.as_ref().map(|none| (0, none));
-    let samples: Vec<(u32, &Sample)> = none
-        .into_iter()
-        .chain(
-            meters
-                .iter()
-                .filter_map(|(count, meter)| Some((*count, meter.server.as_ref()?))),
-        )
-        .collect();
-    for (count, sample) in &samples {
-        report.count(&format!("server_rss_at_{count}_bytes"), sample.rss_bytes);
-    }
-    let [(_, none), (first_count, first), .., (last_count, last)] = samples.as_slice() else {
-        return;
-    };
-    let slope = |from: u64, to: u64, count: u32| (to as f64 - from as f64) / f64::from(count);
-    report.figure(
-        "server_rss_bytes_per_connection_from_none",
-        slope(none.rss_bytes, last.rss_bytes, *last_count),
-    );
-    let count = last_count - first_count;
-    report.figure(
-        "server_rss_bytes_per_connection",
-        slope(first.rss_bytes, last.rss_bytes, count),
-    );
-    report.figure(
-        "server_pss_bytes_per_connection",
-        slope(first.pss_bytes, last.pss_bytes, count),
-    );
-    report.figure(
-        "server_anonymous_bytes_per_connection",
-        slope(first.anonymous_bytes, last.anonymous_bytes, count),
-    );
-    report.figure(
-        "kernel_slab_bytes_per_connection_both_ends",
-        slope(first.slab_bytes, last.slab_bytes, count),
-    );
-    report.note(format!(
-        "bytes per connection are slopes between {first_count} and {last_count} connections"
-    ));
 }

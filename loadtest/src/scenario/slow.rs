@@ -95,12 +95,11 @@ impl Play for Arguments {
         Members::new(&Arc::new(self.cast()), share)
     }
 
-    fn direct(&self, stage: &mut Stage<'_>) -> Result<(), Failure> {
+    fn direct(&self, stage: &mut Stage) -> Result<(), Failure> {
         let (warm_up, duration) = self.traffic.window.times()?;
         let cast = self.cast();
         let mut meters = Vec::new();
         for count in [self.readers, cast.member_count()] {
-            stage.phase("connect");
             stage.open(count);
             meters.push(stage.traffic(warm_up, duration)?);
             stage.settle(self.readers);
@@ -132,12 +131,13 @@ impl Play for Arguments {
         report.count("slow_still_open", u64::from(slow).saturating_sub(cut));
         report.count("received_by_slow", tally.count("received_by_others"));
         report.count("gaps_told_to_slow", tally.count("gaps_told_to_others"));
-        if let (Some(alone), Some(beside)) = (&meters[0].1.server, &meters[1].1.server) {
-            // They may be cut before the window ends: the peak counts, even if the readers had a part in it.
-            let growth = beside.rss_peak_bytes.saturating_sub(alone.rss_bytes);
+        // They may be cut before the window ends: the peak counts, even if the readers had a part in it.
+        let peak = meters[1].1.server.total(|part| part.rss_peak_bytes);
+        let alone = meters[0].1.server.total(|part| part.rss_bytes);
+        if let Some((peak, alone)) = peak.zip(alone) {
             report.figure(
                 "server_rss_peak_growth_bytes_per_slow",
-                growth as f64 / f64::from(slow),
+                peak.saturating_sub(alone) as f64 / f64::from(slow),
             );
         }
         let (before, after) = &meters[1];

@@ -2,8 +2,10 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::Duration;
 
+use hdrhistogram::Histogram;
 use throng::protocol::client::{encode_key, parse_response};
 
 use super::common::Common;
@@ -11,7 +13,9 @@ use crate::client::{Behaviour, Crew, Ending, Local, Outcome, Share, Tally, Troup
 use crate::clock::now_ns;
 use crate::failure::Failure;
 use crate::meter::Meter;
-use crate::report::Report;
+use crate::monitor::{Goal, Monitor};
+use crate::report::{Report, latency_histogram};
+use crate::server::Servers;
 use crate::target::Target;
 
 /// For how long the last deliveries may be on their way after the last publish, when none comes any more.
@@ -61,7 +65,7 @@ pub trait Play {
     ///
     /// # Errors
     /// When it cannot go on. What was lost or broke is a fault of the report instead.
-    fn direct(&self, stage: &mut Stage<'_>) -> Result<(), Failure>;
+    fn direct(&self, stage: &mut Stage) -> Result<(), Failure>;
 }
 
 /// Runs a scenario.
@@ -81,6 +85,8 @@ pub fn perform<P: Play>(play: &P) -> Result<Report, Failure> {
         member_count: extent.members,
     });
     let (shared, local) = Local::start(&plan, shares, |share| play.behaviour(share))?;
+    let servers = Arc::new(Servers::open(&common.beside)?);
+    let monitor = Monitor::start(shared.clone(), Arc::clone(&servers), common.quiet);
     let crew = Crew::new(
         shared,
         vec![Box::new(local) as Box<dyn Troupe>],
@@ -89,33 +95,68 @@ pub fn perform<P: Play>(play: &P) -> Result<Report, Failure> {
         Duration::from_secs(u64::from(common.time_limit)),
     );
     let mut stage = Stage {
-        common,
         crew,
         report: Report::new(P::NAME),
+        servers,
+        monitor: Some(monitor),
         client_core_count: common.client_core_count(thread_count),
     };
-    play.direct(&mut stage)?;
-    Ok(stage.report)
+    let directed = play.direct(&mut stage);
+    stage.end_monitor();
+    directed.map(|()| stage.report)
 }
 
 /// A run that goes on.
-pub struct Stage<'a> {
-    common: &'a Common,
+pub struct Stage {
     /// The workers.
     pub crew: Crew,
     /// What is found.
     pub report: Report,
+    servers: Arc<Servers>,
+    monitor: Option<Monitor>,
     client_core_count: f64,
 }
 
-impl Stage<'_> {
+impl Stage {
     /// Names what happens from now on.
-    pub fn phase(&mut self, _name: &str) {}
+    pub fn phase(&mut self, name: &str) {
+        self.phase_until(name, Goal::None);
+    }
+
+    /// The same, with what ends it.
+    pub fn phase_until(&mut self, name: &str, goal: Goal) {
+        if let Some(monitor) = &self.monitor {
+            monitor.phase(name, goal);
+        }
+    }
+
+    /// Latencies of all that was received since this was last asked, to the second.
+    pub fn take_latency(&mut self) -> Histogram<u64> {
+        self.monitor
+            .as_ref()
+            .map_or_else(latency_histogram, Monitor::take_latency)
+    }
+
+    /// Ends the monitor and keeps what it saw.
+    fn end_monitor(&mut self) {
+        let Some(monitor) = self.monitor.take() else {
+            return;
+        };
+        let (timeline, gone) = monitor.finish();
+        self.report.timeline(timeline);
+        if !self.crew.orders().expect_close {
+            for server in gone {
+                self.report
+                    .fault(format!("the server {server} ended during the run"));
+            }
+        }
+    }
 
     /// Connects all members below `count`, and waits until each is upgraded or has failed.
     pub fn open(&mut self, count: u32) {
-        self.crew.order(|orders| orders.open_until = count);
         let count = u64::from(count);
+        self.phase_until("connect", Goal::Connections(count));
+        self.crew.order(|orders| orders.open_until = count as u32);
         if !self.crew.wait(|seen| seen.upgraded + seen.failed >= count) {
             let seen = self.crew.seen();
             self.report.fault(format!(
@@ -134,10 +175,10 @@ impl Stage<'_> {
         warm_up: Duration,
         duration: Duration,
     ) -> Result<(Meter, Meter), Failure> {
-        self.phase("warm-up");
         let timetable = self.crew.start_traffic(warm_up, duration);
+        self.phase_until("warm-up", Goal::Moment(timetable.measure_from_ns));
         self.crew.sleep_until(timetable.measure_from_ns);
-        self.phase("measure");
+        self.phase_until("measure", Goal::Moment(timetable.measure_to_ns));
         let before = self.meter()?;
         if !self.crew.sleep_until(timetable.measure_to_ns) {
             self.report.fault("the run was cut short");
@@ -160,7 +201,7 @@ impl Stage<'_> {
     /// # Errors
     /// When a server cannot be looked at.
     pub fn meter(&self) -> Result<Meter, Failure> {
-        self.common.meter(&self.crew)
+        Meter::now(&self.servers)
     }
 
     /// Reports what both sides used from `before` to `after`, for `count` things named `per`.
@@ -175,6 +216,7 @@ impl Stage<'_> {
     pub fn finish(&mut self) -> Result<(Outcome, Tally), Failure> {
         self.phase("finish");
         let (outcome, tally) = self.crew.finish()?;
+        self.end_monitor();
         outcome.report(&mut self.report);
         Ok((outcome, tally))
     }

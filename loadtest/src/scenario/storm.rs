@@ -71,7 +71,7 @@ impl Arguments {
     }
 
     /// Drops everybody and waits for them; gives the seconds until the last is back.
-    fn drop_all(&self, number: u32, stage: &mut Stage<'_>) -> f64 {
+    fn drop_all(&self, number: u32, stage: &mut Stage) -> f64 {
         let before = stage.crew.seen();
         let from_ns = now_ns();
         stage.crew.order(|orders| orders.drops = number);
@@ -138,8 +138,7 @@ impl Play for Arguments {
         Members::new(&Arc::new(cast), share)
     }
 
-    fn direct(&self, stage: &mut Stage<'_>) -> Result<(), Failure> {
-        stage.phase("connect");
+    fn direct(&self, stage: &mut Stage) -> Result<(), Failure> {
         stage.open(self.connections);
         let mut seconds = Vec::new();
         let mut usage = None;
