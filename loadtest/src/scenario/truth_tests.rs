@@ -281,7 +281,7 @@ fn a_server_that_refuses_or_talks_nonsense_is_quoted() {
             ["503", "0 connections are all there may be"],
         ),
         ("--refuse-first 1", ["503", "the first ones are refused"]),
-        ("--end-before-answer", ["the stream ended", "answer"]),
+        ("--end-before-answer", ["ended the stream", "answer"]),
         ("--garbage http", ["refused", "not HTTP"]),
         ("--garbage key", ["refused", "accept key"]),
     ] {
