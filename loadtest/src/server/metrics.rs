@@ -33,7 +33,8 @@ enum Show {
     Largest,
     /// A gauge at the end: the smallest.
     Smallest,
-    /// A histogram: median and 99th percentile of what came between, each the bound of its bucket.
+    /// A histogram: median and 99th percentile of what came between, each the bound of its bucket; of seconds, in
+    /// milliseconds.
     Quantiles,
 }
 
@@ -222,14 +223,14 @@ fn figures(before: &[Reading], after: &[Reading]) -> Vec<(String, Show, f64)> {
             Show::Largest => add(stem, values().fold(f64::NEG_INFINITY, f64::max)),
             Show::Smallest => add(stem, values().fold(f64::INFINITY, f64::min)),
             Show::Quantiles => {
-                let (stem, unit) = match stem.strip_suffix("_seconds") {
-                    Some(stem) => (stem, "_seconds"),
-                    None => (stem.as_str(), ""),
+                let (stem, unit, scale) = match stem.strip_suffix("_seconds") {
+                    Some(stem) => (stem, "_ms", 1e3),
+                    None => (stem.as_str(), "", 1.0),
                 };
                 let buckets = buckets(earlier, series);
                 for (label, quantile) in [("p50", 0.5), ("p99", 0.99)] {
                     if let Some(bound) = bound_of(&buckets, quantile) {
-                        add(format!("{stem}_{label}{unit}"), bound);
+                        add(format!("{stem}_{label}{unit}"), bound * scale);
                     }
                 }
             }
@@ -393,14 +394,8 @@ mod tests {
             &text([[1060, 1060, 5060], [0, 39, 40]]),
             false,
         );
-        assert_eq!(
-            told.get("metrics_throng_loop_turn_p50_seconds"),
-            Some(0.001)
-        );
-        assert_eq!(
-            told.get("metrics_throng_loop_turn_p99_seconds"),
-            Some(0.002)
-        );
+        assert_eq!(told.get("metrics_throng_loop_turn_p50_ms"), Some(1.0));
+        assert_eq!(told.get("metrics_throng_loop_turn_p99_ms"), Some(2.0));
         assert_eq!(
             bound_of(&[(1.0, 1.0), (f64::INFINITY, 100.0)], 0.5),
             Some(1.0)

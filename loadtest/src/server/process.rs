@@ -231,6 +231,12 @@ impl Process {
         Ok(count)
     }
 
+    /// Whether its addresses and ports are those of this process: containers have their own.
+    pub fn shares_our_network(&self) -> bool {
+        let network = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+        network("self") == network(&self.pid.to_string())
+    }
+
     /// Whether one of its descriptors is a TCP socket that listens on `port`, in its own network.
     pub fn listens_on(&self, port: u16) -> bool {
         let sockets: HashSet<String> = ["tcp", "tcp6"]
@@ -381,6 +387,18 @@ mod tests {
         for wrong in ["", "17 (a", "17 (a)", "17 (a) S 1 2 3", &text[..60]] {
             assert!(Stat::parse(wrong).is_none(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn another_process_with_the_same_id_is_not_taken_for_it() {
+        let mut process = Process::open(std::process::id()).unwrap();
+        assert!(process.sample().is_ok() && process.glance().is_some());
+        process.start_ticks += 1;
+        let Err(Failure::Broken(text)) = process.sample() else {
+            panic!("it began at another moment");
+        };
+        assert!(text.ends_with("ended during the run"), "{text}");
+        assert!(process.glance().is_none());
     }
 
     #[test]

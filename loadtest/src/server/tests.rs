@@ -292,6 +292,10 @@ fn metrics_of_a_process_that_is_given_too_are_not_another_server() {
     // What `/proc` tells is the finer, and stands.
     assert_ne!(sample.parts[0].rss_bytes, Some(1 << 20));
     assert!(!sample.parts[0].threads.is_empty());
+    let mut report = Report::new("test");
+    report_usage(&sample, &sample, "message", 1, &mut report);
+    let note = format!("the metrics of {} are server", scripted.address);
+    assert!(report.text().contains(&note), "{}", report.text());
     assert_eq!(
         Glance::points(&Glance::default(), &servers.glance()),
         [],
@@ -336,6 +340,8 @@ fn two_paths_of_a_host_are_two_servers_and_one_path_twice_is_a_mistake() {
     };
     let other = format!("http://{address}/other");
     let servers = Servers::open(&beside([&url, &other])).unwrap();
+    assert_eq!(servers.sample().unwrap().parts.len(), 2);
+    assert!(servers.glance().gone().is_empty());
     assert_eq!(
         servers.names(),
         [format!("{address}"), format!("{address}/other")]
