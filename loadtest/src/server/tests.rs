@@ -1,7 +1,11 @@
 //! Servers whose behaviour is known: this process, children that end, and endpoints that answer what they should not.
 
+use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,6 +13,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use super::*;
+use crate::clock::thread_cpu_ns;
 use crate::report::Report;
 
 /// What an endpoint does with each request.
@@ -181,6 +186,59 @@ fn this_process_uses_time_and_memory() {
     ] {
         assert!(report.get(name).is_some(), "{name}:\n{}", report.text());
     }
+}
+
+#[test]
+fn processor_time_of_threads_that_came_and_went_counts() {
+    let servers = Servers::open(&pids(&[std::process::id()])).unwrap();
+    let before = servers.sample().unwrap();
+    let burnt_ns = 150_000_000;
+    let burner = thread::spawn(move || while thread_cpu_ns() < burnt_ns {});
+    burner.join().unwrap();
+    let after = servers.sample().unwrap();
+    let cpu_us = Usage::between(&before, &after).cpu_us;
+    assert!(cpu_us > 100_000.0, "{cpu_us}");
+}
+
+#[test]
+fn threads_may_come_and_go_while_they_are_read() {
+    let stop = Arc::new(AtomicBool::new(false));
+    let stop_seen = Arc::clone(&stop);
+    let spawner = thread::spawn(move || {
+        while !stop_seen.load(Ordering::Relaxed) {
+            let brood: Vec<_> = (0..4).map(|_| thread::spawn(|| ())).collect();
+            brood.into_iter().for_each(|thread| thread.join().unwrap());
+        }
+    });
+    let servers = Servers::open(&pids(&[std::process::id()])).unwrap();
+    let begin = servers.sample().unwrap();
+    let mut last = servers.glance();
+    for _ in 0..100 {
+        let glance = servers.glance();
+        assert_eq!(Glance::points(&last, &glance).len(), 1);
+        last = glance;
+    }
+    let usage = Usage::between(&begin, &servers.sample().unwrap());
+    assert!((0.0..64.0).contains(&usage.cores), "{usage:?}");
+    stop.store(true, Ordering::Relaxed);
+    spawner.join().unwrap();
+}
+
+#[test]
+fn a_process_may_have_any_name() {
+    let name = OsStr::from_bytes(b"a) Z 1 (\xff\n");
+    let directory = std::env::temp_dir().join(format!("throng-load-{}", std::process::id()));
+    std::fs::create_dir(&directory).unwrap();
+    let program = directory.join(name);
+    symlink("/bin/cat", &program).unwrap();
+    let mut command = Command::new(&program);
+    command.arg0("cat").stdin(Stdio::piped());
+    let sleeper = Sleeper(command.spawn().unwrap());
+    std::fs::remove_dir_all(&directory).unwrap();
+    let servers = Servers::open(&pids(&[sleeper.0.id()])).unwrap();
+    let sample = servers.sample().unwrap();
+    assert!(sample.parts[0].threads[0].name.starts_with("a) Z 1 ("));
+    assert!(servers.glance().gone().is_empty());
 }
 
 #[test]
