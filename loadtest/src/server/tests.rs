@@ -417,7 +417,7 @@ fn what_is_no_endpoint_of_metrics_is_refused_with_the_reason() {
         ("http:///metrics", "no URL"),
         ("http://user:key@127.0.0.1/metrics", "no user name"),
         ("http://127.0.0.1:99999/metrics", "port is no number"),
-        ("http://127.0.0.1:1/metrics", "onnection"),
+        ("http://127.0.0.1:1/metrics", "nobody listens there"),
         ("", "no URL"),
     ] {
         let beside = Beside {
