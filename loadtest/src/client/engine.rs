@@ -294,7 +294,9 @@ impl<B: Behaviour> Engine<B> {
 
     /// An open connection is no longer a member. True: that was to be expected.
     fn lost(&mut self, token: u32, cause: Cause, now: u64) -> bool {
-        let local = self.links[token as usize].local;
+        let link = &mut self.links[token as usize];
+        let local = link.local;
+        link.state = State::Ending; // so that closing it does not count it again
         self.tokens[local as usize] = TOKEN_NONE;
         self.open_count -= 1;
         let verdict = self.behaviour.closed(local, cause, now);

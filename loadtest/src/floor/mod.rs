@@ -4,6 +4,7 @@
 
 pub mod epoll;
 mod fan_out;
+pub mod planted;
 pub mod wire;
 
 use std::io;
@@ -30,6 +31,9 @@ pub enum Floor {
     WriteFanout(FanOutArguments),
     /// The same frame to all members, by io_uring SENDs on registered files, 256 with each enter.
     UringFanout(FanOutArguments),
+    /// Rooms by path, and whatever goes wrong as it is told to: delays, stalls, lost, doubled, late, spoiled and
+    /// strayed deliveries, limits, closes, garbage. Says on exit what was planted, to compare a load's report with
+    Planted(planted::Arguments),
 }
 
 /// What every loop is told.
@@ -76,6 +80,7 @@ pub fn run(floor: &Floor) -> Result<(), Failure> {
         }
         Floor::WriteFanout(arguments) => run_fan_out(Way::Write, arguments),
         Floor::UringFanout(arguments) => run_fan_out(Way::Uring, arguments),
+        Floor::Planted(arguments) => planted::run(arguments),
     }
 }
 

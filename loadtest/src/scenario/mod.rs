@@ -84,3 +84,5 @@ fn measure(scenario: &Scenario) -> Result<Report, Failure> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod truth_tests;
