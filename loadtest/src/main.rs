@@ -52,7 +52,7 @@ enum Command {
     #[command(subcommand)]
     Floor(floor::Floor),
     #[command(flatten)]
-    Scenario(scenario::Scenario),
+    Scenario(Box<scenario::Scenario>),
 }
 
 fn main() -> ExitCode {

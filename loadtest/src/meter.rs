@@ -73,11 +73,15 @@ impl Meter {
         let usage = Usage::between(&self.server, &after.server);
         let (server_share, server_wait) = (usage.busiest_share, usage.wait_share);
         let client_share = client_share.max(client_busiest);
-        if server_share >= BUSY_SHARE && server_share >= client_share {
-            report.note("a server thread was busy all the time: the rate is the server's limit");
+        report.note(if server_share >= BUSY_SHARE && server_share >= client_share {
+            "a server thread was busy all the time: the rate is the server's limit"
         } else if client_share >= BUSY_SHARE {
-            report.note("the client was the limit: rates are what it can ask, latencies include its own delay");
-        }
+            "the client was the limit: rates are what it can ask, latencies include its own delay"
+        } else if self.server.parts.is_empty() {
+            "the client was not busy all the time; whether the server was is not known (see --server-pid and --metrics)"
+        } else {
+            "neither side was busy all the time: the rate is what was asked for, or what the processors' other users left"
+        });
         let wait = client_wait.max(server_wait);
         if wait >= WAIT_SHARE {
             report.note(format!(

@@ -137,7 +137,7 @@ impl Cast {
         } else {
             1
         };
-        (position % step == 0 && position / step < self.publishers).then_some(position / step)
+        (position.is_multiple_of(step) && position / step < self.publishers).then_some(position / step)
     }
 
     /// Publishers that a reader of a room may hear.

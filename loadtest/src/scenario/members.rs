@@ -263,7 +263,7 @@ impl Members {
         let (count, due_ns) = self.orders.bursts;
         for _ in self.bursts..count {
             for index in 0..self.publishers.len() {
-                if self.publishers[index].number % self.cast.heard() == 0 {
+                if self.publishers[index].number.is_multiple_of(self.cast.heard()) {
                     self.post(index, due_ns, posts);
                 }
             }

@@ -126,6 +126,7 @@ impl Endpoint {
                 ureq::Error::BodyExceedsLimit(_) => {
                     format!("its answer is larger than {} MiB", BODY_BYTES_MAX >> 20)
                 }
+                error if is_gone => format!("nobody listens there ({error})"),
                 error => error.to_string(),
             };
             Trouble { text, is_gone }

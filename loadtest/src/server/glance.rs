@@ -4,14 +4,15 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use super::process::busiest;
-use super::{Part, Server, kernel, metrics};
+use super::{Part, Server, each, kernel, metrics};
 use crate::clock::now_ns;
 use crate::report::ServerPoint;
 
 /// A glance waits no longer for an endpoint.
 const SCRAPE_TIMEOUT: Duration = Duration::from_millis(250);
-/// After a scrape, an endpoint has peace for so many times as long as it took: it costs a fiftieth of the time at most.
-const PEACE_FACTOR: u64 = 49;
+/// After a scrape, an endpoint has peace for so many times as long as it took: one that is slow is asked more seldom than
+/// once a second, and nobody waits for it for more than a tenth of the time.
+const PEACE_FACTOR: u64 = 9;
 
 /// An endpoint's state between glances.
 #[derive(Debug, Default)]
@@ -36,8 +37,8 @@ impl Glance {
         if servers.is_empty() {
             return glance;
         }
-        for server in servers {
-            match server.glance() {
+        for (server, part) in servers.iter().zip(each(servers, Server::glance)) {
+            match part {
                 Some(Some(part)) => glance.parts.push(part),
                 Some(None) => {}
                 None => glance.gone.push(server.name.clone()),

@@ -33,7 +33,8 @@ enum Show {
     Largest,
     /// A gauge at the end: the smallest.
     Smallest,
-    /// A histogram: median and 99th percentile of what came between, each the bound of its bucket.
+    /// A histogram: median and 99th percentile of what came between, each the bound of its bucket; of seconds, in
+    /// milliseconds.
     Quantiles,
 }
 
@@ -163,21 +164,30 @@ pub fn report(pairs: &[(&Part, &Part)], report: &mut Report) {
             }
         }
     }
-    if pairs.len() > 1 {
-        for ((_, part), figures) in pairs.iter().zip(&alone) {
-            let own = figures
-                .iter()
-                .map(|(name, show, value)| (format!("{name}_{}", part.name), *show, *value));
-            shown.extend(own);
-        }
-    }
-    let hidden_count = shown.len().saturating_sub(METRIC_FIGURES_MAX);
     for (name, _, value) in shown.iter().take(METRIC_FIGURES_MAX) {
         report.figure(&format!("metrics_{name}"), *value);
     }
-    if hidden_count > 0 {
+    let mut figure_count = shown.len();
+    if pairs.len() > 1 {
+        figure_count += alone.iter().map(Vec::len).sum::<usize>();
+        // By figure, not by server: where there are too many, all servers miss the same.
+        let own = shown.iter().flat_map(|(name, ..)| {
+            pairs
+                .iter()
+                .zip(&alone)
+                .filter_map(move |((_, part), own)| {
+                    let (_, _, value) = own.iter().find(|(found, ..)| found == name)?;
+                    Some((format!("metrics_{name}_{}", part.name), *value))
+                })
+        });
+        for (name, value) in own.take(METRIC_FIGURES_MAX.saturating_sub(shown.len())) {
+            report.figure(&name, value);
+        }
+    }
+    if figure_count > METRIC_FIGURES_MAX {
         report.note(format!(
-            "of the servers' metrics {METRIC_FIGURES_MAX} figures are shown, and {hidden_count} more are not"
+            "of the servers' metrics {METRIC_FIGURES_MAX} figures are shown, and {} more are not",
+            figure_count - METRIC_FIGURES_MAX
         ));
     }
 }
@@ -222,14 +232,14 @@ fn figures(before: &[Reading], after: &[Reading]) -> Vec<(String, Show, f64)> {
             Show::Largest => add(stem, values().fold(f64::NEG_INFINITY, f64::max)),
             Show::Smallest => add(stem, values().fold(f64::INFINITY, f64::min)),
             Show::Quantiles => {
-                let (stem, unit) = match stem.strip_suffix("_seconds") {
-                    Some(stem) => (stem, "_seconds"),
-                    None => (stem.as_str(), ""),
+                let (stem, unit, scale) = match stem.strip_suffix("_seconds") {
+                    Some(stem) => (stem, "_ms", 1e3),
+                    None => (stem.as_str(), "", 1.0),
                 };
                 let buckets = buckets(earlier, series);
                 for (label, quantile) in [("p50", 0.5), ("p99", 0.99)] {
                     if let Some(bound) = bound_of(&buckets, quantile) {
-                        add(format!("{stem}_{label}{unit}"), bound);
+                        add(format!("{stem}_{label}{unit}"), bound * scale);
                     }
                 }
             }
@@ -393,14 +403,8 @@ mod tests {
             &text([[1060, 1060, 5060], [0, 39, 40]]),
             false,
         );
-        assert_eq!(
-            told.get("metrics_throng_loop_turn_p50_seconds"),
-            Some(0.001)
-        );
-        assert_eq!(
-            told.get("metrics_throng_loop_turn_p99_seconds"),
-            Some(0.002)
-        );
+        assert_eq!(told.get("metrics_throng_loop_turn_p50_ms"), Some(1.0));
+        assert_eq!(told.get("metrics_throng_loop_turn_p99_ms"), Some(2.0));
         assert_eq!(
             bound_of(&[(1.0, 1.0), (f64::INFINITY, 100.0)], 0.5),
             Some(1.0)
@@ -450,6 +454,27 @@ mod tests {
             Some(3.0)
         );
         assert_eq!(told.get("metrics_throng_connections_17"), Some(4.0));
+
+        // Beyond the bound, each has the figures of the first families.
+        let text: String = (0..30)
+            .map(|index| format!("other_{index:02} 1\n"))
+            .collect();
+        let many = |name: &str| Part {
+            name: name.into(),
+            readings: readings(&scraped(&text), true),
+            ..Part::default()
+        };
+        let [one, two] = [many("1"), many("2")];
+        let mut told = Report::new("test");
+        report(&[(&one, &one), (&two, &two)], &mut told);
+        assert_eq!(told.get("metrics_other_29"), Some(2.0));
+        assert_eq!(told.get("metrics_other_16_2"), Some(1.0));
+        assert_eq!(told.get("metrics_other_17_1"), None);
+        assert!(
+            told.text().contains("and 26 more are not"),
+            "{}",
+            told.text()
+        );
     }
 
     #[test]

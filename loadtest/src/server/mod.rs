@@ -13,6 +13,7 @@ mod usage;
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::thread;
 use std::time::Duration;
 
 use clap::Args;
@@ -110,6 +111,8 @@ pub struct Part {
     pub tcp_memory_bytes: Option<u64>,
     /// When the process began, Unix seconds, as the server tells.
     pub start_unix_s: Option<f64>,
+    /// Host and port of its metrics, if it has any.
+    pub endpoint: Option<String>,
     /// Families of its metrics.
     readings: Vec<Reading>,
 }
@@ -209,13 +212,9 @@ impl Servers {
         if self.is_empty() {
             return Ok(Sample::default());
         }
-        let parts = self
-            .servers
-            .iter()
-            .map(|server| server.sample(self.metrics_all))
-            .collect::<Result<_, _>>()?;
+        let parts = each(&self.servers, |server| server.sample(self.metrics_all));
         Ok(Sample {
-            parts,
+            parts: parts.into_iter().collect::<Result<_, _>>()?,
             kernel: Kernel::read(),
         })
     }
@@ -261,6 +260,7 @@ impl Server {
             }
         };
         let mut part = self.joined(process, metrics::part(&scrape));
+        part.endpoint = Some(endpoint.name().to_owned());
         part.readings = metrics::readings(&scrape, metrics_all);
         Ok(part)
     }
@@ -281,25 +281,48 @@ impl Server {
     }
 }
 
-/// The server whose process tells these metrics: it listens there, or it is on this machine and began at the same moment
-/// as no other does.
+/// What `of` finds of each server, in their order. Endpoints are asked all at once: one that is slow holds up no other.
+fn each<T: Send>(servers: &[Server], of: impl Fn(&Server) -> T + Sync) -> Vec<T> {
+    let endpoint_count = servers.iter().filter(|server| server.endpoint.is_some());
+    if endpoint_count.count() < 2 {
+        return servers.iter().map(of).collect();
+    }
+    let of = &of;
+    thread::scope(|scope| {
+        let threads: Vec<_> = servers
+            .iter()
+            .map(|server| {
+                let thread = thread::Builder::new().spawn_scoped(scope, move || of(server));
+                (server, thread.ok())
+            })
+            .collect();
+        let parts = threads.into_iter().map(|(server, thread)| match thread {
+            Some(thread) => thread.join().expect("looking at a server does not panic"),
+            None => of(server), // no thread could be had
+        });
+        parts.collect()
+    })
+}
+
+/// The server whose process tells these metrics: it listens there, or it began at the same moment as no other does and is
+/// reached by a way on which ports do not tell, such as a container's.
 fn owner<'a>(
     servers: &'a mut [Server],
     endpoint: &Endpoint,
     scrape: &Exposition,
 ) -> Option<&'a mut Server> {
     let (is_here, is_loopback) = endpoint.is_here();
-    if !is_here {
-        return None;
-    }
-    let listens = |process: &Process| process.listens_on(endpoint.port());
     let processes = || servers.iter().map(|server| server.process.as_ref());
+    let listens = |process: &Process| {
+        is_here && process.shares_our_network() && process.listens_on(endpoint.port())
+    };
     let place = processes().position(|process| process.is_some_and(listens));
     let place = place.or_else(|| {
-        let start_s = metrics::part(scrape).start_unix_s.filter(|_| is_loopback)?;
+        let start_s = metrics::part(scrape).start_unix_s?;
         let began = |process: &Process| {
             let began = process.start_unix_s();
-            began.is_some_and(|began| (began - start_s).abs() <= SAME_START_S)
+            let is_same = began.is_some_and(|began| (began - start_s).abs() <= SAME_START_S);
+            is_same && (is_loopback || !process.shares_our_network())
         };
         let mut same = processes()
             .enumerate()

@@ -85,8 +85,8 @@ pub fn tick_ns() -> u64 {
 pub struct Process {
     pid: u32,
     start_ticks: u64,
-    /// What the last listing of its descriptors counted, for kernels that do not tell the count.
-    descriptors_listed: AtomicU64,
+    /// Its descriptors as last counted, for glances where the kernel does not tell the count.
+    descriptors_counted: AtomicU64,
 }
 
 impl Process {
@@ -110,13 +110,12 @@ impl Process {
         let process = Self {
             pid,
             start_ticks: stat.start_ticks,
-            descriptors_listed: AtomicU64::new(0),
+            descriptors_counted: AtomicU64::new(0),
         };
         let reading = || -> io::Result<()> {
             let mut part = Part::default();
             process.read_memory(&mut part)?;
-            part.descriptor_count = Some(process.list_descriptors()?);
-            Ok(())
+            process.read_descriptors(&mut part)
         };
         reading().map_err(|error| match error.kind() {
             io::ErrorKind::PermissionDenied => wrong(format!(
@@ -152,10 +151,7 @@ impl Process {
                 return Ok(None);
             };
             self.read_memory(&mut part)?;
-            part.descriptor_count = Some(match self.count_descriptors() {
-                Some(count) => count,
-                None => self.list_descriptors()?,
-            });
+            self.read_descriptors(&mut part)?;
             Ok(Some(part))
         };
         match read() {
@@ -178,7 +174,7 @@ impl Process {
         part.rss_bytes = Some(pages * rustix::param::page_size() as u64);
         part.descriptor_count = Some(
             self.count_descriptors()
-                .unwrap_or_else(|| self.descriptors_listed.load(Ordering::Relaxed)),
+                .unwrap_or_else(|| self.descriptors_counted.load(Ordering::Relaxed)),
         );
         Some(part)
     }
@@ -225,10 +221,20 @@ impl Process {
         Some(directory.size()).filter(|&count| count > 0)
     }
 
-    fn list_descriptors(&self) -> io::Result<u64> {
-        let count = fs::read_dir(format!("/proc/{}/fd", self.pid))?.count() as u64;
-        self.descriptors_listed.store(count, Ordering::Relaxed);
-        Ok(count)
+    fn read_descriptors(&self, part: &mut Part) -> io::Result<()> {
+        let count = match self.count_descriptors() {
+            Some(count) => count,
+            None => fs::read_dir(format!("/proc/{}/fd", self.pid))?.count() as u64,
+        };
+        self.descriptors_counted.store(count, Ordering::Relaxed);
+        part.descriptor_count = Some(count);
+        Ok(())
+    }
+
+    /// Whether its addresses and ports are those of this process: containers have their own.
+    pub fn shares_our_network(&self) -> bool {
+        let network = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/net")).ok();
+        network("self") == network(&self.pid.to_string())
     }
 
     /// Whether one of its descriptors is a TCP socket that listens on `port`, in its own network.
@@ -381,6 +387,18 @@ mod tests {
         for wrong in ["", "17 (a", "17 (a)", "17 (a) S 1 2 3", &text[..60]] {
             assert!(Stat::parse(wrong).is_none(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn another_process_with_the_same_id_is_not_taken_for_it() {
+        let mut process = Process::open(std::process::id()).unwrap();
+        assert!(process.sample().is_ok() && process.glance().is_some());
+        process.start_ticks += 1;
+        let Err(Failure::Broken(text)) = process.sample() else {
+            panic!("it began at another moment");
+        };
+        assert!(text.ends_with("ended during the run"), "{text}");
+        assert!(process.glance().is_none());
     }
 
     #[test]

@@ -1,7 +1,11 @@
 //! Servers whose behaviour is known: this process, children that end, and endpoints that answer what they should not.
 
+use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,6 +13,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use super::*;
+use crate::clock::thread_cpu_ns;
 use crate::report::Report;
 
 /// What an endpoint does with each request.
@@ -184,6 +189,59 @@ fn this_process_uses_time_and_memory() {
 }
 
 #[test]
+fn processor_time_of_threads_that_came_and_went_counts() {
+    let servers = Servers::open(&pids(&[std::process::id()])).unwrap();
+    let before = servers.sample().unwrap();
+    let burnt_ns = 150_000_000;
+    let burner = thread::spawn(move || while thread_cpu_ns() < burnt_ns {});
+    burner.join().unwrap();
+    let after = servers.sample().unwrap();
+    let cpu_us = Usage::between(&before, &after).cpu_us;
+    assert!(cpu_us > 100_000.0, "{cpu_us}");
+}
+
+#[test]
+fn threads_may_come_and_go_while_they_are_read() {
+    let stop = Arc::new(AtomicBool::new(false));
+    let stop_seen = Arc::clone(&stop);
+    let spawner = thread::spawn(move || {
+        while !stop_seen.load(Ordering::Relaxed) {
+            let brood: Vec<_> = (0..4).map(|_| thread::spawn(|| ())).collect();
+            brood.into_iter().for_each(|thread| thread.join().unwrap());
+        }
+    });
+    let servers = Servers::open(&pids(&[std::process::id()])).unwrap();
+    let begin = servers.sample().unwrap();
+    let mut last = servers.glance();
+    for _ in 0..100 {
+        let glance = servers.glance();
+        assert_eq!(Glance::points(&last, &glance).len(), 1);
+        last = glance;
+    }
+    let usage = Usage::between(&begin, &servers.sample().unwrap());
+    assert!((0.0..64.0).contains(&usage.cores), "{usage:?}");
+    stop.store(true, Ordering::Relaxed);
+    spawner.join().unwrap();
+}
+
+#[test]
+fn a_process_may_have_any_name() {
+    let name = OsStr::from_bytes(b"a) Z 1 (\xff\n");
+    let directory = std::env::temp_dir().join(format!("throng-load-{}", std::process::id()));
+    std::fs::create_dir(&directory).unwrap();
+    let program = directory.join(name);
+    symlink("/bin/cat", &program).unwrap();
+    let mut command = Command::new(&program);
+    command.arg0("cat").stdin(Stdio::piped());
+    let sleeper = Sleeper(command.spawn().unwrap());
+    std::fs::remove_dir_all(&directory).unwrap();
+    let servers = Servers::open(&pids(&[sleeper.0.id()])).unwrap();
+    let sample = servers.sample().unwrap();
+    assert!(sample.parts[0].threads[0].name.starts_with("a) Z 1 ("));
+    assert!(servers.glance().gone().is_empty());
+}
+
+#[test]
 fn a_process_that_is_not_there_or_not_to_be_looked_at_is_refused() {
     assert!(refusal(&pids(&[u32::MAX])).contains("there is no such process"));
     assert!(refusal(&pids(&[0])).contains("there is no such process"));
@@ -292,6 +350,10 @@ fn metrics_of_a_process_that_is_given_too_are_not_another_server() {
     // What `/proc` tells is the finer, and stands.
     assert_ne!(sample.parts[0].rss_bytes, Some(1 << 20));
     assert!(!sample.parts[0].threads.is_empty());
+    let mut report = Report::new("test");
+    report_usage(&sample, &sample, "message", 1, &mut report);
+    let note = format!("the metrics of {} are server", scripted.address);
+    assert!(report.text().contains(&note), "{}", report.text());
     assert_eq!(
         Glance::points(&Glance::default(), &servers.glance()),
         [],
@@ -336,6 +398,8 @@ fn two_paths_of_a_host_are_two_servers_and_one_path_twice_is_a_mistake() {
     };
     let other = format!("http://{address}/other");
     let servers = Servers::open(&beside([&url, &other])).unwrap();
+    assert_eq!(servers.sample().unwrap().parts.len(), 2);
+    assert!(servers.glance().gone().is_empty());
     assert_eq!(
         servers.names(),
         [format!("{address}"), format!("{address}/other")]
@@ -353,7 +417,7 @@ fn what_is_no_endpoint_of_metrics_is_refused_with_the_reason() {
         ("http:///metrics", "no URL"),
         ("http://user:key@127.0.0.1/metrics", "no user name"),
         ("http://127.0.0.1:99999/metrics", "port is no number"),
-        ("http://127.0.0.1:1/metrics", "onnection"),
+        ("http://127.0.0.1:1/metrics", "nobody listens there"),
         ("", "no URL"),
     ] {
         let beside = Beside {

@@ -119,6 +119,11 @@ pub fn report_usage(before: &Sample, after: &Sample, per: &str, count: u64, repo
     }
     for (before, after) in &pairs {
         let name = &after.name;
+        if let Some(endpoint) = &after.endpoint
+            && !after.threads.is_empty()
+        {
+            report.note(format!("the metrics of {endpoint} are server {name}'s"));
+        }
         if cpu_ns(before, after).is_none() {
             report.note(format!(
                 "server {name} does not tell its processor time (process_cpu_seconds_total): sums of it are left out"
