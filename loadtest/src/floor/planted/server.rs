@@ -422,6 +422,13 @@ impl Server {
                     Incoming::Message(opcode, payload) => {
                         tally.messages += 1;
                         self.first_message_ns.get_or_insert(now);
+                        let intended_ns = Stamp::read(payload).map(|stamp| stamp.due_ns);
+                        let before_ns = std::mem::replace(&mut connection.intended_ns, intended_ns);
+                        if let Some((intended_ns, before_ns)) = intended_ns.zip(before_ns) {
+                            tally
+                                .spacing
+                                .saturating_record(intended_ns.saturating_sub(before_ns));
+                        }
                         let mut bytes = Vec::with_capacity(payload.len() + 10);
                         encode_header(&mut bytes, true, opcode, payload.len());
                         let header_bytes = bytes.len();
@@ -432,7 +439,7 @@ impl Server {
                             sender: id,
                             room,
                             came_ns: now,
-                            intended_ns: Stamp::read(payload).map(|stamp| stamp.due_ns),
+                            intended_ns,
                         });
                         Ok(())
                     }

@@ -64,6 +64,9 @@ pub struct Tally {
     pub cut: u64,
     /// The stalls: from when to when, nanoseconds.
     pub stalls: Vec<(u64, u64)>,
+    /// From the moment one stamped message of a connection was to be sent to that of its next: a publisher that keeps to
+    /// its timetable, however late it is, has only one value here.
+    pub spacing: Histogram<u64>,
     /// From the moment a message came to the moment its delivery was due: what was planted.
     pub planted: Histogram<u64>,
     /// From the moment a message came to the moment its delivery was written: what came of it.
@@ -95,6 +98,7 @@ impl Default for Tally {
             last_close_ns: None,
             cut: 0,
             stalls: Vec::new(),
+            spacing: latency_histogram(),
             planted: latency_histogram(),
             written: latency_histogram(),
             answered: latency_histogram(),
@@ -135,6 +139,7 @@ impl Tally {
             let _ = writeln!(text, "{:<12} {ms:.3} ms", "closed over");
         }
         for (name, histogram) in [
+            ("spacing", &self.spacing),
             ("planted", &self.planted),
             ("written", &self.written),
             ("answered", &self.answered),
