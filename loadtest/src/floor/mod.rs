@@ -33,7 +33,7 @@ pub enum Floor {
     UringFanout(FanOutArguments),
     /// Rooms by path, and whatever goes wrong as it is told to: delays, stalls, lost, doubled, late, spoiled and
     /// strayed deliveries, limits, closes, garbage. Says on exit what was planted, to compare a load's report with
-    Planted(planted::Arguments),
+    Planted(Box<planted::Arguments>),
 }
 
 /// What every loop is told.

@@ -24,7 +24,7 @@ pub struct Plants {
     pub delay_each: Draw,
     /// Stop altogether, that long after the first message: 2s:1s stops from 2 s on for 1 s. Repeatable
     #[arg(long, value_name = "AT:FOR")]
-    pub stall: Vec<Stall>,
+    pub stall: Vec<Span>,
     /// Do not write one delivery in N
     #[arg(long, value_name = "1/N")]
     pub lose: Option<OneIn>,
@@ -46,6 +46,9 @@ pub struct Plants {
     /// Refuse the first N upgrades with 503
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub refuse_first: u32,
+    /// Refuse upgrades with 503, from that long after the first upgrade on, for that long: 2s:500ms. Repeatable
+    #[arg(long, value_name = "AT:FOR")]
+    pub refuse: Vec<Span>,
     /// Serve so many messages a second: one after the other, each in 1/N s; what comes faster waits
     #[arg(long, value_name = "N")]
     pub messages_per_s_max: Option<f64>,
@@ -53,7 +56,7 @@ pub struct Plants {
     #[arg(long, value_name = "N")]
     pub deliveries_per_s_max: Option<f64>,
     /// Close all that are there, that long after the first upgrade, with that code: 2s:1012. They are told to
-    /// reconnect before; who comes later stays
+    /// reconnect before; who comes later stays. 1006 ends the stream without a close frame, and without a word
     #[arg(long, value_name = "AFTER:CODE")]
     pub close_after: Option<Closing>,
     /// Spread those closes evenly over that long
@@ -86,6 +89,7 @@ impl Default for Plants {
             misroute: None,
             connections_max: None,
             refuse_first: 0,
+            refuse: Vec::new(),
             messages_per_s_max: None,
             deliveries_per_s_max: None,
             close_after: None,
@@ -123,15 +127,21 @@ impl Plants {
                 "the faults are more than one delivery in two together: they could not be kept apart".into(),
             ));
         }
-        let mut stalls = self.stall.clone();
-        stalls.sort_by_key(|stall| stall.at_ns);
-        if stalls
+        if self
+            .stalls()
             .windows(2)
             .any(|pair| pair[0].at_ns + pair[0].for_ns > pair[1].at_ns)
         {
             return Err(Failure::Usage("two stalls overlap".into()));
         }
         Ok(())
+    }
+
+    /// The stalls in the order in which they come.
+    pub fn stalls(&self) -> Vec<Span> {
+        let mut stalls = self.stall.clone();
+        stalls.sort_by_key(|stall| stall.at_ns);
+        stalls
     }
 
     /// How often each fault comes, in the order of [`super::faults::Fault`].
@@ -182,16 +192,16 @@ impl FromStr for OneIn {
     }
 }
 
-/// A time in which the server does nothing at all.
+/// A time in which something is planted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stall {
-    /// From when on, nanoseconds after the first message.
+pub struct Span {
+    /// From when on, nanoseconds after the first message or upgrade.
     pub at_ns: u64,
     /// For how long, nanoseconds.
     pub for_ns: u64,
 }
 
-impl FromStr for Stall {
+impl FromStr for Span {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -205,12 +215,15 @@ impl FromStr for Stall {
     }
 }
 
+/// The close code that stands for the end of the stream without a close frame (RFC 6455 §7.4.1).
+pub const CLOSE_ABNORMAL: u16 = 1006;
+
 /// When all connections are closed, and with which code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Closing {
     /// Nanoseconds after the first upgrade.
     pub after_ns: u64,
-    /// The close code.
+    /// The close code; [`CLOSE_ABNORMAL`]: none.
     pub code: u16,
 }
 
@@ -224,7 +237,7 @@ impl FromStr for Closing {
         let code = code
             .parse()
             .ok()
-            .filter(|code| matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999))
+            .filter(|code| matches!(code, 1000..=1003 | 1006..=1014 | 3000..=4999))
             .ok_or_else(|| format!("{code}: no close code that may be sent (RFC 6455 §7.4)"))?;
         Ok(Self {
             after_ns: parse_duration(after)?,
@@ -297,7 +310,7 @@ mod tests {
     #[test]
     fn flags_are_read_as_they_are_written() {
         assert_eq!("1/10000".parse(), Ok(OneIn(10_000)));
-        let stall = Stall {
+        let stall = Span {
             at_ns: 2_000_000_000,
             for_ns: 500_000_000,
         };
@@ -311,9 +324,9 @@ mod tests {
             assert!(wrong.parse::<OneIn>().is_err(), "{wrong}");
         }
         for wrong in ["2s", "2s:1", "1s:x"] {
-            assert!(wrong.parse::<Stall>().is_err(), "{wrong}");
+            assert!(wrong.parse::<Span>().is_err(), "{wrong}");
         }
-        for wrong in ["1s:1005", "1s:1006", "1s:1015", "1s:999", "1s:5000", "1s"] {
+        for wrong in ["1s:1005", "1s:1004", "1s:1015", "1s:999", "1s:5000", "1s"] {
             assert!(wrong.parse::<Closing>().is_err(), "{wrong}");
         }
     }

@@ -16,7 +16,7 @@ use throng::protocol::{OpCode, encode_header};
 use super::connection::{Connection, Incoming, Over, State, read_frames};
 use super::distribution::choices;
 use super::faults::{Faults, Write};
-use super::plants::{Closing, Garbage, Plants, Stall};
+use super::plants::{CLOSE_ABNORMAL, Closing, Garbage, Plants, Span};
 use super::schedule::{Due, Frame, MemberId, Schedule};
 use super::tally::{Planted, Tally};
 use crate::clock::now_ns;
@@ -54,7 +54,7 @@ pub struct Server {
     first_message_ns: Option<u64>,
     first_upgrade_ns: Option<u64>,
     /// Those that are still to come, in order.
-    stalls: VecDeque<Stall>,
+    stalls: VecDeque<Span>,
     closing: Option<Closing>,
     /// When who is sent a close frame, in order.
     closes: VecDeque<(u64, MemberId)>,
@@ -78,8 +78,6 @@ impl Server {
             epoll::EventData::new_u64(LISTENER),
             epoll::EventFlags::IN,
         )?;
-        let mut stalls = plants.stall.clone();
-        stalls.sort_by_key(|stall| stall.at_ns);
         Ok(Self {
             planted: Arc::default(),
             epoll,
@@ -96,7 +94,7 @@ impl Server {
             dirty: Vec::new(),
             first_message_ns: None,
             first_upgrade_ns: None,
-            stalls: stalls.into(),
+            stalls: plants.stalls().into(),
             closing: plants.close_after,
             closes: VecDeque::new(),
             cuts: VecDeque::new(),
@@ -240,6 +238,13 @@ impl Server {
             let Some(connection) = open(&mut self.connections, member) else {
                 continue;
             };
+            tally.closed += 1;
+            tally.first_close_ns.get_or_insert_with(now_ns);
+            tally.last_close_ns = Some(now_ns());
+            if code == CLOSE_ABNORMAL {
+                self.drop_connection(member, Over::Gone, tally);
+                continue;
+            }
             let after_ms = self.plants.reconnect_after_ms;
             let notice = format!("{{\"type\":\"reconnect\",\"after_ms\":{after_ms}}}");
             let queued = connection
@@ -249,7 +254,6 @@ impl Server {
                 self.dirty.push(member);
             }
             self.leave(member, State::Closing);
-            tally.closed += 1;
             self.cuts.push_back((now + CLOSE_PATIENCE_NS, member));
             if let Err(over) = queued {
                 self.drop_connection(member, over, tally);
@@ -471,9 +475,17 @@ impl Server {
             .plants
             .connections_max
             .is_some_and(|max| self.open_count >= max);
-        if is_full || self.refuse_first > 0 {
+        let since_ns = self
+            .first_upgrade_ns
+            .map(|first_ns| now_ns().saturating_sub(first_ns));
+        let is_shut = since_ns.is_some_and(|since_ns| {
+            let mut spans = self.plants.refuse.iter();
+            spans.any(|span| (span.at_ns..span.at_ns + span.for_ns).contains(&since_ns))
+        });
+        if is_full || is_shut || self.refuse_first > 0 {
             let body = match self.plants.connections_max {
                 Some(max) if is_full => format!("{max} connections are all there may be\n"),
+                _ if is_shut => "nobody is let in for now\n".to_owned(),
                 _ => "the first ones are refused\n".to_owned(),
             };
             self.refuse_first = self.refuse_first.saturating_sub(1);

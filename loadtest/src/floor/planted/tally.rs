@@ -56,6 +56,10 @@ pub struct Tally {
     pub unreachable: u64,
     /// Members that were closed as planted.
     pub closed: u64,
+    /// When the first of them was, nanoseconds.
+    pub first_close_ns: Option<u64>,
+    /// When the last of them was, nanoseconds.
+    pub last_close_ns: Option<u64>,
     /// Members that were cut off because they did not read, or sent what no client may.
     pub cut: u64,
     /// The stalls: from when to when, nanoseconds.
@@ -87,6 +91,8 @@ impl Default for Tally {
             overflowed: 0,
             unreachable: 0,
             closed: 0,
+            first_close_ns: None,
+            last_close_ns: None,
             cut: 0,
             stalls: Vec::new(),
             planted: latency_histogram(),
@@ -123,6 +129,10 @@ impl Tally {
         for (from_ns, to_ns) in &self.stalls {
             let ms = (to_ns - from_ns) as f64 / 1e6;
             let _ = writeln!(text, "{:<12} {ms:.3} ms", "stalled");
+        }
+        if let Some((first_ns, last_ns)) = self.first_close_ns.zip(self.last_close_ns) {
+            let ms = (last_ns - first_ns) as f64 / 1e6;
+            let _ = writeln!(text, "{:<12} {ms:.3} ms", "closed over");
         }
         for (name, histogram) in [
             ("planted", &self.planted),

@@ -213,6 +213,21 @@ fn upgrades_beyond_the_limit_are_refused_until_somebody_leaves() {
 }
 
 #[test]
+fn nobody_is_let_in_while_the_server_is_shut() {
+    let server = Running::start("--refuse 0ms:300ms");
+    join(&server, "/rooms/a");
+    let joined_ns = now_ns();
+    let (mut stream, head) = ask(&server, "/rooms/a");
+    assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
+    let mut body = String::new();
+    stream.read_to_string(&mut body).unwrap();
+    assert_eq!(body, "nobody is let in for now\n");
+    while !ask(&server, "/rooms/a").1.starts_with("HTTP/1.1 101 ") {}
+    assert!(now_ns() - joined_ns >= 290 * MS);
+    assert_eq!(server.tally().upgraded, 2);
+}
+
+#[test]
 fn all_are_closed_as_planted_with_a_word_before_and_who_comes_later_stays() {
     let server =
         Running::start("--close-after 300ms:1012 --close-over 200ms --reconnect-after-ms 750");
@@ -239,6 +254,14 @@ fn all_are_closed_as_planted_with_a_word_before_and_who_comes_later_stays() {
     send(&mut late, b"still here");
     assert_eq!(receive(&mut late).1, b"still here");
     assert_eq!((server.tally().closed, server.tally().cut), (4, 0));
+}
+
+#[test]
+fn all_are_cut_off_without_a_close_frame_when_that_is_planted() {
+    let server = Running::start("--close-after 200ms:1006 --close-over 0ms");
+    let mut streams: Vec<_> = (0..3).map(|_| join(&server, "/rooms/a")).collect();
+    streams.iter_mut().for_each(assert_ended);
+    assert_eq!((server.tally().closed, server.tally().cut), (3, 0));
 }
 
 #[test]
