@@ -7,7 +7,10 @@ mod expect;
 mod figures;
 mod hdr;
 mod host;
+mod html;
 pub mod json;
+#[cfg(test)]
+mod sample;
 mod table;
 mod timeline;
 
@@ -201,6 +204,15 @@ impl Report {
     /// When the file cannot be written.
     pub fn write_json(&self, path: &Path) -> Result<(), Failure> {
         self.document.write(path)
+    }
+
+    /// Writes the report as one page that opens from disk: verdict, plots, figures.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_html(&self, path: &Path) -> Result<(), Failure> {
+        std::fs::write(path, html::page(&self.document))
+            .map_err(|error| Failure::Usage(format!("--html {}: {error}", path.display())))
     }
 
     /// Writes the latency of each interval as an HDR histogram log, in nanoseconds.
