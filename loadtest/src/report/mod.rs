@@ -1,14 +1,16 @@
 //! What a run found: named figures, histograms and a timeline; told to a person, written to files, compared.
 //!
 //! A report only keeps and tells: it measures nothing and decides nothing but whether expectations were met. All of it is one
-//! [`Document`](json::Document), so that the table, the file and the page cannot disagree.
+//! `Document`, so that the table, the file and the page cannot disagree.
 
+pub mod compare;
 mod expect;
 mod figures;
 mod hdr;
 mod host;
 mod html;
-pub mod json;
+mod json;
+mod noise;
 #[cfg(test)]
 mod sample;
 mod table;

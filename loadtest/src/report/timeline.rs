@@ -125,25 +125,30 @@ pub struct Interval {
 impl Timeline {
     /// The whole seconds of the phases called `name`.
     pub fn points_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Point> {
-        self.points
-            .iter()
-            .filter(move |point| self.phase_of(point) == Some(name))
+        self.points.iter().filter(move |point| {
+            self.phase_of(point.at_ms.saturating_sub(1000), point.at_ms) == Some(name)
+        })
     }
 
-    /// The phase that a point's whole second lies in; none when it spans two.
-    fn phase_of(&self, point: &Point) -> Option<&str> {
-        let from_ms = point.at_ms.saturating_sub(1000);
+    /// The intervals that lie in the phases called `name`.
+    pub fn intervals_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Interval> {
+        self.intervals.iter().filter(move |interval| {
+            let to_ms = interval.from_ms.saturating_add(interval.length_ms);
+            self.phase_of(interval.from_ms, to_ms) == Some(name)
+        })
+    }
+
+    /// The phase that a stretch lies in; none when it spans two.
+    fn phase_of(&self, from_ms: u64, to_ms: u64) -> Option<&str> {
         let at = |ms: u64| self.phases.iter().rposition(|phase| phase.from_ms <= ms);
         // The clock that ends a second is some milliseconds late, and a phase begins when it can.
-        let (first, last) = (
-            at(from_ms + SLACK_MS)?,
-            at(point.at_ms - SLACK_MS.min(point.at_ms))?,
-        );
+        let first = at(from_ms.saturating_add(SLACK_MS))?;
+        let last = at(to_ms.saturating_sub(SLACK_MS))?;
         (first == last).then(|| self.phases[last].name.as_str())
     }
 }
 
-/// A second that reaches this far into another phase counts as whole.
+/// A second that reaches this far into another phase counts as whole, milliseconds.
 const SLACK_MS: u64 = 50;
 
 #[cfg(test)]
@@ -174,6 +179,24 @@ mod tests {
         assert_eq!(of(MEASURE), [3004, 4000]);
         assert_eq!(of("connect"), [1000, 2000]);
         assert_eq!(of("drain"), [0; 0], "its only second began in another");
+        let interval = |from_ms, length_ms| Interval {
+            from_ms,
+            length_ms,
+            histogram: latency_histogram(),
+        };
+        let timed = Timeline {
+            intervals: vec![
+                interval(1000, 1000),
+                interval(2004, 1000),
+                interval(3000, 2000),
+            ],
+            ..timeline.clone()
+        };
+        let found: Vec<u64> = timed
+            .intervals_of(MEASURE)
+            .map(|interval| interval.from_ms)
+            .collect();
+        assert_eq!(found, [2004]);
         let none = Timeline {
             phases: Vec::new(),
             ..timeline.clone()
