@@ -95,7 +95,7 @@ impl Row {
     fn words(&self) -> String {
         let share = |noise: f64| match self.a.abs() {
             0.0 => String::new(),
-            size => format!(" {}", Unit::Share.human(noise / size)),
+            size => format!(", ±{}", Unit::Share.human(noise / size)),
         };
         match self.verdict {
             Verdict::Equal => "equal".into(),
@@ -107,7 +107,7 @@ impl Row {
                     Some(false) => "WORSE",
                     None => "DIFFERENT",
                 };
-                format!("{word}, noise{}", share(noise))
+                format!("{word}{}", share(noise))
             }
             Verdict::Unknown => "one run each: noise unknown".into(),
         }
@@ -228,13 +228,26 @@ impl Comparison {
 
     /// Where the noise was taken from.
     fn provenance(&self) -> String {
-        match (self.a.len(), self.b.len()) {
+        let mut text = match (self.a.len(), self.b.len()) {
             (1, 1) => "one run a side: noise is that of the seconds within each run; what differs from run to run is not in it. \
                        Give several runs a side (A1.json,A2.json,A3.json) for that"
-                .into(),
+                .to_owned(),
             (1, _) | (_, 1) => "noise is the spread between the runs of the side that has several; the other is taken to vary alike".into(),
             (a, b) => format!("noise is the spread between the runs of each side ({a} and {b})"),
+        };
+        let judged = self
+            .rows
+            .iter()
+            .filter(|row| matches!(row.verdict, Verdict::Within(_) | Verdict::Beyond(_)))
+            .count();
+        if judged >= 20 {
+            let _ = write!(
+                text,
+                ". Of {judged} figures judged, chance alone calls about {} different",
+                judged.div_ceil(20)
+            );
         }
+        text
     }
 }
 
@@ -475,10 +488,10 @@ mod tests {
             };
             row.words()
         };
-        assert_eq!(words("latency_p99_ms", 9.0), "BETTER, noise 1 %");
-        assert_eq!(words("latency_p99_ms", 11.0), "WORSE, noise 1 %");
-        assert_eq!(words("deliveries_per_s", 11.0), "BETTER, noise 1 %");
-        assert_eq!(words("published", 11.0), "DIFFERENT, noise 1 %");
+        assert_eq!(words("latency_p99_ms", 9.0), "BETTER, ±1 %");
+        assert_eq!(words("latency_p99_ms", 11.0), "WORSE, ±1 %");
+        assert_eq!(words("deliveries_per_s", 11.0), "BETTER, ±1 %");
+        assert_eq!(words("published", 11.0), "DIFFERENT, ±1 %");
     }
 
     #[test]

@@ -169,11 +169,6 @@ impl Report {
         self.document.figures.get(name)
     }
 
-    /// All of it.
-    pub fn document(&self) -> &Document {
-        &self.document
-    }
-
     /// Compares with expectations such as `lost=0` or `latency_p99_ms<50ms`; each that is not met becomes a fault.
     ///
     /// # Errors
@@ -278,13 +273,13 @@ mod tests {
         let mean = report.get("echo_mean_ms").unwrap();
         assert!((0.500..0.502).contains(&mean), "{mean}");
         assert!(report.text().contains("echo_p99_99_ms"));
-        assert_eq!(report.document().histograms["echo"].0, histogram);
-        assert!(!report.document().histograms.contains_key("nothing"));
-        assert_eq!(report.document().notes, [""; 0]);
+        assert_eq!(report.document.histograms["echo"].0, histogram);
+        assert!(!report.document.histograms.contains_key("nothing"));
+        assert_eq!(report.document.notes, [""; 0]);
 
         histogram.saturating_record(u64::MAX);
         report.latency("echo", &histogram);
-        assert!(report.document().notes[0].contains("ten minutes"));
+        assert!(report.document.notes[0].contains("ten minutes"));
     }
 
     #[test]
@@ -292,7 +287,7 @@ mod tests {
         let mut report = Report::new("test");
         report.figure("p99_ratio", f64::NAN);
         assert_eq!(report.get("p99_ratio"), None);
-        assert!(report.document().notes[0].contains("p99_ratio"));
+        assert!(report.document.notes[0].contains("p99_ratio"));
     }
 
     #[test]
