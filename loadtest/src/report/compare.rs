@@ -554,4 +554,35 @@ mod tests {
         );
         assert!(Comparison::of(vec![a], vec![b], true).is_ok());
     }
+
+    #[test]
+    fn files_are_read_by_side_and_what_is_wrong_names_the_file() {
+        let directory =
+            std::env::temp_dir().join(format!("throng-load-compare-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let file = |name: &str, value: f64| {
+            let path = directory.join(name);
+            runs(&[value])[0].write(&path).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let arguments = |a: String, b: String, expect: &[&str]| CompareArguments {
+            a,
+            b,
+            expect: expect.iter().map(|text| (*text).to_owned()).collect(),
+            force: false,
+        };
+        let a = [file("a1.json", 10.0), file("a2.json", 10.2)].join(",");
+        let b = file("b.json", 20.0);
+        assert_eq!(
+            run(&arguments(a.clone(), b.clone(), &["latency_p99_ms<2"])),
+            Ok(())
+        );
+        let met = run(&arguments(a.clone(), b.clone(), &["latency_p99_ms<1.9"]));
+        assert!(matches!(met, Err(Failure::Broken(_))), "{met:?}");
+        let read = run(&arguments(a.clone(), b.clone(), &["latency_p99_ms"]));
+        assert!(matches!(read, Err(Failure::Usage(_))), "{read:?}");
+        let missing = run(&arguments(a, format!("{b},nothing.json"), &[]));
+        std::fs::remove_dir_all(&directory).unwrap();
+        assert!(matches!(missing, Err(Failure::Usage(text)) if text.contains("nothing.json")));
+    }
 }

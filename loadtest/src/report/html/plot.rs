@@ -186,10 +186,16 @@ impl Plot<'_> {
             HEIGHT - BOTTOM
         );
         for (place, label) in &self.x_ticks {
+            let x = self.x(*place);
+            // The last label ends with the plot; in the middle of its mark it might be cut off.
+            let (anchor, x) = if x > WIDTH - 3.0 * RIGHT {
+                ("end", x + RIGHT / 2.0)
+            } else {
+                ("middle", x)
+            };
             let _ = write!(
                 out,
-                "<text class=\"tick\" text-anchor=\"middle\" x=\"{:.1}\" y=\"{}\">{}</text>",
-                self.x(*place),
+                "<text class=\"tick\" text-anchor=\"{anchor}\" x=\"{x:.1}\" y=\"{}\">{}</text>",
                 HEIGHT - BOTTOM + 18.0,
                 escape(label)
             );
