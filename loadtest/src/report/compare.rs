@@ -40,11 +40,18 @@ pub fn run(arguments: &CompareArguments) -> Result<(), Failure> {
     for text in &arguments.expect {
         Expectation::parse_ratio(text)?;
     }
+    let is_one_each = ![&arguments.a, &arguments.b]
+        .iter()
+        .any(|paths| paths.contains(','));
     let read = |paths: &str| -> Result<Vec<Document>, Failure> {
-        paths
-            .split(',')
-            .map(|path| Document::read(&PathBuf::from(path)))
-            .collect()
+        let read = |path| {
+            let mut document = Document::read(&PathBuf::from(path))?;
+            if !is_one_each {
+                document.timeline.intervals.clear(); // large, and only asked of runs that stand alone
+            }
+            Ok(document)
+        };
+        paths.split(',').map(read).collect()
     };
     let comparison = Comparison::of(read(&arguments.a)?, read(&arguments.b)?, arguments.force)?;
     print!("{}", comparison.text());

@@ -36,6 +36,9 @@ use json::{Document, Latency};
 /// The longest latency that a histogram tells apart, nanoseconds: ten minutes.
 const LATENCY_MAX_NS: u64 = 600_000_000_000;
 
+/// Intervals that a report keeps at most: 100 MiB of histograms, a megabyte or two in a file.
+pub const INTERVAL_COUNT_MAX: usize = 600;
+
 /// A latency histogram: nanoseconds, 1 µs to 10 minutes, three significant digits.
 pub fn latency_histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1_000, LATENCY_MAX_NS, 3).expect("the bounds are valid")
@@ -159,8 +162,9 @@ impl Report {
         self.document.faults.push(text.into());
     }
 
-    /// Keeps what happened when.
-    pub fn timeline(&mut self, timeline: Timeline) {
+    /// Keeps what happened when; of intervals at most [`INTERVAL_COUNT_MAX`], joined within their phases.
+    pub fn timeline(&mut self, mut timeline: Timeline) {
+        timeline.coarsen(INTERVAL_COUNT_MAX);
         self.document.timeline = timeline;
     }
 
