@@ -163,7 +163,22 @@ impl Report {
     }
 
     /// Keeps what happened when; of intervals at most [`INTERVAL_COUNT_MAX`], joined within their phases.
+    ///
+    /// A share of no time at all (not a number) counts as 0: JSON has no other word for it.
     pub fn timeline(&mut self, mut timeline: Timeline) {
+        let finite = |share: &mut f64| {
+            if !share.is_finite() {
+                *share = 0.0;
+            }
+        };
+        for point in &mut timeline.points {
+            finite(&mut point.client_share);
+            for server in &mut point.servers {
+                finite(&mut server.user_share);
+                finite(&mut server.system_share);
+                finite(&mut server.busiest_thread_share);
+            }
+        }
         timeline.coarsen(INTERVAL_COUNT_MAX);
         self.document.timeline = timeline;
     }
@@ -292,6 +307,30 @@ mod tests {
         report.figure("p99_ratio", f64::NAN);
         assert_eq!(report.get("p99_ratio"), None);
         assert!(report.document.notes[0].contains("p99_ratio"));
+    }
+
+    #[test]
+    fn a_timeline_holds_only_what_json_can_say() {
+        let mut report = Report::new("test");
+        let server = ServerPoint {
+            user_share: f64::NAN,
+            system_share: 0.5,
+            busiest_thread_share: f64::INFINITY,
+            ..ServerPoint::default()
+        };
+        report.timeline(Timeline {
+            points: vec![Point {
+                client_share: f64::NAN,
+                servers: vec![server],
+                ..Point::default()
+            }],
+            ..Timeline::default()
+        });
+        let text = serde_json::to_string(&report.document).unwrap();
+        let read: Document = serde_json::from_str(&text).unwrap();
+        assert_eq!(read, report.document);
+        let server = &read.timeline.points[0].servers[0];
+        assert_eq!((server.user_share, server.system_share), (0.0, 0.5));
     }
 
     #[test]
