@@ -28,6 +28,7 @@ const SHORT_REQUEST: &str = "GET /rooms/lobby HTTP/1.1\r\nHost: 127.0.0.1:8080\r
 
 fn frames(c: &mut Criterion) {
     let mut group = c.benchmark_group("frame");
+    group.throughput(Throughput::Elements(1));
     for payload_bytes in [64, 128, 1_000, 70_000] {
         let mut client = Vec::new();
         encode_client_header(&mut client, true, OpCode::Text, payload_bytes, MASK);
@@ -180,6 +181,7 @@ fn handshakes(c: &mut Criterion) {
     let mut group = c.benchmark_group("handshake");
     for (name, request) in [("browser", BROWSER_REQUEST), ("short", SHORT_REQUEST)] {
         let bytes = request.as_bytes();
+        group.throughput(Throughput::Bytes(bytes.len() as u64));
         group.bench_function(format!("parse/{name}"), |b| {
             b.iter(|| parse_request(black_box(bytes), &options));
         });
