@@ -1,4 +1,7 @@
 //! What the protocol room costs: headers, masks, UTF-8, the handshake. Run: `cargo bench --bench protocol`.
+//!
+//! Floors: for headers a walk over frames whose lengths are known and a copy of finished headers, for masks a copy of the
+//! payload, for texts `std::str::from_utf8`.
 
 use std::hint::black_box;
 
@@ -25,6 +28,7 @@ const SHORT_REQUEST: &str = "GET /rooms/lobby HTTP/1.1\r\nHost: 127.0.0.1:8080\r
 
 fn frames(c: &mut Criterion) {
     let mut group = c.benchmark_group("frame");
+    group.throughput(Throughput::Elements(1));
     for payload_bytes in [64, 128, 1_000, 70_000] {
         let mut client = Vec::new();
         encode_client_header(&mut client, true, OpCode::Text, payload_bytes, MASK);
@@ -44,6 +48,30 @@ fn frames(c: &mut Criterion) {
             });
         });
     }
+    for payload_bytes in [64, 1_000] {
+        let mut out = Vec::with_capacity(16);
+        group.bench_function(format!("encode_client/{payload_bytes}"), |b| {
+            b.iter(|| {
+                out.clear();
+                encode_client_header(
+                    black_box(&mut out),
+                    true,
+                    OpCode::Text,
+                    black_box(payload_bytes),
+                    black_box(MASK),
+                )
+            });
+        });
+    }
+    let mut finished = Vec::new();
+    encode_header(&mut finished, true, OpCode::Text, 1_000);
+    let mut out = Vec::with_capacity(16);
+    group.bench_function("copy_only/1000", |b| {
+        b.iter(|| {
+            out.clear();
+            black_box(&mut out).extend_from_slice(black_box(&finished));
+        });
+    });
     // Frames of 64 bytes one behind the other, as a busy publisher's receive buffer has them.
     let mut buffer = Vec::new();
     for _ in 0..58 {
@@ -57,6 +85,17 @@ fn frames(c: &mut Criterion) {
             while let Ok(Some(header)) = decode_header(black_box(&buffer[at..]), Role::Server) {
                 payload_bytes += header.payload_bytes;
                 at += usize::from(header.header_bytes) + header.payload_bytes as usize;
+            }
+            payload_bytes
+        });
+    });
+    let frame_bytes = buffer.len() / 58;
+    group.bench_function("walk_only/buffer_of_58", |b| {
+        b.iter(|| {
+            let (mut at, mut payload_bytes) = (0, 0);
+            while let Some(&length) = black_box(&buffer).get(at + 1) {
+                payload_bytes += u64::from(length & 0x7f);
+                at += black_box(frame_bytes);
             }
             payload_bytes
         });
@@ -110,8 +149,26 @@ fn texts(c: &mut Criterion) {
                     )
                 });
             });
+            group.bench_function(format!("{name}_std/{text_bytes}"), |b| {
+                b.iter(|| std::str::from_utf8(black_box(text.as_bytes())).is_ok());
+            });
         }
     }
+    // A text that comes in reads of 4 KiB, which end within characters as often as not.
+    let text = "grüße €😀 ".repeat(4_096);
+    group.throughput(Throughput::Bytes(text.len() as u64));
+    group.bench_function("mixed_in_reads_of_4096", |b| {
+        b.iter(|| {
+            let mut validator = Utf8Validator::default();
+            let valid = black_box(text.as_bytes())
+                .chunks(4_096)
+                .all(|read| validator.push(read).is_ok());
+            valid && validator.is_complete()
+        });
+    });
+    group.bench_function("mixed_in_reads_of_4096_std_whole", |b| {
+        b.iter(|| std::str::from_utf8(black_box(text.as_bytes())).is_ok());
+    });
     group.finish();
 }
 
@@ -124,6 +181,7 @@ fn handshakes(c: &mut Criterion) {
     let mut group = c.benchmark_group("handshake");
     for (name, request) in [("browser", BROWSER_REQUEST), ("short", SHORT_REQUEST)] {
         let bytes = request.as_bytes();
+        group.throughput(Throughput::Bytes(bytes.len() as u64));
         group.bench_function(format!("parse/{name}"), |b| {
             b.iter(|| parse_request(black_box(bytes), &options));
         });

@@ -51,6 +51,8 @@ enum Command {
     /// Run a bare loop to compare a server with
     #[command(subcommand)]
     Floor(floor::Floor),
+    /// Compare the reports of two runs, or of several a side
+    Compare(report::compare::CompareArguments),
     #[command(flatten)]
     Scenario(Box<scenario::Scenario>),
 }
@@ -58,6 +60,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match CommandLine::parse().command {
         Command::Floor(floor) => floor::run(&floor),
+        Command::Compare(arguments) => report::compare::run(&arguments),
         Command::Scenario(scenario) => scenario::run(&scenario),
     };
     match result {

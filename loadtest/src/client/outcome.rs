@@ -5,9 +5,16 @@ use std::collections::BTreeMap;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
+use throng::protocol::client::ResponseError;
+
 use super::behaviour::Cause;
 use crate::histogram;
 use crate::report::{Report, latency_histogram};
+
+/// Kinds of refusals that are kept in words.
+const REFUSAL_KINDS_MAX: usize = 16;
+/// Characters of each.
+const REFUSAL_CHARS_MAX: usize = 160;
 
 /// Connections by their fate, and how long their handshakes took.
 #[derive(Debug, Serialize, Deserialize)]
@@ -20,6 +27,8 @@ pub struct Outcome {
     pub refused: BTreeMap<u16, u64>,
     /// Attempts that failed or were refused (by HTTP status; 0: neither) and were made again.
     pub retried: BTreeMap<u16, u64>,
+    /// Refusals in words (status, and the body's first line), whether or not tried again; the first kinds only.
+    pub refusals: BTreeMap<String, u64>,
     /// Open connections that the server closed, by close code (1006: without a close frame).
     pub closed_by_server: BTreeMap<u16, u64>,
     /// The same for connections that were expected to be closed (members that never read).
@@ -43,6 +52,7 @@ impl Outcome {
             failed: 0,
             refused: BTreeMap::new(),
             retried: BTreeMap::new(),
+            refusals: BTreeMap::new(),
             closed_by_server: BTreeMap::new(),
             closed_by_server_expected: BTreeMap::new(),
             stream_errors: 0,
@@ -76,6 +86,18 @@ impl Outcome {
         *self.retried.entry(status).or_default() += 1;
     }
 
+    /// Counts a refusal by its words.
+    pub fn refusal(&mut self, error: &ResponseError) {
+        let words = error.to_string();
+        let line = words.lines().next().unwrap_or_default();
+        let line: String = line.chars().take(REFUSAL_CHARS_MAX).collect();
+        if let Some(count) = self.refusals.get_mut(&line) {
+            *count += 1;
+        } else if self.refusals.len() < REFUSAL_KINDS_MAX {
+            self.refusals.insert(line, 1);
+        }
+    }
+
     /// Counts an open connection that the server closed.
     pub fn closed(&mut self, code: u16, expected: bool) {
         let counts = if expected {
@@ -103,6 +125,11 @@ impl Outcome {
                 *mine.entry(key).or_default() += count;
             }
         }
+        for (words, count) in other.refusals {
+            if self.refusals.len() < REFUSAL_KINDS_MAX || self.refusals.contains_key(&words) {
+                *self.refusals.entry(words).or_default() += count;
+            }
+        }
         self.stream_errors += other.stream_errors;
         self.unsent_bytes += other.unsent_bytes;
         if self.first_error.is_none() {
@@ -128,6 +155,9 @@ impl Outcome {
                 status => format!("retried_after_{status}"),
             };
             report.count(&name, *count);
+        }
+        for (words, count) in &self.refusals {
+            report.note(format!("{count} refused: {words}"));
         }
         for (code, count) in &self.closed_by_server {
             report.count(&format!("closed_by_server_{code}"), *count);

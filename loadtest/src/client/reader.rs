@@ -85,6 +85,7 @@ impl<B: Behaviour> Reader<'_, B> {
                 self.messages(link, &bytes[head_bytes..])
             }
             Err(error) => {
+                self.outcome.refusal(&error);
                 self.outcome
                     .error(|| format!("the upgrade was refused: {error}"));
                 self.lost = Some(Cause::Refused(error.status.unwrap_or(0)));

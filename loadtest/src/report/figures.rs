@@ -135,7 +135,7 @@ impl Unit {
             ("ms", _) => Self::Time(1_000_000),
             ("s" | "seconds", _) => Self::Time(1_000_000_000),
             ("bytes", _) => Self::Bytes,
-            ("share", _) => Self::Share,
+            ("share" | "loss", _) => Self::Share,
             ("ratio", _) => Self::Ratio,
             _ => Self::Count,
         }
@@ -305,10 +305,15 @@ impl Section {
             "drain",
         ]) {
             Self::Connections
-        } else if name.contains("latency") || name.starts_with("p99") {
+        } else if ["latency", "p50_", "p90_", "p99_", "_max_ms", "_mean_ms"]
+            .iter()
+            .any(|part| name.contains(part))
+        {
             Self::Latency
         } else if begins(&[
             "deliver",
+            "received",
+            "sent",
             "publish",
             "message",
             "lost",
@@ -377,6 +382,7 @@ mod tests {
             ("server_rss_bytes_per_connection_from_none", Unit::Bytes),
             ("server_rss_at_4000_bytes", Unit::Bytes),
             ("client_cpu_share", Unit::Share),
+            ("loss", Unit::Share),
             ("p99_ratio", Unit::Ratio),
             ("lost", Unit::Count),
             ("server_cores_used", Unit::Count),
@@ -477,6 +483,9 @@ mod tests {
             ("handshake_p99_ms", Section::Connections),
             ("lost_as_told", Section::Deliveries),
             ("beside_stalled_latency_p99_ms", Section::Latency),
+            ("echo_p99_9_ms", Section::Latency),
+            ("p99_ratio", Section::Latency),
+            ("received_bytes_per_s", Section::Deliveries),
             ("tcp_memory_after_bytes", Section::Server),
             ("client_waited_share", Section::Client),
         ] {

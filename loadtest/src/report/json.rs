@@ -246,13 +246,13 @@ mod tests {
         report.write_json(&path).unwrap();
         let read = Document::read(&path).unwrap();
         std::fs::remove_dir_all(&directory).unwrap();
-        assert_eq!(&read, report.document());
+        assert_eq!(read, report.document);
         assert!(report.write_json(&path).is_err(), "the directory is gone");
     }
 
     #[test]
     fn the_schema_is_what_the_documentation_says() {
-        let value = serde_json::to_value(report().document()).unwrap();
+        let value = serde_json::to_value(&report().document).unwrap();
         assert_eq!(value["schema"], "throng-load/1");
         assert_eq!(value["scenario"], "fanout");
         assert_eq!(value["figures"]["lost"], 0);
@@ -294,7 +294,7 @@ mod tests {
             let error = Document::parse(text).unwrap_err();
             assert!(error.contains(reason), "{text}: {error}");
         }
-        let whole = serde_json::to_string(report().document()).unwrap();
+        let whole = serde_json::to_string(&report().document).unwrap();
         assert!(Document::parse(&whole).is_ok());
         for (from, to, reason) in [
             (

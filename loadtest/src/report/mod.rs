@@ -1,13 +1,18 @@
 //! What a run found: named figures, histograms and a timeline; told to a person, written to files, compared.
 //!
 //! A report only keeps and tells: it measures nothing and decides nothing but whether expectations were met. All of it is one
-//! [`Document`](json::Document), so that the table, the file and the page cannot disagree.
+//! `Document`, so that the table, the file and the page cannot disagree.
 
+pub mod compare;
 mod expect;
 mod figures;
 mod hdr;
 mod host;
-pub mod json;
+mod html;
+mod json;
+mod noise;
+#[cfg(test)]
+mod sample;
 mod table;
 mod timeline;
 
@@ -29,6 +34,9 @@ use json::{Document, Latency};
 
 /// The longest latency that a histogram tells apart, nanoseconds: ten minutes.
 const LATENCY_MAX_NS: u64 = 600_000_000_000;
+
+/// Intervals that a report keeps at most: 100 MiB of histograms, a megabyte or two in a file.
+pub const INTERVAL_COUNT_MAX: usize = 600;
 
 /// A latency histogram: nanoseconds, 1 µs to 10 minutes, three significant digits.
 pub fn latency_histogram() -> Histogram<u64> {
@@ -122,19 +130,30 @@ impl Report {
         self.document.faults.push(text.into());
     }
 
-    /// Keeps what happened when.
-    pub fn timeline(&mut self, timeline: Timeline) {
+    /// Keeps what happened when; of intervals at most [`INTERVAL_COUNT_MAX`], joined within their phases.
+    ///
+    /// A share of no time at all (not a number) counts as 0: JSON has no other word for it.
+    pub fn timeline(&mut self, mut timeline: Timeline) {
+        let finite = |share: &mut f64| {
+            if !share.is_finite() {
+                *share = 0.0;
+            }
+        };
+        for point in &mut timeline.points {
+            finite(&mut point.client_share);
+            for server in &mut point.servers {
+                finite(&mut server.user_share);
+                finite(&mut server.system_share);
+                finite(&mut server.busiest_thread_share);
+            }
+        }
+        timeline.coarsen(INTERVAL_COUNT_MAX);
         self.document.timeline = timeline;
     }
 
     /// A figure by name.
     pub fn get(&self, name: &str) -> Option<f64> {
         self.document.figures.get(name)
-    }
-
-    /// All of it.
-    pub fn document(&self) -> &Document {
-        &self.document
     }
 
     /// Compares with expectations such as `lost=0` or `latency_p99_ms<50ms`; each that is not met becomes a fault.
@@ -169,6 +188,15 @@ impl Report {
     /// When the file cannot be written.
     pub fn write_json(&self, path: &Path) -> Result<(), Failure> {
         self.document.write(path)
+    }
+
+    /// Writes the report as one page that opens from disk: verdict, plots, figures.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_html(&self, path: &Path) -> Result<(), Failure> {
+        std::fs::write(path, html::page(&self.document))
+            .map_err(|error| Failure::Usage(format!("--html {}: {error}", path.display())))
     }
 
     /// Writes the latency of each interval as an HDR histogram log, in nanoseconds.
@@ -232,13 +260,13 @@ mod tests {
         let mean = report.get("echo_mean_ms").unwrap();
         assert!((0.500..0.502).contains(&mean), "{mean}");
         assert!(report.text().contains("echo_p99_99_ms"));
-        assert_eq!(report.document().histograms["echo"].0, histogram);
-        assert!(!report.document().histograms.contains_key("nothing"));
-        assert_eq!(report.document().notes, [""; 0]);
+        assert_eq!(report.document.histograms["echo"].0, histogram);
+        assert!(!report.document.histograms.contains_key("nothing"));
+        assert_eq!(report.document.notes, [""; 0]);
 
         histogram.saturating_record(u64::MAX);
         report.latency("echo", &histogram);
-        assert!(report.document().notes[0].contains("ten minutes"));
+        assert!(report.document.notes[0].contains("ten minutes"));
     }
 
     #[test]
@@ -246,7 +274,31 @@ mod tests {
         let mut report = Report::new("test");
         report.figure("p99_ratio", f64::NAN);
         assert_eq!(report.get("p99_ratio"), None);
-        assert!(report.document().notes[0].contains("p99_ratio"));
+        assert!(report.document.notes[0].contains("p99_ratio"));
+    }
+
+    #[test]
+    fn a_timeline_holds_only_what_json_can_say() {
+        let mut report = Report::new("test");
+        let server = ServerPoint {
+            user_share: f64::NAN,
+            system_share: 0.5,
+            busiest_thread_share: f64::INFINITY,
+            ..ServerPoint::default()
+        };
+        report.timeline(Timeline {
+            points: vec![Point {
+                client_share: f64::NAN,
+                servers: vec![server],
+                ..Point::default()
+            }],
+            ..Timeline::default()
+        });
+        let text = serde_json::to_string(&report.document).unwrap();
+        let read: Document = serde_json::from_str(&text).unwrap();
+        assert_eq!(read, report.document);
+        let server = &read.timeline.points[0].servers[0];
+        assert_eq!((server.user_share, server.system_share), (0.0, 0.5));
     }
 
     #[test]

@@ -110,7 +110,7 @@ pub struct ServerPoint {
 }
 
 /// The latency of one interval. A histogram of [`latency_histogram`](super::latency_histogram)'s bounds takes 170 KiB in
-/// memory and some hundred bytes in a file: runs of hours want intervals of minutes.
+/// memory and some hundred bytes in a file: see [`Timeline::coarsen`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
     /// When it begins.
@@ -125,25 +125,79 @@ pub struct Interval {
 impl Timeline {
     /// The whole seconds of the phases called `name`.
     pub fn points_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Point> {
-        self.points
-            .iter()
-            .filter(move |point| self.phase_of(point) == Some(name))
+        self.points.iter().filter(move |point| {
+            self.phase_of(point.at_ms.saturating_sub(1000), point.at_ms) == Some(name)
+        })
     }
 
-    /// The phase that a point's whole second lies in; none when it spans two.
-    fn phase_of(&self, point: &Point) -> Option<&str> {
-        let from_ms = point.at_ms.saturating_sub(1000);
+    /// The intervals that lie in the phases called `name`.
+    pub fn intervals_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Interval> {
+        self.intervals.iter().filter(move |interval| {
+            let to_ms = interval.from_ms.saturating_add(interval.length_ms);
+            self.phase_of(interval.from_ms, to_ms) == Some(name)
+        })
+    }
+
+    /// Joins neighbouring intervals of a phase, two by two, until there are at most `interval_count_max` of them or no two can be
+    /// joined. What takes a sample every second for hours calls this with each, and its memory is bounded.
+    pub fn coarsen(&mut self, interval_count_max: usize) {
+        while self.intervals.len() > interval_count_max {
+            let before = std::mem::take(&mut self.intervals);
+            let count_before = before.len();
+            let mut joined: Vec<Interval> = Vec::with_capacity(count_before);
+            let mut is_pair = false; // the last of `joined` is one of two already
+            for interval in before {
+                match joined.last_mut() {
+                    Some(last) if !is_pair && self.is_one_stretch(last, &interval) => {
+                        last.length_ms = interval.from_ms + interval.length_ms - last.from_ms;
+                        last.histogram += &interval.histogram;
+                        is_pair = true;
+                    }
+                    _ => {
+                        joined.push(interval);
+                        is_pair = false;
+                    }
+                }
+            }
+            self.intervals = joined;
+            if self.intervals.len() == count_before {
+                break;
+            }
+        }
+    }
+
+    /// Whether `later` follows `earlier` without a hole, in the same phase, in a histogram of the same bounds.
+    fn is_one_stretch(&self, earlier: &Interval, later: &Interval) -> bool {
+        let bounds = |interval: &Interval| {
+            (
+                interval.histogram.low(),
+                interval.histogram.high(),
+                interval.histogram.sigfig(),
+            )
+        };
+        let (from_ms, to_ms) = (
+            earlier.from_ms,
+            later.from_ms.saturating_add(later.length_ms),
+        );
+        let hole_ms = later
+            .from_ms
+            .abs_diff(earlier.from_ms.saturating_add(earlier.length_ms));
+        hole_ms <= SLACK_MS
+            && self.phase_of(from_ms, to_ms).is_some()
+            && bounds(earlier) == bounds(later)
+    }
+
+    /// The phase that a stretch lies in; none when it spans two.
+    fn phase_of(&self, from_ms: u64, to_ms: u64) -> Option<&str> {
         let at = |ms: u64| self.phases.iter().rposition(|phase| phase.from_ms <= ms);
         // The clock that ends a second is some milliseconds late, and a phase begins when it can.
-        let (first, last) = (
-            at(from_ms + SLACK_MS)?,
-            at(point.at_ms - SLACK_MS.min(point.at_ms))?,
-        );
+        let first = at(from_ms.saturating_add(SLACK_MS))?;
+        let last = at(to_ms.saturating_sub(SLACK_MS))?;
         (first == last).then(|| self.phases[last].name.as_str())
     }
 }
 
-/// A second that reaches this far into another phase counts as whole.
+/// A second that reaches this far into another phase counts as whole, milliseconds.
 const SLACK_MS: u64 = 50;
 
 #[cfg(test)]
@@ -174,11 +228,83 @@ mod tests {
         assert_eq!(of(MEASURE), [3004, 4000]);
         assert_eq!(of("connect"), [1000, 2000]);
         assert_eq!(of("drain"), [0; 0], "its only second began in another");
+        let interval = |from_ms, length_ms| Interval {
+            from_ms,
+            length_ms,
+            histogram: latency_histogram(),
+        };
+        let timed = Timeline {
+            intervals: vec![
+                interval(1000, 1000),
+                interval(2004, 1000),
+                interval(3000, 2000),
+            ],
+            ..timeline.clone()
+        };
+        let found: Vec<u64> = timed
+            .intervals_of(MEASURE)
+            .map(|interval| interval.from_ms)
+            .collect();
+        assert_eq!(found, [2004]);
         let none = Timeline {
             phases: Vec::new(),
             ..timeline.clone()
         };
         assert_eq!(none.points_of(MEASURE).count(), 0);
+    }
+
+    #[test]
+    fn intervals_are_joined_within_their_phase_and_nothing_is_lost() {
+        let interval = |second: u64| {
+            let mut histogram = latency_histogram();
+            histogram.record_n(second * 1_000_000, 10).unwrap();
+            Interval {
+                from_ms: second * 1000,
+                length_ms: 1000,
+                histogram,
+            }
+        };
+        let phase = |name: &str, from_ms| Phase {
+            name: name.into(),
+            from_ms,
+        };
+        let mut timeline = Timeline {
+            points: Vec::new(),
+            phases: vec![phase("warm-up", 1000), phase(MEASURE, 4000)],
+            // Three seconds of warm-up, eight that are measured, a hole, and two more.
+            intervals: (1..12).chain(20..22).map(interval).collect(),
+        };
+        timeline.coarsen(13);
+        assert_eq!(timeline.intervals.len(), 13, "so many may stay");
+        let stretches = |timeline: &Timeline| -> Vec<(u64, u64)> {
+            let intervals = timeline.intervals.iter();
+            intervals
+                .map(|interval| (interval.from_ms, interval.length_ms))
+                .collect()
+        };
+        timeline.coarsen(12);
+        let pairs = [
+            (1000, 2000),
+            (3000, 1000),
+            (4000, 2000),
+            (6000, 2000),
+            (8000, 2000),
+            (10_000, 2000),
+            (20_000, 2000),
+        ];
+        assert_eq!(stretches(&timeline), pairs);
+        timeline.coarsen(1);
+        assert_eq!(
+            stretches(&timeline),
+            [(1000, 3000), (4000, 8000), (20_000, 2000)]
+        );
+        let counts: Vec<u64> = timeline
+            .intervals
+            .iter()
+            .map(|interval| interval.histogram.len())
+            .collect();
+        assert_eq!(counts, [30, 80, 20]);
+        assert_eq!(timeline.intervals_of(MEASURE).count(), 2);
     }
 
     #[test]

@@ -137,7 +137,8 @@ impl Cast {
         } else {
             1
         };
-        (position.is_multiple_of(step) && position / step < self.publishers).then_some(position / step)
+        (position.is_multiple_of(step) && position / step < self.publishers)
+            .then_some(position / step)
     }
 
     /// Publishers that a reader of a room may hear.

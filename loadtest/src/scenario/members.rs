@@ -263,7 +263,10 @@ impl Members {
         let (count, due_ns) = self.orders.bursts;
         for _ in self.bursts..count {
             for index in 0..self.publishers.len() {
-                if self.publishers[index].number.is_multiple_of(self.cast.heard()) {
+                if self.publishers[index]
+                    .number
+                    .is_multiple_of(self.cast.heard())
+                {
                     self.post(index, due_ns, posts);
                 }
             }
@@ -486,4 +489,210 @@ pub fn times(tally: &Tally, name: &str) -> Histogram<u64> {
         histogram::add(&mut sum, found);
     }
     sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::Timetable;
+    use crate::dialect::Dialect;
+    use crate::scenario::cast::Back;
+
+    const MS: u64 = 1_000_000;
+
+    fn members(change: impl FnOnce(&mut Cast)) -> Members {
+        let mut cast = Cast {
+            dialect: Dialect::Raw,
+            prefix: "test",
+            rooms: 2,
+            room_members: 2,
+            publishers: 1,
+            publish_on_first: false,
+            targets: 1,
+            size: "64".parse().unwrap(),
+            interval_ns: 10 * MS,
+            in_flight: None,
+            stalled: 0,
+            crawling: 0,
+            crawl_bytes_per_s: 1,
+            churning: 0,
+            churn_ns: 100 * MS,
+            back: None,
+            seed: 1,
+        };
+        change(&mut cast);
+        let share = Share {
+            worker: 0,
+            worker_count: 1,
+            member_count: cast.member_count(),
+        };
+        let mut members = Members::new(&Arc::new(cast), share);
+        for local in 0..share.count() {
+            members.opened(local, 0, &mut Reply::default());
+        }
+        members
+    }
+
+    fn deliver(
+        members: &mut Members,
+        local: u32,
+        publisher: u32,
+        sequence: u32,
+        now_ns: u64,
+    ) -> Reply {
+        let mut payload = vec![0; 64];
+        Stamp {
+            publisher,
+            sequence,
+            due_ns: now_ns,
+        }
+        .write(&mut payload);
+        let mut reply = Reply::default();
+        let message = Message {
+            opcode: throng::protocol::OpCode::Binary,
+            payload: &payload,
+        };
+        members.message(local, message, now_ns, &mut reply);
+        reply
+    }
+
+    fn traffic(from_ns: u64, to_ns: u64) -> Orders {
+        Orders {
+            timetable: Some(Timetable {
+                traffic_from_ns: from_ns,
+                measure_from_ns: from_ns,
+                measure_to_ns: to_ns,
+            }),
+            ..Orders::default()
+        }
+    }
+
+    #[test]
+    fn who_is_refused_on_the_way_back_tries_again_with_longer_delays() {
+        let mut members = members(|cast| {
+            cast.back = Some(Back {
+                first_ns: 100 * MS,
+                max_ns: 300 * MS,
+                jitter: 0.0,
+                advice: true,
+                next_target: false,
+            });
+        });
+        let again = |verdict: Verdict| verdict.again_at_ns.unwrap();
+        let dropped = members.closed(1, Cause::Dropped, 1_000 * MS);
+        assert!(dropped.expected);
+        assert_eq!(again(dropped), 1_100 * MS);
+        assert_eq!(
+            again(members.closed(1, Cause::Refused(503), 1_200 * MS)),
+            1_400 * MS
+        );
+        assert_eq!(
+            again(members.closed(1, Cause::Failed, 2_000 * MS)),
+            2_300 * MS
+        );
+        members.opened(1, 2_500 * MS, &mut Reply::default());
+        let tally = members.tally(&[0, 0]);
+        assert!(times(&tally, "back").max().abs_diff(1_500 * MS) < 2 * MS);
+        assert_eq!(tally.count("back_on_target_0"), 1);
+    }
+
+    #[test]
+    fn who_was_never_in_is_not_tried_again_and_who_leaves_for_good_is_not_awaited() {
+        let mut members = members(|_| {});
+        members.flags[0] = 0;
+        assert_eq!(
+            members.closed(0, Cause::Refused(503), 0),
+            Verdict::default()
+        );
+        assert_eq!(
+            members.closed(1, Cause::Closed(1006), 0),
+            Verdict::default()
+        );
+        for local in [2, 3] {
+            deliver(&mut members, local, 1, 0, MS);
+        }
+        let counts = members.tally(&[5, 2]).deliveries;
+        assert_eq!(
+            (counts.delivered, counts.lost),
+            (2, 2),
+            "one each of room 1, nothing of room 0"
+        );
+    }
+
+    #[test]
+    fn what_was_missed_while_away_counts_only_when_nothing_was_published_meanwhile() {
+        let gap_on_return = |orders: Orders| {
+            let mut members = members(|_| {});
+            members.obey(&orders, 0);
+            deliver(&mut members, 1, 0, 0, MS);
+            members.closed(1, Cause::Dropped, 2 * MS);
+            members.opened(1, 9 * MS, &mut Reply::default());
+            deliver(&mut members, 1, 0, 3, 9 * MS);
+            members.tally(&[4, 0]).deliveries.lost
+        };
+        assert_eq!(
+            gap_on_return(traffic(0, 100 * MS)),
+            4,
+            "of its publisher itself"
+        );
+        assert_eq!(gap_on_return(Orders::default()), 4 + 2);
+    }
+
+    #[test]
+    fn publishers_keep_their_schedule_and_skip_what_was_due_while_they_were_away() {
+        let mut members = members(|_| {});
+        members.obey(&traffic(0, 100 * MS), 0);
+        let mut posts = Posts::default();
+        let mut now = 0;
+        while let Some(due_ns) = members.turn(now, &mut posts) {
+            if now > 50 * MS {
+                members.closed(0, Cause::Left, now);
+            }
+            now = due_ns;
+        }
+        assert_eq!(
+            members.published()[1],
+            (1, 10),
+            "the other room's, every 10 ms"
+        );
+        let published = members.published()[0].1;
+        assert!((5..=6).contains(&published), "{published}");
+        assert_eq!(members.counts["unpublished"], 10 - u64::from(published));
+    }
+
+    #[test]
+    fn crawling_members_pause_for_as_long_as_their_bytes_take() {
+        let mut members = members(|cast| {
+            cast.crawling = 1;
+            cast.stalled = 1;
+            cast.crawl_bytes_per_s = 6_400;
+        });
+        let mut reply = Reply::default();
+        members.opened(4, 0, &mut reply);
+        assert_eq!(reply.pause_until_ns, Some(u64::MAX), "stalled");
+        let reply = deliver(&mut members, 5, 1, 0, 7 * MS);
+        assert_eq!(reply.pause_until_ns, Some(17 * MS));
+        assert_eq!(members.tally(&[0, 0]).count("received_by_others"), 1);
+    }
+
+    #[test]
+    fn churning_members_leave_and_return() {
+        let mut members = members(|cast| cast.churning = 3);
+        let mut posts = Posts::default();
+        let first = members.turn(0, &mut posts).unwrap();
+        assert!((50 * MS..150 * MS).contains(&first));
+        assert_eq!(
+            members.turn(150 * MS, &mut posts),
+            None,
+            "all three have left"
+        );
+        for local in 4..7 {
+            let verdict = members.closed(local, Cause::Left, 150 * MS);
+            let back = verdict.again_at_ns.unwrap();
+            assert!(verdict.expected && (200 * MS..300 * MS).contains(&back));
+        }
+        let refused = members.closed(5, Cause::Refused(503), 300 * MS);
+        assert!(!refused.expected && refused.again_at_ns == Some(1_300 * MS));
+        assert_eq!(members.tally(&[0, 0]).count("churned"), 3);
+    }
 }

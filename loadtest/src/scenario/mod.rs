@@ -83,6 +83,8 @@ fn measure(scenario: &Scenario) -> Result<Report, Failure> {
 }
 
 #[cfg(test)]
+mod return_tests;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod truth_tests;
