@@ -156,6 +156,15 @@ impl Report {
         self.document.figures.get(name)
     }
 
+    /// All latencies that were added as `name`.
+    ///
+    /// # Panics
+    /// When there are none.
+    #[cfg(test)]
+    pub fn histogram(&self, name: &str) -> &Histogram<u64> {
+        &self.document.histograms[name].0
+    }
+
     /// Compares with expectations such as `lost=0` or `latency_p99_ms<50ms`; each that is not met becomes a fault.
     ///
     /// # Errors
