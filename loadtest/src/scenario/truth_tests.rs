@@ -50,7 +50,9 @@ const QUANTILES: [(&str, f64); 5] = [
 
 /// All latencies of a report.
 fn latency<'a>(report: &'a Report, name: &str) -> &'a Histogram<u64> {
-    &report.document().histograms[name].0
+    report
+        .histogram(name)
+        .unwrap_or_else(|| panic!("{name} in\n{}", report.text()))
 }
 
 /// Every delivery is read after it was written, so every quantile is at least that of what the server wrote, however
