@@ -12,7 +12,9 @@ use crate::clock::now_ns;
 use crate::histogram;
 use crate::meter::client_threads;
 use crate::progress::{Progress, Snapshot};
-use crate::report::{Interval, Percentiles, Phase, Point, Timeline, latency_histogram};
+use crate::report::{
+    INTERVAL_COUNT_MAX, Interval, Percentiles, Phase, Point, Timeline, latency_histogram,
+};
 use crate::server::{Glance, Servers, Thread, busiest};
 
 /// How often the line on the terminal is drawn.
@@ -199,6 +201,9 @@ impl Watch {
                 length_ms: length_ns / 1_000_000,
                 histogram: latency,
             });
+            if self.timeline.intervals.len() >= 2 * INTERVAL_COUNT_MAX {
+                self.timeline.coarsen(INTERVAL_COUNT_MAX);
+            }
         }
         self.glance = glance;
         self.threads = threads;

@@ -151,18 +151,15 @@ impl Report {
         self.document.timeline = timeline;
     }
 
+    /// The histogram behind the figures of a latency.
+    #[cfg(test)]
+    pub fn histogram(&self, name: &str) -> Option<&Histogram<u64>> {
+        self.document.histograms.get(name).map(|found| &found.0)
+    }
+
     /// A figure by name.
     pub fn get(&self, name: &str) -> Option<f64> {
         self.document.figures.get(name)
-    }
-
-    /// All latencies that were added as `name`.
-    ///
-    /// # Panics
-    /// When there are none.
-    #[cfg(test)]
-    pub fn histogram(&self, name: &str) -> &Histogram<u64> {
-        &self.document.histograms[name].0
     }
 
     /// Compares with expectations such as `lost=0` or `latency_p99_ms<50ms`; each that is not met becomes a fault.

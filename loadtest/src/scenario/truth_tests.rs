@@ -48,10 +48,17 @@ const QUANTILES: [(&str, f64); 5] = [
     ("latency_max_ms", 1.0),
 ];
 
+/// All latencies of a report.
+fn latency<'a>(report: &'a Report, name: &str) -> &'a Histogram<u64> {
+    report
+        .histogram(name)
+        .unwrap_or_else(|| panic!("{name} in\n{}", report.text()))
+}
+
 /// Every delivery is read after it was written, so every quantile is at least that of what the server wrote, however
 /// busy the machine is; and the two count the same deliveries.
 fn assert_not_below_what_was_written(report: &Report, tally: &Tally) {
-    let found = report.histogram("latency");
+    let found = latency(report, "latency");
     assert_eq!(figure(report, "delivered"), tally.delivered as f64);
     assert_eq!(
         (found.len(), tally.answered.len()),
@@ -172,8 +179,8 @@ fn agrees(
     // Means add up: what is left of the client's is the way from the server's write to the client's read. Without a
     // delay all of the latency is that way, and the server's and the publisher's own.
     let mean_ms = |histogram: &Histogram<u64>| histogram.mean() / 1e6;
-    let way_ms = mean_ms(report.histogram("latency")) - mean_ms(&tally.answered);
-    let control_ms = mean_ms(control.histogram("latency"));
+    let way_ms = mean_ms(latency(report, "latency")) - mean_ms(&tally.answered);
+    let control_ms = mean_ms(latency(control, "latency"));
     if way_ms > 2.0 * control_ms {
         return Err(format!(
             "the mean is {way_ms} above what was written, without a delay {control_ms} in all"
