@@ -25,6 +25,8 @@ const OUTBOX_KEPT_BYTES_MAX: usize = 64 * 1024;
 pub enum State {
     /// Its request has not come, or not whole.
     Upgrading,
+    /// Its request has come, and its answer is not due.
+    Asked,
     /// It is a member.
     Open(RoomId),
     /// It has been sent a close frame, and is to answer it.
@@ -131,7 +133,7 @@ impl Connection {
     /// [`Over::Cut`] when it is more than a head or a message may be.
     pub fn keep(&mut self, rest: &[u8]) -> Result<(), Over> {
         let bytes_max = match self.state {
-            State::Upgrading => HEAD_BYTES_MAX,
+            State::Upgrading | State::Asked => HEAD_BYTES_MAX,
             _ => MESSAGE_BYTES_MAX + throng::limits::CLIENT_HEADER_BYTES_MAX,
         };
         if rest.len() > bytes_max {
@@ -142,6 +144,11 @@ impl Connection {
             self.partial = Vec::new();
         }
         Ok(())
+    }
+
+    /// Takes back what was kept.
+    pub fn take_kept(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.partial)
     }
 
     /// Appends `bytes` to what is to be written.
