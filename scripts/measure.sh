@@ -183,8 +183,8 @@ measure_echo() {
     local pid=$started number depth
     for number in $(seq "$ROUNDS"); do
         for depth in 1 16; do
-            round "echo-floor-$depth" "$number" $((PORT + 2)) "$floor" echo --connections 500 --in-flight $depth --bytes 64 --duration "$DURATION"
-            round "echo-$depth" "$number" "$PORT" "$pid" echo --connections 500 --in-flight $depth --bytes 64 --duration "$DURATION"
+            round "echo-floor-$depth" "$number" $((PORT + 2)) "$floor" echo --connections 500 --in-flight $depth --size 64 --duration "$DURATION"
+            round "echo-$depth" "$number" "$PORT" "$pid" echo --connections 500 --in-flight $depth --size 64 --duration "$DURATION"
         done
     done
     local cpu floor_cpu slow fast
@@ -202,13 +202,13 @@ measure_echo() {
 
 measure_fanout() {
     local rate=20 members=5000 bytes=128
-    start_floor $((PORT + 3)) write-fanout --members $members --rate $rate --bytes $bytes
+    start_floor $((PORT + 3)) write-fanout --members $members --rate $rate --size $bytes
     local by_write=$started
-    start_floor $((PORT + 4)) uring-fanout --members $members --rate $rate --bytes $bytes
+    start_floor $((PORT + 4)) uring-fanout --members $members --rate $rate --size $bytes
     local by_uring=$started
     start_throng 1
     local pid=$started number
-    local traffic=(--members $members --rate $rate --bytes $bytes --duration "$DURATION")
+    local traffic=(--members $members --rate $rate --size $bytes --duration "$DURATION")
     for number in $(seq "$ROUNDS"); do
         round fanout-write "$number" $((PORT + 3)) "$by_write" fanout "${traffic[@]}" --publishers 0
         round fanout-uring "$number" $((PORT + 4)) "$by_uring" fanout "${traffic[@]}" --publishers 0
@@ -256,13 +256,13 @@ measure_slow() {
     for number in $(seq "$ROUNDS"); do
         SERVER_ENVIRONMENT=MIMALLOC_ALLOW_THP=0 start_throng 1
         local pid=$started
-        round slow "$number" "$PORT" "$pid" slow --readers 1000 --stalled 1000 --rate 20 --bytes 8192 --warm-up 2 --duration $((DURATION * 2))
+        round slow "$number" "$PORT" "$pid" slow --readers 1000 --stalled 1000 --rate 20 --size 8192 --warm-up 2 --duration $((DURATION * 2))
         admin_metrics >"$OUT/slow.$number.metrics"
         stop "$pid"
     done
     promise "1,000 members that never read: the readers' p99 against the run without them" "$(median slow p99_ratio)" "<=" 1.5 \
-        "p99 $(format "$(median slow beside_stalled_latency_p99_ms)") ms against $(format "$(median slow alone_latency_p99_ms)") ms; of 1,000, $(median slow stalled_closed_by_server) were closed"
-    promise "the same: the server's memory for each of them, bytes" "$(median slow server_rss_peak_growth_bytes_per_stalled)" "<=" 66560 \
+        "p99 $(format "$(median slow beside_slow_latency_p99_ms)") ms against $(format "$(median slow alone_latency_p99_ms)") ms; of 1,000, $(median slow slow_closed_by_server) were closed"
+    promise "the same: the server's memory for each of them, bytes" "$(median slow server_rss_peak_growth_bytes_per_slow)" "<=" 66560 \
         "growth of the peak; the budget is 64 KiB of queue and 1 KiB of control reserve a connection" 0
     promise "the same: deliveries lost by readers" "$(most slow lost)" "=" 0 "of $(median slow delivered) in a round" 0
     say "what happened is in $OUT/slow.*.metrics:"
@@ -287,7 +287,7 @@ measure_shards() {
         for shards in 1 2; do
             start_throng $shards "$([ $shards = 1 ] && echo 2 || echo 2,3)"
             # Echo traffic in rooms of their own asks as much as the server can give; the client has processors 0 and 1.
-            CLIENT_FREE=1 round "shards-$shards" "$number" "$PORT" "$started" echo --connections 500 --in-flight 4 --bytes 64 --duration "$DURATION" --threads 2
+            CLIENT_FREE=1 round "shards-$shards" "$number" "$PORT" "$started" echo --connections 500 --in-flight 4 --size 64 --duration "$DURATION" --threads 2
             stop "$started"
         done
     done

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::collections::HashMap;
 
+use serde::{Deserialize, Serialize};
+
 use crate::report::Report;
 
 /// Sequences that are known to be missing at a time, all members of a worker together.
@@ -23,7 +25,7 @@ pub struct Deliveries {
 }
 
 /// What was found.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Deliveries that came the first time, in whatever order.
     pub delivered: u64,
@@ -110,6 +112,17 @@ impl Deliveries {
         self.counts.lost_as_told += count;
     }
 
+    /// `member` was away for a while: what comes next from each publisher is taken as a beginning.
+    pub fn forget(&mut self, member: u32) {
+        let first = member as usize * self.publishers_per_room as usize;
+        for index in first..first + self.publishers_per_room as usize {
+            self.next[index] = SEQUENCE_ANY;
+            if let Some(missing) = self.missing.remove(&index) {
+                self.missing_count -= missing.len();
+            }
+        }
+    }
+
     /// Counts what never came to `member`, now that the `publisher`th publisher of its room has sent `published`.
     pub fn close(&mut self, member: u32, publisher: u32, published: u32) {
         let index = member as usize * self.publishers_per_room as usize + publisher as usize;
@@ -127,6 +140,11 @@ impl Deliveries {
 }
 
 impl Counts {
+    /// Deliveries that were not as they should be.
+    pub fn faults(&self) -> u64 {
+        self.lost + self.duplicated + self.reordered + self.corrupted + self.misrouted
+    }
+
     /// Adds another worker's.
     pub fn merge(&mut self, other: Self) {
         self.delivered += other.delivered;
@@ -154,17 +172,6 @@ impl Counts {
             }
         }
         report.count("lost_as_told", self.lost_as_told);
-    }
-}
-
-/// The count in a `{"type":"gap","missed":N}` notice.
-pub fn notice_missed(text: &[u8]) -> Option<u64> {
-    let text = std::str::from_utf8(text).ok()?;
-    let notice: serde_json::Value = serde_json::from_str(text).ok()?;
-    if notice.get("type")?.as_str()? == "gap" {
-        notice.get("missed")?.as_u64()
-    } else {
-        None
     }
 }
 
@@ -238,6 +245,24 @@ mod tests {
     }
 
     #[test]
+    fn who_was_away_begins_anew() {
+        let mut deliveries = Deliveries::new(1, 2, false);
+        assert!(deliveries.delivered(0, 1, 0) && deliveries.delivered(0, 1, 3));
+        deliveries.forget(0);
+        assert!(deliveries.delivered(0, 1, 9) && deliveries.delivered(0, 1, 10));
+        deliveries.close(0, 0, 40); // nothing came of it since: nobody knows what was to come
+        deliveries.close(0, 1, 12);
+        assert_eq!(
+            deliveries.counts(),
+            Counts {
+                delivered: 4,
+                lost: 2 + 1,
+                ..Counts::default()
+            }
+        );
+    }
+
+    #[test]
     fn a_publisher_that_began_before_is_learnt() {
         let mut deliveries = Deliveries::new(1, 1, true);
         assert!(deliveries.delivered(0, 0, 500));
@@ -251,15 +276,5 @@ mod tests {
                 ..Counts::default()
             }
         );
-    }
-
-    #[test]
-    fn only_gap_notices_tell_of_gaps() {
-        assert_eq!(notice_missed(br#"{"type":"gap","missed":12}"#), Some(12));
-        assert_eq!(
-            notice_missed(br#"{"type":"reconnect","after_ms":12}"#),
-            None
-        );
-        assert_eq!(notice_missed(b"gap"), None);
     }
 }

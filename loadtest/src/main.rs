@@ -4,12 +4,19 @@
 mod client;
 mod clock;
 mod delivery;
+mod dialect;
 mod failure;
 mod floor;
+mod histogram;
+mod meter;
+mod monitor;
 mod processor;
+mod progress;
+mod random;
 mod report;
 mod scenario;
 mod server;
+mod size;
 mod stamp;
 mod target;
 
@@ -20,10 +27,10 @@ use clap::{Parser, Subcommand};
 const EXAMPLES: &str = "\
 Examples, with a server on port 8080 whose process is $PID:
   throng-load idle --target ws://127.0.0.1:8080 --steps 4000,16000 --server-pid $PID
-  throng-load echo --target ws://127.0.0.1:8080 --connections 500 --in-flight 16 --bytes 64
+  throng-load echo --target ws://127.0.0.1:8080 --connections 500 --in-flight 16 --size 64
   throng-load fanout --target ws://127.0.0.1:8080 --members 5000 --rate 20 --expect lost=0 --expect 'latency_p99_ms<50'
   throng-load churn --target ws://127.0.0.1:8080 --connections 200000 --end close-frame --json churn.json
-  throng-load slow --target ws://127.0.0.1:8080 --readers 1000 --stalled 1000 --bytes 8192
+  throng-load slow --target ws://127.0.0.1:8080 --readers 1000 --stalled 1000 --size 8192
 
 A bare loop to compare with, and the same load on it:
   throng-load floor epoll-echo --listen 127.0.0.1:9001 --core 1 &
@@ -44,13 +51,16 @@ enum Command {
     /// Run a bare loop to compare a server with
     #[command(subcommand)]
     Floor(floor::Floor),
+    /// Compare the reports of two runs, or of several a side
+    Compare(report::compare::CompareArguments),
     #[command(flatten)]
-    Scenario(scenario::Scenario),
+    Scenario(Box<scenario::Scenario>),
 }
 
 fn main() -> ExitCode {
     let result = match CommandLine::parse().command {
         Command::Floor(floor) => floor::run(&floor),
+        Command::Compare(arguments) => report::compare::run(&arguments),
         Command::Scenario(scenario) => scenario::run(&scenario),
     };
     match result {

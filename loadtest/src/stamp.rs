@@ -9,7 +9,8 @@
 
 /// Bytes of the smallest payload.
 pub const STAMP_BYTES_MIN: usize = 16;
-const CHECKSUM_END: usize = 20;
+/// Bytes of the smallest payload that carries a checksum.
+pub const CHECKSUM_END: usize = 20;
 
 /// Who published what, and when it was due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,19 +1,20 @@
-//! The threads, what main tells them, and what it sees of them.
+//! The workers of a run, what the director tells them, and what it sees of them.
 
-use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::engine::{Behaviour, Engine, Plan};
+use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
+
 use super::outcome::Outcome;
+use super::tally::Tally;
 use crate::clock::now_ns;
 use crate::failure::Failure;
-use crate::processor;
+use crate::server::Thread;
 
 /// When a scenario's traffic flows, and which part of it is measured. By [`now_ns`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Timetable {
     /// Publishers begin.
     pub traffic_from_ns: u64,
@@ -24,180 +25,256 @@ pub struct Timetable {
 }
 
 impl Timetable {
-    /// From now on: `warm_up`, then `duration`.
-    pub fn starting_now(warm_up: Duration, duration: Duration) -> Self {
-        let traffic_from_ns = now_ns() + 20_000_000; // every worker has heard of it by then
-        let measure_from_ns = traffic_from_ns + warm_up.as_nanos() as u64;
-        Self {
-            traffic_from_ns,
-            measure_from_ns,
-            measure_to_ns: measure_from_ns + duration.as_nanos() as u64,
-        }
-    }
-
     /// Whether `moment` is within the window.
     pub fn measures(&self, moment_ns: u64) -> bool {
         self.measure_from_ns <= moment_ns && moment_ns < self.measure_to_ns
     }
 }
 
-/// What main tells a worker.
-#[derive(Debug, Clone, Default)]
+/// What the director tells all workers alike.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Orders {
-    /// Members to have connected so far: those with a lower number are opened.
+    /// Members with a lower number are to be connected.
     pub open_until: u32,
     /// Traffic.
     pub timetable: Option<Timetable>,
+    /// Messages that the first publisher of each room has been asked for one by one, and when the last was due.
+    pub bursts: (u32, u64),
+    /// Times that all connections have been dropped.
+    pub drops: u32,
     /// Members that did not read go on reading.
     pub resume: bool,
+    /// Ends of connections by the server are part of the scenario from now on.
+    pub expect_close: bool,
     /// Close everything and return.
     pub stop: bool,
 }
 
-/// What main sees of a worker.
+/// What is seen of a worker, or of a whole generator elsewhere.
 #[derive(Debug, Default)]
 pub struct Progress {
     /// Upgrades answered.
     pub upgraded: AtomicU64,
-    /// Connections that were never upgraded.
+    /// Connections that were never upgraded, and are not tried again.
     pub failed: AtomicU64,
+    /// Attempts that failed and are made again.
+    pub retried: AtomicU64,
+    /// Members connected now.
+    pub open: AtomicU64,
     /// Connections that are over, for whatever reason.
     pub ended: AtomicU64,
+    /// Open connections that the server ended.
+    pub closed_by_server: AtomicU64,
     /// Messages published, or sent.
     pub published: AtomicU64,
     /// Messages received.
     pub received: AtomicU64,
+    /// Deliveries that were lost, corrupted and so on.
+    pub faults: AtomicU64,
     /// It has returned, perhaps early.
     pub finished: AtomicBool,
 }
 
-/// What main and one worker share.
+/// The plain numbers of a [`Progress`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// See [`Progress`].
+    pub upgraded: u64,
+    /// See [`Progress`].
+    pub failed: u64,
+    /// See [`Progress`].
+    pub retried: u64,
+    /// See [`Progress`].
+    pub open: u64,
+    /// See [`Progress`].
+    pub ended: u64,
+    /// See [`Progress`].
+    pub closed_by_server: u64,
+    /// See [`Progress`].
+    pub published: u64,
+    /// See [`Progress`].
+    pub received: u64,
+    /// See [`Progress`].
+    pub faults: u64,
+}
+
+impl Progress {
+    fn pairs<'a>(&'a self, seen: &'a mut Seen) -> [(&'a AtomicU64, &'a mut u64); 9] {
+        [
+            (&self.upgraded, &mut seen.upgraded),
+            (&self.failed, &mut seen.failed),
+            (&self.retried, &mut seen.retried),
+            (&self.open, &mut seen.open),
+            (&self.ended, &mut seen.ended),
+            (&self.closed_by_server, &mut seen.closed_by_server),
+            (&self.published, &mut seen.published),
+            (&self.received, &mut seen.received),
+            (&self.faults, &mut seen.faults),
+        ]
+    }
+
+    /// Adds them to `seen`.
+    pub fn add_to(&self, seen: &mut Seen) {
+        for (counter, value) in self.pairs(seen) {
+            *value += counter.load(Ordering::Relaxed);
+        }
+    }
+
+    /// Takes them over.
+    pub fn set(&self, mut seen: Seen) {
+        for (counter, value) in self.pairs(&mut seen) {
+            counter.store(*value, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What the director and one worker share.
 #[derive(Debug, Default)]
 pub struct Shared {
     /// Counts the orders.
     pub generation: AtomicU32,
-    /// The orders in force.
-    pub orders: Mutex<Orders>,
+    orders: Mutex<Orders>,
     /// The worker's side.
     pub progress: Progress,
+    intervals: Mutex<Vec<Histogram<u64>>>,
+    /// Of a generator elsewhere: its threads.
+    pub threads: Mutex<Vec<Thread>>,
+}
+
+/// A lock whose holder panicked holds plain data, and that is as good as before.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shared {
     /// The orders in force.
     pub fn orders(&self) -> Orders {
-        self.orders
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .clone()
+        lock(&self.orders).clone()
+    }
+
+    /// Gives new orders.
+    pub fn set_orders(&self, orders: &Orders) {
+        lock(&self.orders).clone_from(orders);
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// Leaves the latencies of a second, nanoseconds.
+    pub fn push_interval(&self, interval: Histogram<u64>) {
+        lock(&self.intervals).push(interval);
+    }
+
+    /// Takes the latencies of the seconds so far.
+    pub fn take_intervals(&self) -> Vec<Histogram<u64>> {
+        std::mem::take(&mut *lock(&self.intervals))
     }
 }
 
-struct Worker<B> {
-    shared: Arc<Shared>,
-    member_count: u32,
-    thread: JoinHandle<io::Result<(Outcome, B)>>,
-}
-
-/// The workers of a run.
-pub struct Crew<B> {
-    workers: Vec<Worker<B>>,
-    time_limit_ns: u64,
-}
-
-impl<B: Behaviour + Send + 'static> Crew<B> {
-    /// Starts a worker for each of `behaviours`, each with its number of members.
+/// One or several workers that a crew can end: the threads of this process, or a generator elsewhere.
+pub trait Troupe: Send {
+    /// Waits for the workers, which have been ordered to stop; gives how much each publisher has published.
     ///
     /// # Errors
-    /// When a thread cannot be started, pinned, or given a ring.
-    pub fn start(
-        plan: &Arc<Plan>,
-        behaviours: Vec<(u32, B)>,
+    /// When a worker could not go on.
+    fn stop(&mut self) -> Result<Vec<(u32, u32)>, Failure>;
+    /// What they counted, now that it is known how much each publisher published.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    fn tally(&mut self, published: &[u32]) -> Result<(Outcome, Tally), Failure>;
+}
+
+/// All workers of a run, wherever they are.
+pub struct Crew {
+    shared: Vec<Arc<Shared>>,
+    troupes: Vec<Box<dyn Troupe>>,
+    orders: Orders,
+    patience: Duration,
+    time_limit_ns: u64,
+    /// How far ahead a moment must lie to reach every worker in time.
+    pub lead: Duration,
+}
+
+impl Crew {
+    /// A crew of these workers.
+    pub fn new(
+        shared: Vec<Arc<Shared>>,
+        troupes: Vec<Box<dyn Troupe>>,
+        lead: Duration,
+        patience: Duration,
         time_limit: Duration,
-    ) -> Result<Self, Failure> {
-        let mut workers = Vec::new();
-        for (index, (member_count, behaviour)) in behaviours.into_iter().enumerate() {
-            let shared = Arc::new(Shared::default());
-            let (worker_shared, plan) = (Arc::clone(&shared), Arc::clone(plan));
-            let thread = std::thread::Builder::new()
-                .name(format!("load-{index}"))
-                .spawn(move || {
-                    if let Some(core) = plan.core {
-                        processor::pin(core)
-                            .map_err(|failure| io::Error::other(failure.to_string()))?;
-                    }
-                    let result = Engine::new(
-                        plan,
-                        Arc::clone(&worker_shared),
-                        member_count,
-                        index as u32,
-                        behaviour,
-                    )
-                    .and_then(Engine::run);
-                    worker_shared
-                        .progress
-                        .finished
-                        .store(true, Ordering::Release);
-                    result
-                });
-            let thread = thread
-                .map_err(|error| Failure::Usage(format!("cannot start a thread: {error}")))?;
-            workers.push(Worker {
-                shared,
-                member_count,
-                thread,
-            });
-        }
-        Ok(Self {
-            workers,
+    ) -> Self {
+        Self {
+            shared,
+            troupes,
+            orders: Orders::default(),
+            patience,
             time_limit_ns: now_ns() + time_limit.as_nanos() as u64,
-        })
-    }
-
-    /// Changes the orders of all workers. `change` is given each worker's member count.
-    pub fn order(&self, mut change: impl FnMut(&mut Orders, u32)) {
-        for worker in &self.workers {
-            let mut orders = worker
-                .shared
-                .orders
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            change(&mut orders, worker.member_count);
-            drop(orders);
-            worker.shared.generation.fetch_add(1, Ordering::Release);
+            lead,
         }
     }
 
-    /// Sums one of the counters.
-    pub fn sum(&self, counter: impl Fn(&Progress) -> &AtomicU64) -> u64 {
-        self.workers
-            .iter()
-            .map(|worker| counter(&worker.shared.progress).load(Ordering::Relaxed))
-            .sum()
+    /// The orders in force.
+    pub const fn orders(&self) -> &Orders {
+        &self.orders
+    }
+
+    /// Changes the orders of all workers.
+    pub fn order(&mut self, change: impl FnOnce(&mut Orders)) {
+        change(&mut self.orders);
+        for shared in &self.shared {
+            shared.set_orders(&self.orders);
+        }
+    }
+
+    /// Orders traffic: `warm_up`, then `duration`, from as soon as every worker has heard of it.
+    pub fn start_traffic(&mut self, warm_up: Duration, duration: Duration) -> Timetable {
+        let traffic_from_ns = now_ns() + self.lead.as_nanos() as u64;
+        let measure_from_ns = traffic_from_ns + warm_up.as_nanos() as u64;
+        let timetable = Timetable {
+            traffic_from_ns,
+            measure_from_ns,
+            measure_to_ns: measure_from_ns + duration.as_nanos() as u64,
+        };
+        self.order(|orders| orders.timetable = Some(timetable));
+        timetable
+    }
+
+    /// The sum of all workers.
+    pub fn seen(&self) -> Seen {
+        let mut seen = Seen::default();
+        for shared in &self.shared {
+            shared.progress.add_to(&mut seen);
+        }
+        seen
+    }
+
+    fn has_ended(&self) -> bool {
+        let mut workers = self.shared.iter();
+        workers.any(|shared| shared.progress.finished.load(Ordering::Acquire))
     }
 
     /// Waits until `done`, looking every few milliseconds. False: a worker returned early, the time limit of the run
-    /// is over, or `progress` has not changed for `patience`.
-    pub fn wait(
-        &self,
-        patience: Duration,
-        done: impl Fn(&Self) -> bool,
-        progress: impl Fn(&Self) -> u64,
-    ) -> bool {
-        let mut last = (progress(self), now_ns());
+    /// is over, or nothing at all has happened for the crew's patience.
+    pub fn wait(&self, done: impl Fn(&Seen) -> bool) -> bool {
+        self.wait_for(self.patience, done)
+    }
+
+    /// The same with another patience.
+    pub fn wait_for(&self, patience: Duration, done: impl Fn(&Seen) -> bool) -> bool {
+        let mut last = (self.seen(), now_ns());
         loop {
-            if done(self) {
+            let now = now_ns();
+            let seen = self.seen();
+            if done(&seen) {
                 return true;
             }
-            let now = now_ns();
-            let current = progress(self);
-            if current != last.0 {
-                last = (current, now);
+            if seen != last.0 {
+                last = (seen, now);
             }
-            let finished = self
-                .workers
-                .iter()
-                .any(|worker| worker.shared.progress.finished.load(Ordering::Acquire));
-            if finished || now > self.time_limit_ns || now - last.1 > patience.as_nanos() as u64 {
+            if self.has_ended()
+                || now > self.time_limit_ns
+                || now.saturating_sub(last.1) > patience.as_nanos() as u64
+            {
                 return false;
             }
             std::thread::sleep(Duration::from_millis(2));
@@ -216,35 +293,41 @@ impl<B: Behaviour + Send + 'static> Crew<B> {
             if now >= moment_ns {
                 return true;
             }
-            let finished = self
-                .workers
-                .iter()
-                .any(|worker| worker.shared.progress.finished.load(Ordering::Acquire));
-            if finished || now > self.time_limit_ns {
+            if self.has_ended() || now > self.time_limit_ns {
                 return false;
             }
             std::thread::sleep(Duration::from_nanos((moment_ns - now).min(50_000_000)));
         }
     }
 
-    /// Has all connections closed, and returns what was counted, with each worker's behaviour.
+    /// Sleeps for `seconds`, as [`Crew::sleep_until`].
+    pub fn sleep(&self, seconds: f64) -> bool {
+        self.sleep_until(now_ns() + Duration::from_secs_f64(seconds).as_nanos() as u64)
+    }
+
+    /// Has all connections closed, and returns what was counted.
     ///
     /// # Errors
     /// When a worker could not go on.
-    pub fn finish(self) -> Result<(Outcome, Vec<B>), Failure> {
-        self.order(|orders, _| orders.stop = true);
-        let mut outcome = Outcome::new();
-        let mut behaviours = Vec::new();
-        for worker in self.workers {
-            let result = worker
-                .thread
-                .join()
-                .map_err(|_| Failure::Broken("a worker panicked".into()))?;
-            let (worker_outcome, behaviour) =
-                result.map_err(|error| Failure::Usage(format!("the client's engine: {error}")))?;
-            outcome.merge(worker_outcome);
-            behaviours.push(behaviour);
+    pub fn finish(&mut self) -> Result<(Outcome, Tally), Failure> {
+        self.order(|orders| orders.stop = true);
+        let mut published = Vec::new();
+        for troupe in &mut self.troupes {
+            for (publisher, count) in troupe.stop()? {
+                let publisher = publisher as usize;
+                if published.len() <= publisher {
+                    published.resize(publisher + 1, 0);
+                }
+                published[publisher] = count;
+            }
         }
-        Ok((outcome, behaviours))
+        let mut outcome = Outcome::new();
+        let mut tally = Tally::default();
+        for troupe in &mut self.troupes {
+            let (more, counted) = troupe.tally(&published)?;
+            outcome.merge(more);
+            tally.merge(counted);
+        }
+        Ok((outcome, tally))
     }
 }

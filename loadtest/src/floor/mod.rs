@@ -4,6 +4,7 @@
 
 pub mod epoll;
 mod fan_out;
+pub mod planted;
 pub mod wire;
 
 use std::io;
@@ -30,6 +31,9 @@ pub enum Floor {
     WriteFanout(FanOutArguments),
     /// The same frame to all members, by io_uring SENDs on registered files, 256 with each enter.
     UringFanout(FanOutArguments),
+    /// Rooms by path, and whatever goes wrong as it is told to: delays, stalls, lost, doubled, late, spoiled and
+    /// strayed deliveries, limits, closes, garbage. Says on exit what was planted, to compare a load's report with
+    Planted(Box<planted::Arguments>),
 }
 
 /// What every loop is told.
@@ -58,7 +62,7 @@ pub struct FanOutArguments {
     #[arg(long, value_name = "N", default_value_t = 20.0)]
     rate: f64,
     /// Bytes of payload
-    #[arg(long, value_name = "B", default_value_t = 128)]
+    #[arg(long = "size", value_name = "B", default_value_t = 128)]
     bytes: u16,
 }
 
@@ -76,13 +80,14 @@ pub fn run(floor: &Floor) -> Result<(), Failure> {
         }
         Floor::WriteFanout(arguments) => run_fan_out(Way::Write, arguments),
         Floor::UringFanout(arguments) => run_fan_out(Way::Uring, arguments),
+        Floor::Planted(arguments) => planted::run(arguments),
     }
 }
 
 fn run_fan_out(way: Way, arguments: &FanOutArguments) -> Result<(), Failure> {
     if usize::from(arguments.bytes) < STAMP_BYTES_MIN {
         return Err(Failure::Usage(format!(
-            "--bytes must be at least {STAMP_BYTES_MIN}: the stamp needs them"
+            "--size must be at least {STAMP_BYTES_MIN}: the stamp needs them"
         )));
     }
     if !(0.001..=1e6).contains(&arguments.rate) {

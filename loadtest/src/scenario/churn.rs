@@ -2,13 +2,14 @@
 
 use clap::Args;
 
-use super::{Common, PATIENCE};
-use crate::client::{Behaviour, Crew, Ending, Message, Posts, Reply, Timetable};
+use super::common::Common;
+use super::stage::{Extent, Play, Stage};
+use crate::client::{Behaviour, Ending, Message, Place, Reply, Share, Tally};
 use crate::failure::Failure;
-use crate::report::Report;
+use crate::server::Part;
 
 /// What `churn` is told.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct Arguments {
     #[command(flatten)]
     pub common: Common,
@@ -29,105 +30,116 @@ pub struct Arguments {
     end: Ending,
 }
 
-struct Churn {
+/// One worker's connections.
+pub struct Churn {
     rooms: u32,
+    share: Share,
 }
 
 impl Behaviour for Churn {
-    fn room(&self, local: u32) -> String {
-        format!("churn-{}", local % self.rooms)
+    fn place(&self, local: u32) -> Place<'_> {
+        let number = self.share.number(local);
+        Place {
+            prefix: "churn",
+            room: number % self.rooms,
+            target: number,
+        }
     }
-    fn opened(&mut self, _local: u32, reply: &mut Reply) {
+
+    fn opened(&mut self, _local: u32, _now_ns: u64, reply: &mut Reply) {
         reply.end = true;
     }
+
     fn message(&mut self, _local: u32, _message: Message<'_>, _now_ns: u64, _reply: &mut Reply) {}
-    fn schedule(&mut self, _timetable: Timetable) {}
-    fn turn(&mut self, _now_ns: u64, _posts: &mut Posts) -> Option<u64> {
-        None
-    }
-    fn closed_by_server(&mut self, _local: u32) -> bool {
-        false
-    }
-    fn progress(&self) -> (u64, u64) {
-        (0, 0)
+
+    fn tally(self, _published: &[u32]) -> Tally {
+        Tally::default()
     }
 }
 
-/// Runs it.
-pub fn run(arguments: &Arguments) -> Result<Report, Failure> {
-    let common = &arguments.common;
-    if arguments.rooms == 0 {
-        return Err(Failure::Usage("--rooms must be at least 1".into()));
-    }
-    let total = arguments
-        .connections
-        .checked_add(arguments.warm_up)
-        .filter(|total| *total <= 100_000_000)
-        .ok_or_else(|| {
-            Failure::Usage("--connections and --warm-up are at most 100000000 together".into())
-        })?;
-    let (plan, shares) = common.prepare(total, arguments.concurrency, arguments.end)?;
-    let mut report = Report::new("churn");
-    let behaviours = shares.iter().map(|share| {
-        (
-            *share,
-            Churn {
-                rooms: arguments.rooms,
-            },
-        )
-    });
-    let crew = common.start(&plan, behaviours.collect())?;
-    let ended = |crew: &Crew<Churn>| crew.sum(|progress| &progress.ended);
-    let run_until = |count: u32, report: &mut Report| {
-        let mut order_count = 0;
-        crew.order(|orders, share| {
-            orders.open_until = (u64::from(share) * u64::from(count) / u64::from(total)) as u32;
-            order_count += u64::from(orders.open_until);
-        });
+impl Arguments {
+    /// Has members up to `count` come and go.
+    fn run_until(&self, count: u32, stage: &mut Stage) {
+        stage.crew.order(|orders| orders.open_until = count);
+        let count = u64::from(count);
         // A connect that could not even be begun has no end.
-        let over = |crew: &Crew<Churn>| ended(crew).max(crew.sum(|progress| &progress.failed));
-        if !crew.wait(PATIENCE, |crew| over(crew) >= order_count, ended) {
-            report.fault(format!(
-                "only {} of {order_count} connections came to their end",
-                ended(&crew)
+        if !stage.crew.wait(|seen| seen.ended.max(seen.failed) >= count) {
+            let ended = stage.crew.seen().ended;
+            stage.report.fault(format!(
+                "only {ended} of {count} connections came to their end"
             ));
         }
-    };
-    run_until(arguments.warm_up, &mut report);
-    let upgraded_before = crew.sum(|progress| &progress.upgraded);
-    let before = common.meter()?;
-    run_until(total, &mut report);
-    let after = common.meter()?;
-    let upgraded = crew.sum(|progress| &progress.upgraded) - upgraded_before;
-    // The server may see the last ends a moment later.
-    std::thread::sleep(std::time::Duration::from_millis(500));
-    let rest = common.meter()?;
-    let (outcome, _) = crew.finish()?;
-
-    outcome.report(&mut report);
-    report.count("handshakes", upgraded);
-    report.figure(
-        "handshakes_per_s",
-        upgraded as f64 / ((after.at_ns - before.at_ns) as f64 / 1e9),
-    );
-    before.report(
-        &after,
-        "handshake",
-        upgraded,
-        common.client_core_count(shares.len()),
-        &mut report,
-    );
-    if let (Some(before), Some(rest)) = (&before.server, &rest.server) {
-        let growth = rest.rss_bytes as f64 - before.rss_bytes as f64;
-        report.figure("server_rss_growth_bytes", growth);
-        report.figure(
-            "server_rss_growth_bytes_per_handshake",
-            growth / upgraded.max(1) as f64,
-        );
-        report.figure(
-            "server_descriptor_growth",
-            rest.descriptor_count as f64 - before.descriptor_count as f64,
-        );
     }
-    Ok(report)
+}
+
+impl Play for Arguments {
+    type Behaviour = Churn;
+    const NAME: &'static str = "churn";
+
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn extent(&self) -> Result<Extent, Failure> {
+        if self.rooms == 0 {
+            return Err(Failure::Usage("--rooms must be at least 1".into()));
+        }
+        let total = self
+            .connections
+            .checked_add(self.warm_up)
+            .filter(|total| *total <= 100_000_000)
+            .ok_or_else(|| {
+                Failure::Usage("--connections and --warm-up are at most 100000000 together".into())
+            })?;
+        Ok(Extent {
+            members: total,
+            alive_max: self.concurrency,
+            ending: self.end,
+        })
+    }
+
+    fn behaviour(&self, share: Share) -> Churn {
+        Churn {
+            rooms: self.rooms,
+            share,
+        }
+    }
+
+    fn direct(&self, stage: &mut Stage) -> Result<(), Failure> {
+        stage.phase("warm-up");
+        self.run_until(self.warm_up, stage);
+        let upgraded_before = stage.crew.seen().upgraded;
+        stage.phase("measure");
+        let before = stage.meter()?;
+        self.run_until(self.warm_up + self.connections, stage);
+        let after = stage.meter()?;
+        let upgraded = stage.crew.seen().upgraded - upgraded_before;
+        stage.phase("settle");
+        stage.crew.sleep(0.5); // the server may see the last ends a moment later
+        let rest = stage.meter()?;
+        stage.finish()?;
+
+        let report = &mut stage.report;
+        report.count("handshakes", upgraded);
+        report.figure(
+            "handshakes_per_s",
+            upgraded as f64 / ((after.at_ns - before.at_ns) as f64 / 1e9),
+        );
+        let growth = |of: fn(&Part) -> Option<u64>| {
+            let (before, rest) = (before.server.total(of)?, rest.server.total(of)?);
+            Some(rest as f64 - before as f64)
+        };
+        if let Some(growth) = growth(|part| part.rss_bytes) {
+            report.figure("server_rss_growth_bytes", growth);
+            report.figure(
+                "server_rss_growth_bytes_per_handshake",
+                growth / upgraded.max(1) as f64,
+            );
+        }
+        if let Some(growth) = growth(|part| part.descriptor_count) {
+            report.figure("server_descriptor_growth", growth);
+        }
+        stage.usage(&before, &after, "handshake", upgraded);
+        Ok(())
+    }
 }

@@ -1,125 +1,149 @@
 //! Each connection alone in its room: what it publishes comes back to it, and the next message leaves.
 
-use std::time::Duration;
-
 use clap::Args;
 use hdrhistogram::Histogram;
-use throng::protocol::OpCode;
 
-use super::{Common, GRACE, wait_for_upgrades};
-use crate::client::{Behaviour, Ending, Message, Posts, Reply, Timetable, append_frame};
-use crate::delivery::{Counts, Deliveries, notice_missed};
+use super::common::Common;
+use super::stage::{Extent, Play, Stage};
+use super::traffic;
+use crate::client::{
+    Behaviour, Cause, Message, Orders, Place, Posts, Reply, Share, Tally, Timetable, Traffic,
+    Verdict, Window,
+};
+use crate::delivery::Deliveries;
+use crate::dialect::{Dialect, Incoming};
 use crate::failure::Failure;
-use crate::report::{Report, latency_histogram};
-use crate::stamp::{STAMP_BYTES_MIN, Stamp};
+use crate::report::latency_histogram;
+use crate::size::Size;
+use crate::stamp::Stamp;
 
 /// What `echo` is told.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct Arguments {
     #[command(flatten)]
     pub common: Common,
     /// Connections
-    #[arg(long, value_name = "N", default_value_t = 500)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 500,
+        help_heading = "Traffic"
+    )]
     connections: u32,
     /// Messages in flight on each
-    #[arg(long, value_name = "D", default_value_t = 1)]
+    #[arg(long, value_name = "D", default_value_t = 1, help_heading = "Traffic")]
     in_flight: u32,
-    /// Bytes of payload
-    #[arg(long, value_name = "B", default_value_t = 64)]
-    bytes: u32,
-    /// Seconds that are measured
-    #[arg(long, value_name = "S", default_value_t = 5.0)]
-    duration: f64,
-    /// Seconds of warm-up before
-    #[arg(long, value_name = "S", default_value_t = 1.0)]
-    warm_up: f64,
+    /// Bytes of payload: 64, a range 64-4096, or sizes with weights 64:90,4096:10
+    #[arg(long, value_name = "B", default_value = "64", help_heading = "Traffic")]
+    size: Size,
+    #[command(flatten)]
+    window: traffic::Window,
 }
 
-struct Echo {
-    member_first: u32,
+/// One worker's connections.
+pub struct Echo {
+    dialect: Dialect,
+    share: Share,
     in_flight: u32,
-    payload_bytes: usize,
+    size: Size,
     timetable: Option<Timetable>,
     started: bool,
     /// By member: the next sequence.
     sequences: Vec<u32>,
+    /// By member: it is connected.
+    open: Vec<bool>,
     deliveries: Deliveries,
-    gone: Vec<u32>,
-    latency: Histogram<u64>,
-    window_count: u64,
+    window: Window,
+    interval: Histogram<u64>,
     published: u64,
     received: u64,
 }
 
 impl Echo {
+    fn new(dialect: Dialect, in_flight: u32, size: Size, share: Share) -> Self {
+        let count = share.count();
+        Self {
+            dialect,
+            share,
+            in_flight,
+            size,
+            timetable: None,
+            started: false,
+            sequences: vec![0; count as usize],
+            open: vec![false; count as usize],
+            deliveries: Deliveries::new(count, 1, false),
+            window: Window::new(),
+            interval: latency_histogram(),
+            published: 0,
+            received: 0,
+        }
+    }
+
     fn stamp(&mut self, local: u32, due_ns: u64) -> Stamp {
         let next = &mut self.sequences[local as usize];
         let sequence = *next;
         *next += 1;
         self.published += 1;
         Stamp {
-            publisher: self.member_first + local,
+            publisher: self.share.number(local),
             sequence,
             due_ns,
         }
     }
 
-    /// Counts what never came back.
-    fn close(mut self) -> Self {
-        for (local, published) in self.sequences.iter().enumerate() {
-            if !self.gone.contains(&(local as u32)) {
-                self.deliveries.close(local as u32, 0, *published);
-            }
+    fn came_back(&mut self, local: u32, payload: &[u8], now_ns: u64, reply: &mut Reply) {
+        let number = self.share.number(local);
+        let whole = |stamp: &Stamp| payload.len() == self.size.of(stamp.publisher, stamp.sequence);
+        let Some(stamp) = Stamp::read(payload).filter(whole) else {
+            return self.deliveries.corrupted();
+        };
+        if stamp.publisher != number {
+            return self.deliveries.misrouted();
         }
-        self
+        self.received += u64::from(self.deliveries.delivered(local, 0, stamp.sequence));
+        let Some(timetable) = self.timetable else {
+            return;
+        };
+        let latency_ns = now_ns.saturating_sub(stamp.due_ns);
+        self.window.delivered += u64::from(timetable.measures(now_ns));
+        self.interval.saturating_record(latency_ns);
+        if timetable.measures(stamp.due_ns) {
+            self.window.latency.saturating_record(latency_ns);
+        }
+        if now_ns < timetable.measure_to_ns {
+            let next = self.stamp(local, now_ns);
+            let mask = reply.masks.next();
+            let bytes = self.size.of(next.publisher, next.sequence);
+            self.dialect
+                .publish(&mut reply.bytes, mask, bytes, |out| next.write(out));
+        }
     }
 }
 
 impl Behaviour for Echo {
-    fn room(&self, local: u32) -> String {
-        format!("echo-{}", self.member_first + local)
+    fn place(&self, local: u32) -> Place<'_> {
+        let number = self.share.number(local);
+        Place {
+            prefix: "echo",
+            room: number,
+            target: number,
+        }
     }
 
-    fn opened(&mut self, _local: u32, _reply: &mut Reply) {}
+    fn opened(&mut self, local: u32, _now_ns: u64, _reply: &mut Reply) {
+        self.open[local as usize] = true;
+    }
 
     fn message(&mut self, local: u32, message: Message<'_>, now_ns: u64, reply: &mut Reply) {
-        if message.opcode == OpCode::Text {
-            self.deliveries
-                .told(notice_missed(message.payload).unwrap_or(0));
-            return;
-        }
-        match Stamp::read(message.payload).filter(|_| message.payload.len() == self.payload_bytes) {
-            None => self.deliveries.corrupted(),
-            Some(stamp) if stamp.publisher != self.member_first + local => {
-                self.deliveries.misrouted()
-            }
-            Some(stamp) => {
-                self.received += u64::from(self.deliveries.delivered(local, 0, stamp.sequence));
-                let Some(timetable) = self.timetable else {
-                    return;
-                };
-                self.window_count += u64::from(timetable.measures(now_ns));
-                if timetable.measures(stamp.due_ns) {
-                    self.latency
-                        .saturating_record(now_ns.saturating_sub(stamp.due_ns));
-                }
-                if now_ns < timetable.measure_to_ns {
-                    let next = self.stamp(local, now_ns);
-                    let mask = reply.masks.next();
-                    append_frame(
-                        &mut reply.bytes,
-                        OpCode::Binary,
-                        mask,
-                        self.payload_bytes,
-                        |out| next.write(out),
-                    );
-                }
-            }
+        match self.dialect.read(message) {
+            Incoming::Delivery(payload) => self.came_back(local, payload, now_ns, reply),
+            Incoming::Gap { missed } => self.deliveries.told(missed),
+            Incoming::Reconnect { .. } | Incoming::Other => {}
         }
     }
 
-    fn schedule(&mut self, timetable: Timetable) {
-        self.timetable = Some(timetable);
+    fn obey(&mut self, orders: &Orders, _now_ns: u64) {
+        self.timetable = orders.timetable;
     }
 
     fn turn(&mut self, now_ns: u64, posts: &mut Posts) -> Option<u64> {
@@ -129,199 +153,160 @@ impl Behaviour for Echo {
         }
         self.started = true;
         for local in 0..self.sequences.len() as u32 {
+            if !self.open[local as usize] {
+                continue;
+            }
             for _ in 0..self.in_flight {
                 let stamp = self.stamp(local, now_ns);
-                posts.add(local, self.payload_bytes, |out| stamp.write(out));
+                let bytes = self.size.of(stamp.publisher, stamp.sequence);
+                posts.publish(self.dialect, local, bytes, |out| stamp.write(out));
             }
         }
         None
     }
 
-    fn closed_by_server(&mut self, local: u32) -> bool {
-        self.gone.push(local);
-        false
+    fn closed(&mut self, local: u32, _cause: Cause, _now_ns: u64) -> Verdict {
+        self.open[local as usize] = false;
+        Verdict::default()
     }
 
-    fn progress(&self) -> (u64, u64) {
-        (self.published, self.received)
+    fn traffic(&self) -> Traffic {
+        Traffic {
+            published: self.published,
+            received: self.received,
+            faults: self.deliveries.counts().faults(),
+        }
+    }
+
+    fn take_interval(&mut self) -> Option<Histogram<u64>> {
+        if self.interval.is_empty() {
+            return None;
+        }
+        let taken = self.interval.clone();
+        self.interval.reset();
+        Some(taken)
+    }
+
+    fn tally(mut self, _published: &[u32]) -> Tally {
+        for (local, published) in self.sequences.iter().enumerate() {
+            if self.open[local] {
+                self.deliveries.close(local as u32, 0, *published);
+            }
+        }
+        Tally {
+            deliveries: self.deliveries.counts(),
+            windows: vec![self.window],
+            ..Tally::default()
+        }
     }
 }
 
-/// Runs it.
-pub fn run(arguments: &Arguments) -> Result<Report, Failure> {
-    let common = &arguments.common;
-    let payload_bytes = arguments.bytes as usize;
-    if !(STAMP_BYTES_MIN..=1 << 20).contains(&payload_bytes) {
-        return Err(Failure::Usage(format!(
-            "--bytes is {STAMP_BYTES_MIN} to 1048576: the stamp needs the first"
-        )));
-    }
-    if !(1..=1024).contains(&arguments.in_flight) {
-        return Err(Failure::Usage("--in-flight is 1 to 1024".into()));
-    }
-    let (warm_up, duration) = window(arguments.warm_up, arguments.duration)?;
-    let (plan, shares) = common.prepare(arguments.connections, u32::MAX, Ending::Stream)?;
-    let mut report = Report::new("echo");
-    let mut member_first = 0;
-    let behaviours = shares.iter().map(|share| {
-        let behaviour = Echo {
-            member_first,
-            in_flight: arguments.in_flight,
-            payload_bytes,
-            timetable: None,
-            started: false,
-            sequences: vec![0; *share as usize],
-            deliveries: Deliveries::new(*share, 1, false),
-            gone: Vec::new(),
-            latency: latency_histogram(),
-            window_count: 0,
-            published: 0,
-            received: 0,
-        };
-        member_first += share;
-        (*share, behaviour)
-    });
-    let crew = common.start(&plan, behaviours.collect())?;
-    crew.order(|orders, share| orders.open_until = share);
-    wait_for_upgrades(&crew, u64::from(arguments.connections), &mut report);
+impl Play for Arguments {
+    type Behaviour = Echo;
+    const NAME: &'static str = "echo";
 
-    let timetable = Timetable::starting_now(warm_up, duration);
-    crew.order(|orders, _| orders.timetable = Some(timetable));
-    crew.sleep_until(timetable.measure_from_ns);
-    let before = common.meter()?;
-    if !crew.sleep_until(timetable.measure_to_ns) {
-        report.fault("the run was cut short");
+    fn common(&self) -> &Common {
+        &self.common
     }
-    let after = common.meter()?;
-    std::thread::sleep(Duration::from_millis(50)); // until every worker has seen the end and published its last
-    let received = |crew: &crate::client::Crew<Echo>| crew.sum(|progress| &progress.received);
-    crew.wait(
-        GRACE,
-        |crew| received(crew) >= crew.sum(|progress| &progress.published),
-        received,
-    );
-    let (outcome, behaviours) = crew.finish()?;
 
-    outcome.report(&mut report);
-    let mut counts = Counts::default();
-    let mut latency = latency_histogram();
-    let mut window_count = 0;
-    for echo in behaviours.into_iter().map(Echo::close) {
-        counts.merge(echo.deliveries.counts());
-        latency
-            .add(&echo.latency)
-            .expect("all have the same bounds");
-        window_count += echo.window_count;
+    fn extent(&self) -> Result<Extent, Failure> {
+        if !(1..=1024).contains(&self.in_flight) {
+            return Err(Failure::Usage("--in-flight is 1 to 1024".into()));
+        }
+        self.window.times()?;
+        Ok(Extent::new(self.connections))
     }
-    counts.report(&mut report);
-    if window_count == 0 {
-        report.fault("nothing came back within the window");
-    }
-    report.figure(
-        "messages_per_s",
-        window_count as f64 / duration.as_secs_f64(),
-    );
-    report.latency("latency", &latency);
-    before.report(
-        &after,
-        "message",
-        window_count,
-        common.client_core_count(shares.len()),
-        &mut report,
-    );
-    Ok(report)
-}
 
-/// Checks and converts a warm-up and a duration given in seconds.
-pub fn window(warm_up: f64, duration: f64) -> Result<(Duration, Duration), Failure> {
-    if !(0.0..=86_400.0).contains(&warm_up) || !(0.01..=86_400.0).contains(&duration) {
-        return Err(Failure::Usage(
-            "--warm-up is 0 to 86400 seconds, --duration 0.01 to 86400".into(),
-        ));
+    fn behaviour(&self, share: Share) -> Echo {
+        Echo::new(
+            self.common.dialect,
+            self.in_flight,
+            self.size.clone(),
+            share,
+        )
     }
-    Ok((
-        Duration::from_secs_f64(warm_up),
-        Duration::from_secs_f64(duration),
-    ))
+
+    fn direct(&self, stage: &mut Stage) -> Result<(), Failure> {
+        let (warm_up, duration) = self.window.times()?;
+        stage.open(self.connections);
+        let (before, after) = stage.traffic(warm_up, duration)?;
+        stage.settle(1);
+        let (_, tally) = stage.finish()?;
+        let report = &mut stage.report;
+        tally.deliveries.report(report);
+        let window = tally.window(0);
+        if window.delivered == 0 {
+            report.fault("nothing came back within the window");
+        }
+        report.figure(
+            "messages_per_s",
+            window.delivered as f64 / duration.as_secs_f64(),
+        );
+        report.latency("latency", &window.latency);
+        stage.usage(&before, &after, "message", window.delivered);
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use throng::protocol::OpCode;
+
     use super::*;
-    use crate::clock::now_ns;
 
     #[test]
     fn an_echo_is_answered_with_the_next_message_until_the_window_ends() {
-        let now = now_ns();
-        let mut echo = Echo {
-            member_first: 10,
-            in_flight: 2,
-            payload_bytes: 64,
-            timetable: None,
-            started: false,
-            sequences: vec![0; 3],
-            deliveries: Deliveries::new(3, 1, false),
-            gone: Vec::new(),
-            latency: latency_histogram(),
-            window_count: 0,
-            published: 0,
-            received: 0,
+        let now = 1_000_000_000;
+        let share = Share {
+            worker: 1,
+            worker_count: 2,
+            member_count: 6,
         };
-        echo.schedule(Timetable {
-            traffic_from_ns: now,
-            measure_from_ns: now,
-            measure_to_ns: now + 1_000_000,
-        });
-        echo.turn(now, &mut Posts::default());
-        assert_eq!(echo.progress(), (6, 0));
-
-        let mut payload = vec![0; 64];
-        Stamp {
-            publisher: 11,
-            sequence: 0,
-            due_ns: now,
+        let mut echo = Echo::new(Dialect::Raw, 2, "64".parse().unwrap(), share);
+        for local in 0..3 {
+            echo.opened(local, now, &mut Reply::default());
         }
-        .write(&mut payload);
-        let mut reply = Reply::default();
-        let message = Message {
-            opcode: OpCode::Binary,
-            payload: &payload,
-        };
-        echo.message(1, message, now + 5_000, &mut reply);
-        assert_eq!(reply.bytes.len(), 2 + 4 + 64);
-        assert_eq!(echo.latency.len(), 1);
-        reply.bytes.clear();
-
-        echo.message(2, message, now + 5_000, &mut reply);
-        payload[30] ^= 1;
-        echo.message(
-            1,
-            Message {
-                opcode: OpCode::Binary,
-                payload: &payload,
+        echo.obey(
+            &Orders {
+                timetable: Some(Timetable {
+                    traffic_from_ns: now,
+                    measure_from_ns: now,
+                    measure_to_ns: now + 1_000_000,
+                }),
+                ..Orders::default()
             },
             now,
-            &mut reply,
         );
-        assert!(reply.bytes.is_empty());
+        echo.turn(now, &mut Posts::default());
+        assert_eq!(echo.traffic().published, 6);
 
-        Stamp {
-            publisher: 11,
-            sequence: 1,
-            due_ns: now,
-        }
-        .write(&mut payload);
-        echo.message(
-            1,
-            Message {
+        let stamp = |sequence| {
+            let mut payload = vec![0; 64];
+            Stamp {
+                publisher: 3, // the second of worker 1
+                sequence,
+                due_ns: now,
+            }
+            .write(&mut payload);
+            payload
+        };
+        let mut reply = Reply::default();
+        let mut hear = |local, payload: &[u8], at_ns| {
+            let message = Message {
                 opcode: OpCode::Binary,
-                payload: &payload,
-            },
-            now + 2_000_000,
-            &mut reply,
-        );
-        assert!(reply.bytes.is_empty(), "the window is over");
-        let counts = echo.close().deliveries.counts();
+                payload,
+            };
+            echo.message(local, message, at_ns, &mut reply);
+            std::mem::take(&mut reply.bytes).len()
+        };
+        assert_eq!(hear(1, &stamp(0), now + 5_000), 2 + 4 + 64);
+        assert_eq!(hear(2, &stamp(0), now + 5_000), 0, "of another room");
+        let mut corrupted = stamp(1);
+        corrupted[30] ^= 1;
+        assert_eq!(hear(1, &corrupted, now), 0);
+        assert_eq!(hear(1, &stamp(1), now + 2_000_000), 0, "the window is over");
+        assert_eq!(echo.window.latency.len(), 2);
+        let counts = echo.tally(&[]).deliveries;
         assert_eq!(
             (counts.misrouted, counts.corrupted, counts.delivered),
             (1, 1, 2)

@@ -1,18 +1,24 @@
-//! Connect, join, stay: the handshakes' cost and the memory of connections that do nothing.
+//! Connect, join, stay: the handshakes' cost, the memory of connections that do nothing, and whether one message still
+//! reaches all of them.
 
-use std::time::Duration;
+use std::sync::Arc;
 
 use clap::Args;
 
-use super::{Common, Meter, wait_for_upgrades};
-use crate::client::{Behaviour, Ending, Message, Posts, Reply, Timetable};
+use super::cast::Cast;
+use super::common::Common;
+use super::members::{Members, times};
+use super::stage::{Extent, Play, Stage};
+use super::traffic::{check_rooms, readers};
+use crate::client::Share;
 use crate::clock::now_ns;
 use crate::failure::Failure;
-use crate::report::Report;
-use crate::server::Sample;
+use crate::meter::Meter;
+use crate::server;
+use crate::size::Size;
 
 /// What `idle` is told.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct Arguments {
     #[command(flatten)]
     pub common: Common,
@@ -23,165 +29,169 @@ pub struct Arguments {
         default_value_t = 1000,
         conflicts_with = "steps"
     )]
-    connections: u32,
+    pub connections: u32,
     /// Connection counts between which memory is measured, as 4000,16000
     #[arg(long, value_name = "N,N,…", value_delimiter = ',')]
     steps: Vec<u32>,
     /// Rooms that the connections are spread over
     #[arg(long, value_name = "R", default_value_t = 1)]
-    rooms: u32,
+    pub rooms: u32,
     /// Seconds to hold all of them
     #[arg(long, value_name = "S", default_value_t = 1.0)]
-    hold: f64,
+    pub hold: f64,
     /// Seconds of rest before memory is read
     #[arg(long, value_name = "S", default_value_t = 1.0)]
-    settle: f64,
+    pub settle: f64,
+    /// After that, messages to every room, one after the other, each when all have the last
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub messages: u32,
+    /// Bytes of those messages
+    #[arg(long, value_name = "B", default_value = "128")]
+    size: Size,
+    /// At the end, wait so many seconds for the server to close everybody (it is told to stop by somebody else)
+    #[arg(long, value_name = "S", default_value_t = 0.0)]
+    until_closed: f64,
 }
 
-struct Idle {
-    member_first: u32,
-    rooms: u32,
-    received: u64,
+impl Arguments {
+    fn steps(&self) -> Vec<u32> {
+        if self.steps.is_empty() {
+            vec![self.connections]
+        } else {
+            self.steps.clone()
+        }
+    }
+
+    fn connection_count(&self) -> u32 {
+        self.steps().last().copied().unwrap_or(0)
+    }
+
+    /// Rooms of the same size, the last ones a little smaller.
+    fn cast(&self) -> Cast {
+        Cast {
+            size: self.size.clone(),
+            ..readers(
+                &self.common,
+                "idle",
+                self.rooms,
+                self.connection_count().div_ceil(self.rooms),
+            )
+        }
+    }
+
+    /// Publishes one message to every room and waits until all members have it; returns the seconds it took.
+    fn broadcast(&self, number: u32, stage: &mut Stage) -> f64 {
+        let received_before = stage.crew.seen().received;
+        let due_ns = now_ns();
+        stage.crew.order(|orders| orders.bursts = (number, due_ns));
+        let open = stage.crew.seen().open;
+        let reached = stage
+            .crew
+            .wait(|seen| seen.received >= received_before + open.min(seen.open));
+        let seconds = now_ns().saturating_sub(due_ns) as f64 / 1e9;
+        if !reached {
+            stage.report.fault(format!(
+                "message {number} reached {} of {open}",
+                stage.crew.seen().received - received_before
+            ));
+        }
+        seconds
+    }
 }
 
-impl Behaviour for Idle {
-    fn room(&self, local: u32) -> String {
-        format!("idle-{}", (self.member_first + local) % self.rooms)
-    }
-    fn opened(&mut self, _local: u32, _reply: &mut Reply) {}
-    fn message(&mut self, _local: u32, _message: Message<'_>, _now_ns: u64, _reply: &mut Reply) {
-        self.received += 1;
-    }
-    fn schedule(&mut self, _timetable: Timetable) {}
-    fn turn(&mut self, _now_ns: u64, _posts: &mut Posts) -> Option<u64> {
-        None
-    }
-    fn closed_by_server(&mut self, _local: u32) -> bool {
-        false
-    }
-    fn progress(&self) -> (u64, u64) {
-        (0, self.received)
-    }
-}
+impl Play for Arguments {
+    type Behaviour = Members;
+    const NAME: &'static str = "idle";
 
-/// Runs it.
-pub fn run(arguments: &Arguments) -> Result<Report, Failure> {
-    let common = &arguments.common;
-    let steps = if arguments.steps.is_empty() {
-        vec![arguments.connections]
-    } else {
-        arguments.steps.clone()
-    };
-    if !steps.is_sorted_by(|earlier, later| earlier < later) || steps[0] == 0 {
-        return Err(Failure::Usage(
-            "--steps must rise from at least 1, as 4000,16000".into(),
-        ));
+    fn common(&self) -> &Common {
+        &self.common
     }
-    if arguments.rooms == 0
-        || !(0.0..=1e6).contains(&arguments.hold)
-        || !(0.0..=1e6).contains(&arguments.settle)
-    {
-        return Err(Failure::Usage(
-            "--rooms must be at least 1; --hold and --settle are seconds".into(),
-        ));
-    }
-    let connection_count = steps[steps.len() - 1];
-    let (plan, shares) = common.prepare(connection_count, u32::MAX, Ending::Stream)?;
-    let mut report = Report::new("idle");
-    let mut member_first = 0;
-    let behaviours = shares.iter().map(|share| {
-        let behaviour = Idle {
-            member_first,
-            rooms: arguments.rooms,
-            received: 0,
-        };
-        member_first += share;
-        (*share, behaviour)
-    });
-    let crew = common.start(&plan, behaviours.collect())?;
-    let begin = common.meter()?;
-    let begin_ns = now_ns();
-    let mut connecting_ns = 0;
-    let mut meters: Vec<(u32, Meter)> = Vec::new();
-    for step in steps {
-        let step_ns = now_ns();
-        crew.order(|orders, share| {
-            orders.open_until =
-                (u64::from(share) * u64::from(step)).div_ceil(u64::from(connection_count)) as u32;
-        });
-        wait_for_upgrades(&crew, u64::from(step), &mut report);
-        connecting_ns += now_ns() - step_ns;
-        crew.sleep_until(now_ns() + Duration::from_secs_f64(arguments.settle).as_nanos() as u64);
-        meters.push((step, common.meter()?));
-    }
-    crew.sleep_until(now_ns() + Duration::from_secs_f64(arguments.hold).as_nanos() as u64);
-    if crew.out_of_time() {
-        report.fault("the time limit was met");
-    }
-    let end = common.meter()?;
-    let received = crew.sum(|progress| &progress.received);
-    let (outcome, _) = crew.finish()?;
 
-    outcome.report(&mut report);
-    report.figure(
-        "handshakes_per_s",
-        outcome.upgraded as f64 / (connecting_ns as f64 / 1e9),
-    );
-    report.figure("seconds", (end.at_ns - begin_ns) as f64 / 1e9);
-    report.count("messages_received", received);
-    let (_, last) = &meters[meters.len() - 1];
-    begin.report(
-        last,
-        "handshake",
-        outcome.upgraded,
-        common.client_core_count(shares.len()),
-        &mut report,
-    );
-    memory(&begin, &meters, &mut report);
-    Ok(report)
-}
-
-/// Bytes per connection: between the first and the last count, and from none to the last. Allocators grow by chunks,
-/// so that the two differ; the truth is what both tell.
-fn memory(begin: &Meter, meters: &[(u32, Meter)], report: &mut Report) {
-    let none = begin.server.as_ref().map(|none| (0, none));
-    let samples: Vec<(u32, &Sample)> = none
-        .into_iter()
-        .chain(
-            meters
-                .iter()
-                .filter_map(|(count, meter)| Some((*count, meter.server.as_ref()?))),
-        )
-        .collect();
-    for (count, sample) in &samples {
-        report.count(&format!("server_rss_at_{count}_bytes"), sample.rss_bytes);
+    fn extent(&self) -> Result<Extent, Failure> {
+        let steps = self.steps();
+        if !steps.is_sorted_by(|earlier, later| earlier < later) || steps[0] == 0 {
+            return Err(Failure::Usage(
+                "--steps must rise from at least 1, as 4000,16000".into(),
+            ));
+        }
+        let seconds = [self.hold, self.settle, self.until_closed];
+        if seconds.iter().any(|seconds| !(0.0..=1e6).contains(seconds)) {
+            return Err(Failure::Usage(
+                "--hold, --settle and --until-closed are seconds".into(),
+            ));
+        }
+        let count = self.connection_count();
+        if self.rooms == 0 || self.rooms > count {
+            return Err(Failure::Usage(
+                "--rooms is at least 1, and at most one a connection".into(),
+            ));
+        }
+        check_rooms(&self.common, self.rooms, count.div_ceil(self.rooms))?;
+        Ok(Extent::new(count))
     }
-    let [(_, none), (first_count, first), .., (last_count, last)] = samples.as_slice() else {
-        return;
-    };
-    let slope = |from: u64, to: u64, count: u32| (to as f64 - from as f64) / f64::from(count);
-    report.figure(
-        "server_rss_bytes_per_connection_from_none",
-        slope(none.rss_bytes, last.rss_bytes, *last_count),
-    );
-    let count = last_count - first_count;
-    report.figure(
-        "server_rss_bytes_per_connection",
-        slope(first.rss_bytes, last.rss_bytes, count),
-    );
-    report.figure(
-        "server_pss_bytes_per_connection",
-        slope(first.pss_bytes, last.pss_bytes, count),
-    );
-    report.figure(
-        "server_anonymous_bytes_per_connection",
-        slope(first.anonymous_bytes, last.anonymous_bytes, count),
-    );
-    report.figure(
-        "kernel_slab_bytes_per_connection_both_ends",
-        slope(first.slab_bytes, last.slab_bytes, count),
-    );
-    report.note(format!(
-        "bytes per connection are slopes between {first_count} and {last_count} connections"
-    ));
+
+    fn behaviour(&self, share: Share) -> Members {
+        Members::new(&Arc::new(self.cast()), share)
+    }
+
+    fn direct(&self, stage: &mut Stage) -> Result<(), Failure> {
+        let begin = stage.meter()?;
+        let mut connecting_ns = 0;
+        let mut meters: Vec<(u32, Meter)> = Vec::new();
+        for step in self.steps() {
+            let step_ns = now_ns();
+            stage.open(step);
+            let took_ns = now_ns() - step_ns;
+            connecting_ns += took_ns;
+            let before = meters.last().map_or(0, |(count, _)| *count);
+            stage.report.figure(
+                &format!("handshakes_per_s_to_{step}"),
+                f64::from(step - before) / (took_ns as f64 / 1e9),
+            );
+            stage.crew.sleep(self.settle);
+            meters.push((step, stage.meter()?));
+        }
+        stage.phase("hold");
+        stage.crew.sleep(self.hold);
+        if stage.crew.out_of_time() {
+            stage.report.fault("the time limit was met");
+        }
+        let held = stage.crew.seen();
+        stage.phase("broadcast");
+        let mut broadcasts_s = Vec::new();
+        for number in 1..=self.messages {
+            broadcasts_s.push(self.broadcast(number, stage));
+        }
+        let end = stage.meter()?;
+        if self.until_closed > 0.0 {
+            stage.phase("wait for the end");
+            stage.await_close(self.until_closed);
+        }
+        let (outcome, tally) = stage.finish()?;
+
+        let report = &mut stage.report;
+        report.figure(
+            "handshakes_per_s",
+            outcome.upgraded as f64 / (connecting_ns as f64 / 1e9),
+        );
+        report.figure("seconds", (end.at_ns - begin.at_ns) as f64 / 1e9);
+        report.count("held", held.open);
+        if self.messages > 0 {
+            tally.deliveries.report(report);
+            let slowest = broadcasts_s.iter().copied().fold(0.0, f64::max);
+            report.figure("broadcast_seconds", slowest);
+            report.latency("broadcast", &times(&tally, "broadcast"));
+        }
+        if self.until_closed > 0.0 {
+            super::drain::report_close(&outcome, &tally, held.open, report);
+        }
+        let (_, last) = &meters[meters.len() - 1];
+        let samples: Vec<_> = meters
+            .iter()
+            .map(|(count, meter)| (*count, &meter.server))
+            .collect();
+        server::report_memory(&begin.server, &samples, report);
+        stage.usage(&begin, last, "handshake", outcome.upgraded);
+        Ok(())
+    }
 }

@@ -1,0 +1,310 @@
+//! What a run found: named figures, histograms and a timeline; told to a person, written to files, compared.
+//!
+//! A report only keeps and tells: it measures nothing and decides nothing but whether expectations were met. All of it is one
+//! `Document`, so that the table, the file and the page cannot disagree.
+
+pub mod compare;
+mod expect;
+mod figures;
+mod hdr;
+mod host;
+mod html;
+mod json;
+mod noise;
+#[cfg(test)]
+mod sample;
+mod table;
+mod timeline;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
+use std::time::{Instant, SystemTime};
+
+use hdrhistogram::Histogram;
+
+pub use expect::check_expectations;
+pub use figures::Unit;
+pub use timeline::{Interval, Percentiles, Phase, Point, ServerPoint, Timeline};
+
+use crate::failure::Failure;
+use expect::Expectation;
+use figures::{Figures, plain};
+use json::{Document, Latency};
+
+/// The longest latency that a histogram tells apart, nanoseconds: ten minutes.
+const LATENCY_MAX_NS: u64 = 600_000_000_000;
+
+/// Intervals that a report keeps at most: 100 MiB of histograms, a megabyte or two in a file.
+pub const INTERVAL_COUNT_MAX: usize = 600;
+
+/// A latency histogram: nanoseconds, 1 µs to 10 minutes, three significant digits.
+pub fn latency_histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1_000, LATENCY_MAX_NS, 3).expect("the bounds are valid")
+}
+
+/// What a run found. A figure's name ends in its unit.
+#[derive(Debug)]
+pub struct Report {
+    document: Document,
+    began_at: SystemTime,
+    began: Instant,
+}
+
+impl Report {
+    /// An empty report of a run that begins now.
+    pub fn new(scenario: &str) -> Self {
+        let began_at = SystemTime::now();
+        Self {
+            document: Document {
+                schema: json::SCHEMA.into(),
+                scenario: scenario.into(),
+                command: host::command(),
+                began_at: host::rfc3339(began_at),
+                seconds: 0.0,
+                version: env!("CARGO_PKG_VERSION").into(),
+                host: host::Host::this(),
+                figures: Figures::default(),
+                histograms: BTreeMap::new(),
+                timeline: Timeline::default(),
+                notes: Vec::new(),
+                faults: Vec::new(),
+            },
+            began_at,
+            began: Instant::now(),
+        }
+    }
+
+    /// Adds a figure, or replaces the one of that name. One that is not a number (nothing to divide by) becomes a note.
+    pub fn figure(&mut self, name: &str, value: f64) {
+        self.document.seconds = (self.began.elapsed().as_secs_f64() * 1e3).round() / 1e3;
+        if !self.document.figures.set(name, value) {
+            self.note(format!(
+                "{name} cannot be told: there is nothing to divide by"
+            ));
+        }
+    }
+
+    /// Adds a count.
+    pub fn count(&mut self, name: &str, value: u64) {
+        self.figure(name, value as f64);
+    }
+
+    /// Adds the percentiles of a histogram of nanoseconds, in milliseconds, as `NAME_p50_ms` and so on, and keeps the histogram
+    /// for the files.
+    pub fn latency(&mut self, name: &str, histogram: &Histogram<u64>) {
+        if histogram.is_empty() {
+            return;
+        }
+        for (label, quantile) in [
+            ("p50", 0.5),
+            ("p90", 0.9),
+            ("p99", 0.99),
+            ("p99_9", 0.999),
+            ("p99_99", 0.9999),
+            ("max", 1.0),
+        ] {
+            self.figure(
+                &format!("{name}_{label}_ms"),
+                histogram.value_at_quantile(quantile) as f64 / 1e6,
+            );
+        }
+        self.figure(&format!("{name}_mean_ms"), histogram.mean() / 1e6);
+        if histogram.max() >= LATENCY_MAX_NS {
+            self.note(format!(
+                "{name}: what took ten minutes or more counts as ten minutes"
+            ));
+        }
+        self.document
+            .histograms
+            .insert(name.to_owned(), Latency(histogram.clone()));
+    }
+
+    /// Adds a remark.
+    pub fn note(&mut self, text: impl Into<String>) {
+        self.document.notes.push(text.into());
+    }
+
+    /// Adds something that must not be: the run ends with exit code 1.
+    pub fn fault(&mut self, text: impl Into<String>) {
+        self.document.faults.push(text.into());
+    }
+
+    /// Keeps what happened when; of intervals at most [`INTERVAL_COUNT_MAX`], joined within their phases.
+    ///
+    /// A share of no time at all (not a number) counts as 0: JSON has no other word for it.
+    pub fn timeline(&mut self, mut timeline: Timeline) {
+        let finite = |share: &mut f64| {
+            if !share.is_finite() {
+                *share = 0.0;
+            }
+        };
+        for point in &mut timeline.points {
+            finite(&mut point.client_share);
+            for server in &mut point.servers {
+                finite(&mut server.user_share);
+                finite(&mut server.system_share);
+                finite(&mut server.busiest_thread_share);
+            }
+        }
+        timeline.coarsen(INTERVAL_COUNT_MAX);
+        self.document.timeline = timeline;
+    }
+
+    /// A figure by name.
+    pub fn get(&self, name: &str) -> Option<f64> {
+        self.document.figures.get(name)
+    }
+
+    /// Compares with expectations such as `lost=0` or `latency_p99_ms<50ms`; each that is not met becomes a fault.
+    ///
+    /// # Errors
+    /// When one is not readable, or names a figure that this run does not have.
+    pub fn expect(&mut self, expectations: &[String]) -> Result<(), Failure> {
+        for text in expectations {
+            let expectation = Expectation::parse(text)?;
+            let Some(value) = self.get(expectation.name) else {
+                let names: Vec<_> = self.document.figures.iter().map(|(name, _)| name).collect();
+                return Err(Failure::Usage(format!(
+                    "--expect {text}: this run has no figure of that name; it has {}",
+                    names.join(", ")
+                )));
+            };
+            if !expectation.is_met(value) {
+                self.fault(format!("expected {text}, found {}", plain(value)));
+            }
+        }
+        Ok(())
+    }
+
+    /// The report for a person: a table of the figures, then notes and faults.
+    pub fn text(&self) -> String {
+        table::text(&self.document)
+    }
+
+    /// Writes the report as JSON, schema `throng-load/1` (docs/LOAD-REPORT.md).
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_json(&self, path: &Path) -> Result<(), Failure> {
+        self.document.write(path)
+    }
+
+    /// Writes the report as one page that opens from disk: verdict, plots, figures.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_html(&self, path: &Path) -> Result<(), Failure> {
+        std::fs::write(path, html::page(&self.document))
+            .map_err(|error| Failure::Usage(format!("--html {}: {error}", path.display())))
+    }
+
+    /// Writes the latency of each interval as an HDR histogram log, in nanoseconds.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write_hdr(&self, path: &Path) -> Result<(), Failure> {
+        File::create(path)
+            .and_then(|file| hdr::write(&self.document.timeline.intervals, self.began_at, file))
+            .map_err(|error| Failure::Usage(format!("--hdr {}: {error}", path.display())))
+    }
+
+    /// The verdict.
+    ///
+    /// # Errors
+    /// When there was a fault.
+    pub fn verdict(&self) -> Result<(), Failure> {
+        match self.document.faults.as_slice() {
+            [] => Ok(()),
+            faults => Err(Failure::Broken(faults.join("; "))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expectations_are_met_or_become_faults() {
+        let mut report = Report::new("test");
+        report.count("lost", 0);
+        report.figure("latency_p99_ms", 4.5);
+        report
+            .expect(&[
+                "lost=0".into(),
+                "latency_p99_ms<=4.5".into(),
+                "latency_p99_ms > 4000us".into(),
+            ])
+            .unwrap();
+        assert_eq!(report.verdict(), Ok(()));
+        report.expect(&["latency_p99_ms<4.5ms".into()]).unwrap();
+        let Err(Failure::Broken(text)) = report.verdict() else {
+            panic!("4.5 is not below 4.5")
+        };
+        assert!(text.contains("found 4.500"), "{text}");
+        assert!(report.expect(&["nothing=1".into()]).is_err());
+    }
+
+    #[test]
+    fn percentiles_come_in_milliseconds_and_the_histogram_is_kept() {
+        let mut histogram = latency_histogram();
+        for us in 1..=1000 {
+            histogram.record(us * 1000).unwrap();
+        }
+        let mut report = Report::new("test");
+        report.latency("echo", &histogram);
+        report.latency("nothing", &latency_histogram());
+        let p99 = report.get("echo_p99_ms").unwrap();
+        assert!((0.989..0.992).contains(&p99), "{p99}");
+        let mean = report.get("echo_mean_ms").unwrap();
+        assert!((0.500..0.502).contains(&mean), "{mean}");
+        assert!(report.text().contains("echo_p99_99_ms"));
+        assert_eq!(report.document.histograms["echo"].0, histogram);
+        assert!(!report.document.histograms.contains_key("nothing"));
+        assert_eq!(report.document.notes, [""; 0]);
+
+        histogram.saturating_record(u64::MAX);
+        report.latency("echo", &histogram);
+        assert!(report.document.notes[0].contains("ten minutes"));
+    }
+
+    #[test]
+    fn what_has_no_value_is_said_and_not_written() {
+        let mut report = Report::new("test");
+        report.figure("p99_ratio", f64::NAN);
+        assert_eq!(report.get("p99_ratio"), None);
+        assert!(report.document.notes[0].contains("p99_ratio"));
+    }
+
+    #[test]
+    fn a_timeline_holds_only_what_json_can_say() {
+        let mut report = Report::new("test");
+        let server = ServerPoint {
+            user_share: f64::NAN,
+            system_share: 0.5,
+            busiest_thread_share: f64::INFINITY,
+            ..ServerPoint::default()
+        };
+        report.timeline(Timeline {
+            points: vec![Point {
+                client_share: f64::NAN,
+                servers: vec![server],
+                ..Point::default()
+            }],
+            ..Timeline::default()
+        });
+        let text = serde_json::to_string(&report.document).unwrap();
+        let read: Document = serde_json::from_str(&text).unwrap();
+        assert_eq!(read, report.document);
+        let server = &read.timeline.points[0].servers[0];
+        assert_eq!((server.user_share, server.system_share), (0.0, 0.5));
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_written_is_said() {
+        let report = Report::new("test");
+        let error = report.write_hdr(Path::new("/nowhere/at/all")).unwrap_err();
+        assert!(error.to_string().contains("--hdr /nowhere"), "{error}");
+    }
+}

@@ -1,0 +1,268 @@
+//! What every run does alike: check, connect a first time, start the workers, measure both sides, report.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use throng::protocol::client::{encode_key, parse_response};
+
+use super::common::Common;
+use crate::client::{Behaviour, Crew, Ending, Local, Outcome, Share, Tally, Troupe};
+use crate::clock::now_ns;
+use crate::failure::Failure;
+use crate::meter::Meter;
+use crate::monitor::{Goal, Monitor};
+use crate::report::{Report, latency_histogram};
+use crate::server::Servers;
+use crate::target::Target;
+
+/// For how long the last deliveries may be on their way after the last publish, when none comes any more.
+const GRACE: Duration = Duration::from_secs(2);
+/// Until a worker of this process has seen new orders.
+const LEAD: Duration = Duration::from_millis(20);
+
+/// How many connections a scenario has.
+#[derive(Debug, Clone, Copy)]
+pub struct Extent {
+    /// Members in the whole run.
+    pub members: u32,
+    /// Connections at a time.
+    pub alive_max: u32,
+    /// How they end.
+    pub ending: Ending,
+}
+
+impl Extent {
+    /// All members at a time; the client ends the TCP stream.
+    pub const fn new(members: u32) -> Self {
+        Self {
+            members,
+            alive_max: members,
+            ending: Ending::Stream,
+        }
+    }
+}
+
+/// A scenario: who plays, and what happens.
+pub trait Play {
+    /// What each worker does.
+    type Behaviour: Behaviour + Send + 'static;
+    /// Its name in reports.
+    const NAME: &'static str;
+
+    /// What every scenario is told.
+    fn common(&self) -> &Common;
+    /// How many connections it has.
+    ///
+    /// # Errors
+    /// What is wrong with its arguments.
+    fn extent(&self) -> Result<Extent, Failure>;
+    /// One worker's behaviour.
+    fn behaviour(&self, share: Share) -> Self::Behaviour;
+    /// Has it happen, and reports it.
+    ///
+    /// # Errors
+    /// When it cannot go on. What was lost or broke is a fault of the report instead.
+    fn direct(&self, stage: &mut Stage) -> Result<(), Failure>;
+}
+
+/// Runs a scenario.
+///
+/// # Errors
+/// When it cannot be carried out.
+pub fn perform<P: Play>(play: &P) -> Result<Report, Failure> {
+    let common = play.common();
+    let extent = play.extent()?;
+    let (plan, thread_count) = common.prepare(extent)?;
+    for target in &plan.targets {
+        probe(target)?;
+    }
+    let shares = (0..thread_count).map(|worker| Share {
+        worker,
+        worker_count: thread_count,
+        member_count: extent.members,
+    });
+    let (shared, local) = Local::start(&plan, shares, |share| play.behaviour(share))?;
+    let servers = Arc::new(Servers::open(&common.beside)?);
+    let monitor = Monitor::start(shared.clone(), Arc::clone(&servers), common.quiet);
+    let crew = Crew::new(
+        shared,
+        vec![Box::new(local) as Box<dyn Troupe>],
+        LEAD,
+        common.patience(),
+        Duration::from_secs(u64::from(common.time_limit)),
+    );
+    let mut stage = Stage {
+        crew,
+        report: Report::new(P::NAME),
+        servers,
+        monitor: Some(monitor),
+        client_core_count: common.client_core_count(thread_count),
+    };
+    let directed = play.direct(&mut stage);
+    stage.end_monitor();
+    directed.map(|()| stage.report)
+}
+
+/// A run that goes on.
+pub struct Stage {
+    /// The workers.
+    pub crew: Crew,
+    /// What is found.
+    pub report: Report,
+    servers: Arc<Servers>,
+    monitor: Option<Monitor>,
+    client_core_count: f64,
+}
+
+impl Stage {
+    /// Names what happens from now on.
+    pub fn phase(&mut self, name: &str) {
+        self.phase_until(name, Goal::None);
+    }
+
+    /// The same, with what ends it.
+    pub fn phase_until(&mut self, name: &str, goal: Goal) {
+        if let Some(monitor) = &self.monitor {
+            monitor.phase(name, goal);
+        }
+    }
+
+    /// Latencies of all that was received since this was last asked, to the second.
+    pub fn take_latency(&mut self) -> Histogram<u64> {
+        self.monitor
+            .as_ref()
+            .map_or_else(latency_histogram, Monitor::take_latency)
+    }
+
+    /// Ends the monitor and keeps what it saw.
+    fn end_monitor(&mut self) {
+        let Some(monitor) = self.monitor.take() else {
+            return;
+        };
+        let (timeline, gone) = monitor.finish();
+        self.report.timeline(timeline);
+        if !self.crew.orders().expect_close {
+            for server in gone {
+                self.report
+                    .fault(format!("the server {server} ended during the run"));
+            }
+        }
+    }
+
+    /// Connects all members below `count`, and waits until each is upgraded or has failed.
+    pub fn open(&mut self, count: u32) {
+        let count = u64::from(count);
+        self.phase_until("connect", Goal::Connections(count));
+        self.crew.order(|orders| orders.open_until = count as u32);
+        if !self.crew.wait(|seen| seen.upgraded + seen.failed >= count) {
+            let seen = self.crew.seen();
+            self.report.fault(format!(
+                "only {} of {count} connections were answered",
+                seen.upgraded + seen.failed
+            ));
+        }
+    }
+
+    /// Has traffic flow, `warm_up` and then `duration`; returns both sides at the ends of `duration`.
+    ///
+    /// # Errors
+    /// When a server cannot be looked at.
+    pub fn traffic(
+        &mut self,
+        warm_up: Duration,
+        duration: Duration,
+    ) -> Result<(Meter, Meter), Failure> {
+        let timetable = self.crew.start_traffic(warm_up, duration);
+        self.phase_until("warm-up", Goal::Moment(timetable.measure_from_ns));
+        self.crew.sleep_until(timetable.measure_from_ns);
+        self.phase_until("measure", Goal::Moment(timetable.measure_to_ns));
+        let before = self.meter()?;
+        if !self.crew.sleep_until(timetable.measure_to_ns) {
+            self.report.fault("the run was cut short");
+        }
+        let after = self.meter()?;
+        self.phase("settle");
+        std::thread::sleep(self.crew.lead + Duration::from_millis(30)); // until every worker has seen the end and published its last
+        Ok((before, after))
+    }
+
+    /// Waits until each message published has come to `members`, or nothing comes any more.
+    pub fn settle(&self, members: u32) {
+        let members = u64::from(members);
+        self.crew
+            .wait_for(GRACE, |seen| seen.received >= seen.published * members);
+    }
+
+    /// Both sides now.
+    ///
+    /// # Errors
+    /// When a server cannot be looked at.
+    pub fn meter(&self) -> Result<Meter, Failure> {
+        Meter::now(&self.servers)
+    }
+
+    /// Reports what both sides used from `before` to `after`, for `count` things named `per`.
+    pub fn usage(&mut self, before: &Meter, after: &Meter, per: &str, count: u64) {
+        before.report(after, per, count, self.client_core_count, &mut self.report);
+    }
+
+    /// Ends all connections, and reports them; returns what was counted.
+    ///
+    /// # Errors
+    /// When a worker could not go on.
+    pub fn finish(&mut self) -> Result<(Outcome, Tally), Failure> {
+        self.phase("finish");
+        let (outcome, tally) = self.crew.finish()?;
+        self.end_monitor();
+        outcome.report(&mut self.report);
+        Ok((outcome, tally))
+    }
+}
+
+/// Makes one connection the plain way, so that what is wrong with a target is said at once.
+fn probe(target: &Target) -> Result<(), Failure> {
+    let fail = |what: String| Failure::Usage(format!("{}: {what}", target.address));
+    let timeout = Duration::from_secs(5);
+    let mut stream = TcpStream::connect_timeout(&target.address, timeout).map_err(|error| {
+        fail(format!(
+            "cannot connect: {error}; is the server running there?"
+        ))
+    })?;
+    let key = encode_key([now_ns(), u64::from(std::process::id())]);
+    let mut request = Vec::new();
+    target.request(&mut request, "probe", 0, &key);
+    let path = target.path("probe", 0);
+    let mut answer = Vec::new();
+    let exchange = (|| {
+        stream.set_read_timeout(Some(timeout))?;
+        stream.write_all(&request)?;
+        let mut chunk = [0; 4096];
+        loop {
+            let read = stream.read(&mut chunk)?;
+            answer.extend_from_slice(&chunk[..read]);
+            match parse_response(&answer, &key) {
+                Ok(None) if read > 0 => {}
+                Ok(None) => {
+                    return Ok(Err(format!(
+                        "the server ended the stream after {} bytes of an answer to the upgrade of {path}",
+                        answer.len()
+                    )));
+                }
+                Ok(Some(_)) => return Ok(Ok(())),
+                Err(error) => {
+                    return Ok(Err(format!("the upgrade of {path} was refused: {error}")));
+                }
+            }
+        }
+    })();
+    match exchange {
+        Ok(verdict) => verdict.map_err(fail),
+        Err(error) => {
+            let error: std::io::Error = error;
+            Err(fail(format!("no answer to the upgrade of {path}: {error}")))
+        }
+    }
+}

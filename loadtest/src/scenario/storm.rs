@@ -1,0 +1,187 @@
+//! Everybody is dropped at once and comes back: how long until all are back, and what the server refuses meanwhile.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::back::BackArguments;
+use super::cast::Cast;
+use super::common::Common;
+use super::members::{Members, times};
+use super::stage::{Extent, Play, Stage};
+use super::traffic::{check_rooms, readers};
+use crate::client::{Ending, Share};
+use crate::clock::now_ns;
+use crate::failure::Failure;
+
+/// What `storm` is told.
+#[derive(Debug, Clone, Args)]
+pub struct Arguments {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(flatten)]
+    back: BackArguments,
+    /// Connections
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1000,
+        help_heading = "Traffic"
+    )]
+    connections: u32,
+    /// Rooms that they are spread over
+    #[arg(long, value_name = "R", default_value_t = 1, help_heading = "Traffic")]
+    rooms: u32,
+    /// Times that everybody is dropped
+    #[arg(long, value_name = "K", default_value_t = 1, help_heading = "Traffic")]
+    drops: u32,
+    /// How the client drops a connection
+    #[arg(long, value_enum, default_value = "stream", help_heading = "Traffic")]
+    end: Ending,
+    /// Seconds to hold all of them before each drop
+    #[arg(
+        long,
+        value_name = "S",
+        default_value_t = 1.0,
+        help_heading = "Traffic"
+    )]
+    hold: f64,
+    /// Seconds until everybody must be back
+    #[arg(
+        long,
+        value_name = "S",
+        default_value_t = 120.0,
+        help_heading = "Coming back"
+    )]
+    within: f64,
+}
+
+impl Arguments {
+    fn cast(&self) -> Result<Cast, Failure> {
+        Ok(Cast {
+            back: Some(self.back.back(false, false)?),
+            ..readers(
+                &self.common,
+                "storm",
+                self.rooms,
+                self.connections.div_ceil(self.rooms.max(1)),
+            )
+        })
+    }
+
+    /// Drops everybody and waits for them; gives the seconds until the last is back.
+    fn drop_all(&self, number: u32, stage: &mut Stage) -> f64 {
+        let before = stage.crew.seen();
+        let from_ns = now_ns();
+        stage.crew.order(|orders| orders.drops = number);
+        let goal = before.upgraded + before.open;
+        let within_ns = (self.within * 1e9) as u64;
+        let back = stage
+            .crew
+            .wait_for(Duration::from_secs_f64(self.within), |seen| {
+                seen.upgraded + (seen.failed - before.failed) >= goal
+                    || now_ns() > from_ns + within_ns
+            });
+        let seconds = (now_ns() - from_ns) as f64 / 1e9;
+        let seen = stage.crew.seen();
+        if !back || seen.upgraded < goal {
+            stage.report.fault(format!(
+                "{} of {} were not back within {} s",
+                goal.saturating_sub(seen.upgraded),
+                before.open,
+                self.within
+            ));
+        }
+        seconds
+    }
+}
+
+impl Play for Arguments {
+    type Behaviour = Members;
+    const NAME: &'static str = "storm";
+
+    fn common(&self) -> &Common {
+        &self.common
+    }
+
+    fn extent(&self) -> Result<Extent, Failure> {
+        if self.rooms == 0 || self.rooms > self.connections {
+            return Err(Failure::Usage(
+                "--rooms is at least 1, and at most one a connection".into(),
+            ));
+        }
+        if self.drops == 0
+            || !(0.0..=86_400.0).contains(&self.hold)
+            || !(0.1..=86_400.0).contains(&self.within)
+        {
+            return Err(Failure::Usage(
+                "--drops is at least 1; --hold and --within are seconds, up to a day".into(),
+            ));
+        }
+        check_rooms(
+            &self.common,
+            self.rooms,
+            self.connections.div_ceil(self.rooms),
+        )?;
+        self.cast()?;
+        Ok(Extent {
+            // The server may still hold a dropped connection when its successor comes.
+            alive_max: self.connections.saturating_mul(2),
+            ending: self.end,
+            ..Extent::new(self.connections)
+        })
+    }
+
+    fn behaviour(&self, share: Share) -> Members {
+        let cast = self.cast().expect("the extent was asked for first");
+        Members::new(&Arc::new(cast), share)
+    }
+
+    fn direct(&self, stage: &mut Stage) -> Result<(), Failure> {
+        stage.open(self.connections);
+        let mut seconds = Vec::new();
+        let mut usage = None;
+        for number in 1..=self.drops {
+            stage.phase("hold");
+            stage.crew.sleep(self.hold);
+            let before = (stage.meter()?, stage.crew.seen());
+            stage.phase("storm");
+            seconds.push(self.drop_all(number, stage));
+            usage = Some((before, stage.meter()?, stage.crew.seen()));
+        }
+        // Whoever is back must be a member again: one message reaches all.
+        stage.phase("check");
+        let due_ns = now_ns();
+        stage.crew.order(|orders| orders.bursts = (1, due_ns));
+        let open = stage.crew.seen().open;
+        if !stage.crew.wait(|seen| seen.received >= open) {
+            let received = stage.crew.seen().received;
+            stage.report.fault(format!(
+                "one message to everybody reached {received} of {open}"
+            ));
+        }
+        let (outcome, tally) = stage.finish()?;
+
+        let report = &mut stage.report;
+        report.count(
+            "dropped",
+            u64::from(self.drops) * u64::from(self.connections),
+        );
+        report.figure(
+            "seconds_until_all_back",
+            seconds.iter().copied().fold(0.0, f64::max),
+        );
+        report.latency("back", &times(&tally, "back"));
+        let refused: u64 = outcome.retried.values().sum();
+        report.count("attempts_made_again", refused);
+        tally.deliveries.report(report);
+        if let Some(((before, seen_before), after, seen_after)) = usage {
+            let upgraded = seen_after.upgraded - seen_before.upgraded;
+            let seconds = (after.at_ns - before.at_ns) as f64 / 1e9;
+            report.figure("handshakes_per_s", upgraded as f64 / seconds);
+            stage.usage(&before, &after, "handshake", upgraded);
+        }
+        Ok(())
+    }
+}
