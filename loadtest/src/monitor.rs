@@ -193,7 +193,9 @@ impl Watch {
                 self.gone.push(server.clone());
             }
         }
-        self.timeline.points.push(point);
+        if length_ns > SECOND_NS / 2 || self.timeline.points.is_empty() {
+            self.timeline.points.push(point); // the rest of a run's last second is no second
+        }
         if !latency.is_empty() {
             histogram::add(&mut lock(&self.state).latency, &latency);
             self.timeline.intervals.push(Interval {
