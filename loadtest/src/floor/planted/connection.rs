@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
+use throng::limits::{CLIENT_HEADER_BYTES_MAX, SERVER_HEADER_BYTES_MAX};
 use throng::protocol::{OpCode, Role, decode_header, encode_header, unmask_in_place};
 
 use super::schedule::{MemberId, RoomId};
@@ -134,7 +135,7 @@ impl Connection {
     pub fn keep(&mut self, rest: &[u8]) -> Result<(), Over> {
         let bytes_max = match self.state {
             State::Upgrading | State::Asked => HEAD_BYTES_MAX,
-            _ => MESSAGE_BYTES_MAX + throng::limits::CLIENT_HEADER_BYTES_MAX,
+            _ => MESSAGE_BYTES_MAX + CLIENT_HEADER_BYTES_MAX,
         };
         if rest.len() > bytes_max {
             return Err(Over::Cut);
@@ -169,7 +170,7 @@ impl Connection {
     /// # Errors
     /// As [`Connection::queue`].
     pub fn queue_frame(&mut self, opcode: OpCode, payload: &[u8]) -> Result<(), Over> {
-        let mut frame = Vec::with_capacity(payload.len() + 10);
+        let mut frame = Vec::with_capacity(payload.len() + SERVER_HEADER_BYTES_MAX);
         encode_header(&mut frame, true, opcode, payload.len());
         frame.extend_from_slice(payload);
         self.queue(&frame)

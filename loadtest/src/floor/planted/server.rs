@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with, sockopt::set_tcp_nodelay};
-use throng::protocol::{OpCode, encode_header};
+use throng::protocol::OpCode;
 
 use super::connection::{Connection, Incoming, Over, State, read_frames};
 use super::distribution::choices;
@@ -21,7 +21,6 @@ use super::schedule::{Due, Frame, MemberId, Schedule};
 use super::tally::{Planted, Tally};
 use crate::clock::now_ns;
 use crate::floor::wire;
-use crate::stamp::Stamp;
 
 const LISTENER: u64 = u64::MAX;
 const EVENT_COUNT_MAX: usize = 512;
@@ -463,25 +462,15 @@ impl Server {
                             self.leak.push(vec![1; self.plants.leak]); // written, so that it is resident
                         }
                         self.first_message_ns.get_or_insert(now);
-                        let intended_ns = Stamp::read(payload).map(|stamp| stamp.due_ns);
-                        let before_ns = std::mem::replace(&mut connection.intended_ns, intended_ns);
-                        if let Some((intended_ns, before_ns)) = intended_ns.zip(before_ns) {
+                        let frame = Frame::new(opcode, payload, id, room, now);
+                        let before_ns =
+                            std::mem::replace(&mut connection.intended_ns, frame.intended_ns);
+                        if let Some((intended_ns, before_ns)) = frame.intended_ns.zip(before_ns) {
                             tally
                                 .spacing
                                 .saturating_record(intended_ns.saturating_sub(before_ns));
                         }
-                        let mut bytes = Vec::with_capacity(payload.len() + 10);
-                        encode_header(&mut bytes, true, opcode, payload.len());
-                        let header_bytes = bytes.len();
-                        bytes.extend_from_slice(payload);
-                        self.schedule.publish(Frame {
-                            bytes,
-                            header_bytes,
-                            sender: id,
-                            room,
-                            came_ns: now,
-                            intended_ns,
-                        });
+                        self.schedule.publish(frame);
                         Ok(())
                     }
                     Incoming::Ping(payload) => connection.queue_frame(OpCode::Pong, payload),
