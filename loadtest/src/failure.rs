@@ -3,8 +3,10 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use serde::{Deserialize, Serialize};
+
 /// Why a run ended badly.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Failure {
     /// The command cannot be carried out: wrong values, a target that cannot be reached or refuses. Exit code 2.
     Usage(String),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use rustix::process::{Pid, Signal, kill_process};
+use serde::{Deserialize, Serialize};
 
 use super::back::BackArguments;
 use super::cast::Cast;
@@ -18,7 +19,7 @@ use crate::failure::Failure;
 use crate::report::Report;
 
 /// What `drain` is told.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Args, Serialize, Deserialize)]
 pub struct Arguments {
     #[command(flatten)]
     pub common: Common,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use serde::{Deserialize, Serialize};
 
 use super::back::BackArguments;
 use super::cast::Cast;
@@ -16,7 +17,7 @@ use crate::clock::now_ns;
 use crate::failure::Failure;
 
 /// What `storm` is told.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Args, Serialize, Deserialize)]
 pub struct Arguments {
     #[command(flatten)]
     pub common: Common,
@@ -152,7 +153,7 @@ impl Play for Arguments {
         }
         // Whoever is back must be a member again: one message reaches all.
         stage.phase("check");
-        let due_ns = now_ns();
+        let due_ns = stage.crew.soon_ns();
         stage.crew.order(|orders| orders.bursts = (1, due_ns));
         let open = stage.crew.seen().open;
         if !stage.crew.wait(|seen| seen.received >= open) {
