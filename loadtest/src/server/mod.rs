@@ -199,6 +199,7 @@ impl Servers {
     }
 
     /// The servers' names, as they stand in figures: the process's id, or host and port of its metrics.
+    #[cfg(test)]
     pub fn names(&self) -> Vec<String> {
         let names = self.servers.iter().map(|server| server.name.clone());
         names.collect()
