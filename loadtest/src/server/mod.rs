@@ -120,7 +120,7 @@ pub struct Part {
 /// What all servers, and the kernel for everybody's sockets, used up to one moment.
 #[derive(Debug, Clone, Default)]
 pub struct Sample {
-    /// Each server, in the order of [`Servers::names`].
+    /// Each server, in the order of the flags.
     pub parts: Vec<Part>,
     /// The kernel of this machine.
     pub kernel: Kernel,
