@@ -27,10 +27,10 @@ pub fn encode(histogram: &Histogram<u64>) -> String {
 pub fn decode(text: &str) -> Result<Histogram<u64>, String> {
     let bytes = STANDARD
         .decode(text)
-        .map_err(|error| format!("no base64: {error}"))?;
+        .map_err(|error| format!("a histogram is not base64: {error}"))?;
     let read: Histogram<u64> = Deserializer::new()
         .deserialize(&mut bytes.as_slice())
-        .map_err(|error| format!("no HDR histogram: {error}"))?;
+        .map_err(|error| format!("a histogram cannot be decoded: {error}"))?;
     let mut histogram = crate::report::latency_histogram();
     histogram
         .add(&read)

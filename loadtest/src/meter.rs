@@ -21,11 +21,21 @@ pub fn client_threads() -> Vec<Thread> {
     threads
 }
 
+/// Resident bytes of this process (`/proc/self/statm`, the second field); 0 when it does not tell.
+fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = statm.split_whitespace().nth(1);
+    let pages = pages.and_then(|pages| pages.parse::<u64>().ok());
+    pages.unwrap_or(0) * rustix::param::page_size() as u64
+}
+
 /// Both sides at one moment.
 pub struct Meter {
     /// The moment, by [`now_ns`].
     pub at_ns: u64,
     threads: Vec<Thread>,
+    /// Resident bytes of this generator.
+    pub client_rss_bytes: u64,
     /// The servers; empty when none is looked at.
     pub server: Sample,
 }
@@ -38,6 +48,7 @@ impl Meter {
     pub fn now(servers: &Servers) -> Result<Self, Failure> {
         Ok(Self {
             threads: client_threads(),
+            client_rss_bytes: resident_bytes(),
             server: servers.sample()?,
             at_ns: now_ns(),
         })
@@ -70,6 +81,7 @@ impl Meter {
         let (client_busiest, client_wait) = busiest(&self.threads, &after.threads, seconds);
         report.figure("client_busiest_thread_share", client_busiest);
         report.figure("client_waited_share", client_wait);
+        report.count("client_rss_bytes", after.client_rss_bytes);
         let usage = Usage::between(&self.server, &after.server);
         let (server_share, server_wait) = (usage.busiest_share, usage.wait_share);
         let client_share = client_share.max(client_busiest);
@@ -90,5 +102,19 @@ impl Meter {
                 wait * 100.0
             ));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_generator_has_memory() {
+        let held = vec![1_u8; 64 << 20];
+        let with = resident_bytes();
+        drop(held);
+        assert!(with > 64 << 20, "{with}");
+        assert!(resident_bytes() < with);
     }
 }

@@ -12,7 +12,9 @@ use crate::clock::now_ns;
 use crate::histogram;
 use crate::meter::client_threads;
 use crate::progress::{Progress, Snapshot};
-use crate::report::{Interval, Percentiles, Phase, Point, Timeline, latency_histogram};
+use crate::report::{
+    INTERVAL_COUNT_MAX, Interval, Percentiles, Phase, Point, Timeline, latency_histogram,
+};
 use crate::server::{Glance, Servers, Thread, busiest};
 
 /// How often the line on the terminal is drawn.
@@ -191,7 +193,9 @@ impl Watch {
                 self.gone.push(server.clone());
             }
         }
-        self.timeline.points.push(point);
+        if length_ns > SECOND_NS / 2 || self.timeline.points.is_empty() {
+            self.timeline.points.push(point); // the rest of a run's last second is no second
+        }
         if !latency.is_empty() {
             histogram::add(&mut lock(&self.state).latency, &latency);
             self.timeline.intervals.push(Interval {
@@ -199,6 +203,9 @@ impl Watch {
                 length_ms: length_ns / 1_000_000,
                 histogram: latency,
             });
+            if self.timeline.intervals.len() >= 2 * INTERVAL_COUNT_MAX {
+                self.timeline.coarsen(INTERVAL_COUNT_MAX);
+            }
         }
         self.glance = glance;
         self.threads = threads;

@@ -273,23 +273,28 @@ pub enum Section {
     Server,
     /// What the generator used.
     Client,
+    /// What the servers tell of themselves.
+    Metrics,
 }
 
 impl Section {
     /// All, in order.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Run,
         Self::Connections,
         Self::Deliveries,
         Self::Latency,
         Self::Server,
         Self::Client,
+        Self::Metrics,
     ];
 
     /// Where a figure belongs, by its name.
     pub fn of(name: &str) -> Self {
         let begins = |words: &[&str]| words.iter().any(|word| name.starts_with(word));
-        if begins(&["server_", "kernel_", "tcp_"]) {
+        if begins(&["metrics_"]) {
+            Self::Metrics
+        } else if begins(&["server_", "kernel_", "tcp_", "files_"]) {
             Self::Server
         } else if begins(&["client_", "generator_"]) {
             Self::Client
@@ -299,8 +304,17 @@ impl Section {
             "connect",
             "refused",
             "closed",
-            "stalled",
+            "close_",
+            "never_closed",
+            "slow_",
             "reconnect",
+            "retried",
+            "attempts",
+            "advised",
+            "dropped",
+            "held",
+            "open_",
+            "seconds_until",
             "back_",
             "drain",
         ]) {
@@ -338,6 +352,7 @@ impl Section {
             Self::Latency => "latency",
             Self::Server => "server",
             Self::Client => "client",
+            Self::Metrics => "what the servers tell of themselves",
         }
     }
 }

@@ -5,12 +5,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::Histogram;
-use hdrhistogram::serialization::{
-    Deserializer as HistogramDeserializer, Serializer as _, V2DeflateSerializer,
-};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -18,6 +13,7 @@ use super::figures::Figures;
 use super::host::Host;
 use super::timeline::Timeline;
 use crate::failure::Failure;
+use crate::histogram;
 
 /// The schema that is written, and the only one that is read.
 pub const SCHEMA: &str = "throng-load/1";
@@ -114,7 +110,7 @@ struct StoredLatency {
     significant_digits: u8,
     count: u64,
     percentiles: Vec<(f64, u64)>,
-    #[serde(with = "packed")]
+    #[serde(with = "histogram")]
     v2deflate: Histogram<u64>,
 }
 
@@ -151,42 +147,6 @@ impl<'de> Deserialize<'de> for Latency {
             )));
         }
         Ok(Self(stored.v2deflate))
-    }
-}
-
-/// A histogram as one string: V2, deflated, base64.
-pub mod packed {
-    use super::*;
-
-    /// Writes it.
-    ///
-    /// # Errors
-    /// What the serializer says.
-    pub fn serialize<S: Serializer>(
-        histogram: &Histogram<u64>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        let mut bytes = Vec::new();
-        V2DeflateSerializer::new()
-            .serialize(histogram, &mut bytes)
-            .map_err(serde::ser::Error::custom)?;
-        serializer.serialize_str(&STANDARD.encode(bytes))
-    }
-
-    /// Reads it.
-    ///
-    /// # Errors
-    /// When it is not base64, or not a histogram.
-    pub fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Histogram<u64>, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let bytes = STANDARD
-            .decode(text)
-            .map_err(|error| D::Error::custom(format!("a histogram is not base64: {error}")))?;
-        HistogramDeserializer::new()
-            .deserialize(&mut bytes.as_slice())
-            .map_err(|error| D::Error::custom(format!("a histogram cannot be decoded: {error}")))
     }
 }
 

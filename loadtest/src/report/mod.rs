@@ -151,6 +151,12 @@ impl Report {
         self.document.timeline = timeline;
     }
 
+    /// The histogram behind the figures of a latency.
+    #[cfg(test)]
+    pub fn histogram(&self, name: &str) -> Option<&Histogram<u64>> {
+        self.document.histograms.get(name).map(|found| &found.0)
+    }
+
     /// A figure by name.
     pub fn get(&self, name: &str) -> Option<f64> {
         self.document.figures.get(name)

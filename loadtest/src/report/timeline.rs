@@ -5,7 +5,7 @@
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-use super::json::packed;
+use crate::histogram;
 
 /// The phase whose seconds a report's figures are about.
 pub const MEASURE: &str = "measure";
@@ -118,7 +118,7 @@ pub struct Interval {
     /// How long it is.
     pub length_ms: u64,
     /// Nanoseconds, three significant digits.
-    #[serde(with = "packed")]
+    #[serde(with = "histogram")]
     pub histogram: Histogram<u64>,
 }
 

@@ -85,6 +85,9 @@ pub struct Common {
     /// Write the report here, too
     #[arg(long, value_name = "FILE", help_heading = "Report")]
     pub json: Option<PathBuf>,
+    /// Write the report as one page with plots
+    #[arg(long, value_name = "FILE", help_heading = "Report")]
+    pub html: Option<PathBuf>,
     /// Write the latency of each second as an HDR histogram log
     #[arg(long, value_name = "FILE", help_heading = "Report")]
     pub hdr: Option<PathBuf>,

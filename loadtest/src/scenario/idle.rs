@@ -191,6 +191,13 @@ impl Play for Arguments {
             .map(|(count, meter)| (*count, &meter.server))
             .collect();
         server::report_memory(&begin.server, &samples, report);
+        if let [(first, before), .., (last, after)] = meters.as_slice() {
+            let growth = after.client_rss_bytes as f64 - before.client_rss_bytes as f64;
+            report.figure(
+                "client_rss_bytes_per_connection",
+                growth / f64::from(last - first),
+            );
+        }
         stage.usage(&begin, last, "handshake", outcome.upgraded);
         Ok(())
     }

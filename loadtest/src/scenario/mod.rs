@@ -49,6 +49,9 @@ pub fn run(scenario: &Scenario) -> Result<(), Failure> {
     if let Some(path) = &common.json {
         report.write_json(path)?;
     }
+    if let Some(path) = &common.html {
+        report.write_html(path)?;
+    }
     if let Some(path) = &common.hdr {
         report.write_hdr(path)?;
     }

@@ -72,6 +72,8 @@ pub struct Connection {
     pub id: MemberId,
     /// Where it stands.
     pub state: State,
+    /// When its last stamped message was to be sent.
+    pub intended_ns: Option<u64>,
     /// Whether it is in the server's list of outboxes to write.
     pub dirty: bool,
     /// Whether it waits for its socket to take more.
@@ -92,6 +94,7 @@ impl Connection {
             socket,
             id,
             state: State::Upgrading,
+            intended_ns: None,
             dirty: false,
             blocked: false,
             partial: Vec::new(),

@@ -1,8 +1,9 @@
 //! Which deliveries go wrong, and how. Reads no clock and touches no socket.
 //!
-//! Deliveries are numbered as they become due. Of each N of them, each fault takes one, at a place that the seed
-//! gives; when two want the same, or a fault is not possible there, the later one takes the next. So the kinds are
-//! disjoint and their counts known: one in each N, no more, and none missing but at the very end.
+//! Deliveries are numbered as they become due, from the moment on at which faults begin. Of each N of them, each fault
+//! takes one, at a place that the seed gives; when two want the same, or a fault is not possible there, the later one
+//! takes the next. So the kinds are disjoint and their counts known: one in each N, no more, and none missing but at
+//! the very end.
 
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
@@ -93,6 +94,9 @@ type Pair = (MemberId, MemberId);
 #[derive(Debug)]
 pub struct Faults {
     pickers: [Option<Picker>; 5],
+    /// How long after the first delivery they begin, nanoseconds.
+    after_ns: u64,
+    first_due_ns: Option<u64>,
     delivery_count: u64,
     random: Random,
     held: HashMap<Pair, Vec<Held>>,
@@ -111,6 +115,8 @@ impl Faults {
         });
         Self {
             pickers,
+            after_ns: plants.faults_after,
+            first_due_ns: None,
             delivery_count: 0,
             random: choices(plants.seed, 7),
             held: HashMap::new(),
@@ -146,11 +152,16 @@ impl Faults {
     ) {
         let frame = &due.frame;
         let payload_bits = (frame.bytes.len() - frame.header_bytes) as u64 * 8;
-        let fault = self.choose(|fault| match fault {
-            Fault::Corrupt => payload_bits > 0,
-            Fault::Misroute => schedule.has_others(frame.room),
-            Fault::Lose | Fault::Duplicate | Fault::Reorder => true,
-        });
+        let first_due_ns = *self.first_due_ns.get_or_insert(due.due_ns);
+        let fault = if due.due_ns < first_due_ns + self.after_ns {
+            None
+        } else {
+            self.choose(|fault| match fault {
+                Fault::Corrupt => payload_bits > 0,
+                Fault::Misroute => schedule.has_others(frame.room),
+                Fault::Lose | Fault::Duplicate | Fault::Reorder => true,
+            })
+        };
         tally.deliveries += 1;
         let pair = (frame.sender, member);
         let write = |member, flipped_bit, due_ns| Write {
@@ -350,6 +361,18 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn faults_begin_when_they_are_to() {
+        let plants = Plants {
+            lose: one_in(10),
+            faults_after: 400,
+            ..Plants::default()
+        };
+        let (writes, tally, _) = written(&plants, 600); // one each nanosecond
+        assert_eq!(tally.lost, 20);
+        assert!(writes.iter().map(number).take(400).eq(0..400));
     }
 
     #[test]

@@ -22,6 +22,9 @@ pub struct Plants {
     /// Whether the delay is drawn once for a message, so that all its members wait alike, or anew for each delivery
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = Draw::Message)]
     pub delay_each: Draw,
+    /// Delay each delivery by that much more with every second since the first message
+    #[arg(long, value_name = "FOR", value_parser = parse_duration, default_value = "0s")]
+    pub slow_down: u64,
     /// Stop altogether, that long after the first message: 2s:1s stops from 2 s on for 1 s. Repeatable
     #[arg(long, value_name = "AT:FOR")]
     pub stall: Vec<Span>,
@@ -40,6 +43,12 @@ pub struct Plants {
     /// Write one delivery in N to a member of another room as well
     #[arg(long, value_name = "1/N")]
     pub misroute: Option<OneIn>,
+    /// Plant none of these five before that long after the first delivery
+    #[arg(long, value_name = "FOR", value_parser = parse_duration, default_value = "0s")]
+    pub faults_after: u64,
+    /// Keep so many bytes of each message for ever, up to 1 GiB of all
+    #[arg(long, value_name = "BYTES", default_value_t = 0)]
+    pub leak: usize,
     /// Refuse connections beyond so many with 503
     #[arg(long, value_name = "N")]
     pub connections_max: Option<u32>,
@@ -81,12 +90,15 @@ impl Default for Plants {
         Self {
             delay: None,
             delay_each: Draw::Message,
+            slow_down: 0,
             stall: Vec::new(),
             lose: None,
             duplicate: None,
             reorder: None,
             corrupt: None,
             misroute: None,
+            faults_after: 0,
+            leak: 0,
             connections_max: None,
             refuse_first: 0,
             refuse: Vec::new(),

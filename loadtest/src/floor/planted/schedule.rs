@@ -141,6 +141,9 @@ pub struct Schedule {
     delivery_queue: Option<Queue>,
     delays: Option<Delays>,
     delay_each: Draw,
+    /// What is added to each delay for each second since the first message.
+    slow_down_ns: u64,
+    first_came_ns: Option<u64>,
     /// By member index: when its last delivery is due.
     last_due_ns: Vec<u64>,
     waiting: BinaryHeap<Reverse<Waiting>>,
@@ -163,6 +166,8 @@ impl Schedule {
                 .clone()
                 .map(|delay| Delays::new(delay, plants.seed)),
             delay_each: plants.delay_each,
+            slow_down_ns: plants.slow_down,
+            first_came_ns: None,
             last_due_ns: Vec::new(),
             waiting: BinaryHeap::new(),
             order: 0,
@@ -210,13 +215,18 @@ impl Schedule {
         if members.is_empty() {
             return;
         }
+        let first_came_ns = *self.first_came_ns.get_or_insert(frame.came_ns);
+        let age_ns = frame.came_ns - first_came_ns;
         let mut ready_ns = frame.came_ns;
         if let Some(queue) = &mut self.message_queue {
             ready_ns = queue.serve(ready_ns);
         }
+        ready_ns += (u128::from(self.slow_down_ns) * u128::from(age_ns) / 1_000_000_000) as u64;
         let each = self.delay_each == Draw::Delivery && self.delays.is_some();
-        let mut delay = || self.delays.as_mut().map_or(0, Delays::next);
-        let common_delay_ns = if each { 0 } else { delay() };
+        let common_delay_ns = match &mut self.delays {
+            Some(delays) if !each => delays.next(),
+            _ => 0,
+        };
         if !each && self.delivery_queue.is_none() {
             let drawn_ns = ready_ns + common_delay_ns;
             let due_ns = drawn_ns.max(room.last_due_ns);
@@ -411,6 +421,21 @@ mod tests {
         assert_eq!(schedule.deferred_count(), 0);
         assert_eq!([delays[899], delays[900]], [MS, 10 * MS]);
         assert_eq!([delays[989], delays[990]], [10 * MS, 20 * MS]);
+    }
+
+    #[test]
+    fn a_server_that_slows_down_adds_so_much_each_second() {
+        let plants = Plants {
+            delay: Some("constant:2ms".parse().unwrap()),
+            slow_down: 4 * MS,
+            ..Plants::default()
+        };
+        let (mut schedule, room) = in_one_room(&plants, 1);
+        for came_ns in [70 * MS, 320 * MS, 1_070 * MS] {
+            schedule.publish(frame(room, came_ns, 0));
+        }
+        let due_ns = drain(&mut schedule).into_iter().map(|(due_ns, ..)| due_ns);
+        assert!(due_ns.eq([72 * MS, 323 * MS, 1_076 * MS]));
     }
 
     #[test]

@@ -33,6 +33,9 @@ const LOOK_NS: u64 = 10_000_000;
 /// A client that does not answer a close frame is cut off after this.
 const CLOSE_PATIENCE_NS: u64 = 5_000_000_000;
 
+/// Bytes that are leaked at most.
+const LEAK_BYTES_MAX: u64 = 1 << 30;
+
 /// A server that does what was planted, and counts it.
 pub struct Server {
     plants: Plants,
@@ -49,6 +52,7 @@ pub struct Server {
     schedule: Schedule,
     faults: Faults,
     writes: Vec<Write>,
+    leak: Vec<Vec<u8>>,
     /// Whose outboxes are to be written.
     dirty: Vec<MemberId>,
     first_message_ns: Option<u64>,
@@ -91,6 +95,7 @@ impl Server {
             schedule: Schedule::new(&plants),
             faults: Faults::new(&plants),
             writes: Vec::new(),
+            leak: Vec::new(),
             dirty: Vec::new(),
             first_message_ns: None,
             first_upgrade_ns: None,
@@ -421,7 +426,18 @@ impl Server {
                 taken_bytes += read_frames(&mut bytes[taken_bytes..], |incoming| match incoming {
                     Incoming::Message(opcode, payload) => {
                         tally.messages += 1;
+                        if self.plants.leak > 0 && tally.leaked_bytes < LEAK_BYTES_MAX {
+                            tally.leaked_bytes += self.plants.leak as u64;
+                            self.leak.push(vec![1; self.plants.leak]); // written, so that it is resident
+                        }
                         self.first_message_ns.get_or_insert(now);
+                        let intended_ns = Stamp::read(payload).map(|stamp| stamp.due_ns);
+                        let before_ns = std::mem::replace(&mut connection.intended_ns, intended_ns);
+                        if let Some((intended_ns, before_ns)) = intended_ns.zip(before_ns) {
+                            tally
+                                .spacing
+                                .saturating_record(intended_ns.saturating_sub(before_ns));
+                        }
                         let mut bytes = Vec::with_capacity(payload.len() + 10);
                         encode_header(&mut bytes, true, opcode, payload.len());
                         let header_bytes = bytes.len();
@@ -432,7 +448,7 @@ impl Server {
                             sender: id,
                             room,
                             came_ns: now,
-                            intended_ns: Stamp::read(payload).map(|stamp| stamp.due_ns),
+                            intended_ns,
                         });
                         Ok(())
                     }

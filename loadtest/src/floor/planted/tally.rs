@@ -54,6 +54,8 @@ pub struct Tally {
     pub overflowed: u64,
     /// Due at a member that had left.
     pub unreachable: u64,
+    /// Bytes that are kept for ever.
+    pub leaked_bytes: u64,
     /// Members that were closed as planted.
     pub closed: u64,
     /// When the first of them was, nanoseconds.
@@ -64,6 +66,9 @@ pub struct Tally {
     pub cut: u64,
     /// The stalls: from when to when, nanoseconds.
     pub stalls: Vec<(u64, u64)>,
+    /// From the moment one stamped message of a connection was to be sent to that of its next: a publisher that keeps
+    /// to its timetable, however late it is, has only one value here.
+    pub spacing: Histogram<u64>,
     /// From the moment a message came to the moment its delivery was due: what was planted.
     pub planted: Histogram<u64>,
     /// From the moment a message came to the moment its delivery was written: what came of it.
@@ -90,11 +95,13 @@ impl Default for Tally {
             deferred: 0,
             overflowed: 0,
             unreachable: 0,
+            leaked_bytes: 0,
             closed: 0,
             first_close_ns: None,
             last_close_ns: None,
             cut: 0,
             stalls: Vec::new(),
+            spacing: latency_histogram(),
             planted: latency_histogram(),
             written: latency_histogram(),
             answered: latency_histogram(),
@@ -121,6 +128,7 @@ impl Tally {
             ("deferred", self.deferred),
             ("overflowed", self.overflowed),
             ("unreachable", self.unreachable),
+            ("leaked_bytes", self.leaked_bytes),
             ("closed", self.closed),
             ("cut", self.cut),
         ] {
@@ -135,6 +143,7 @@ impl Tally {
             let _ = writeln!(text, "{:<12} {ms:.3} ms", "closed over");
         }
         for (name, histogram) in [
+            ("spacing", &self.spacing),
             ("planted", &self.planted),
             ("written", &self.written),
             ("answered", &self.answered),

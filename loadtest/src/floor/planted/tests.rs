@@ -213,6 +213,17 @@ fn upgrades_beyond_the_limit_are_refused_until_somebody_leaves() {
 }
 
 #[test]
+fn what_leaks_is_counted() {
+    let server = Running::start("--leak 100000");
+    let mut stream = join(&server, "/rooms/a");
+    for _ in 0..10 {
+        send(&mut stream, b"x");
+        receive(&mut stream);
+    }
+    assert_eq!(server.tally().leaked_bytes, 1_000_000);
+}
+
+#[test]
 fn nobody_is_let_in_while_the_server_is_shut() {
     let server = Running::start("--refuse 0ms:300ms");
     join(&server, "/rooms/a");
