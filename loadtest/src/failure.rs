@@ -3,6 +3,8 @@
 use std::fmt;
 use std::process::ExitCode;
 
+use crate::interrupt;
+
 /// Why a run ended badly.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Failure {
@@ -10,6 +12,8 @@ pub enum Failure {
     Usage(String),
     /// Something was lost or corrupted, a connection broke, an expectation was not met. Exit code 1.
     Broken(String),
+    /// The run was interrupted: what is reported is what was found so far. Exit code 130.
+    Interrupted(String),
 }
 
 impl Failure {
@@ -18,13 +22,14 @@ impl Failure {
         match self {
             Self::Usage(_) => ExitCode::from(2),
             Self::Broken(_) => ExitCode::from(1),
+            Self::Interrupted(_) => ExitCode::from(interrupt::EXIT_CODE),
         }
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Usage(text) | Self::Broken(text)) = self;
+        let (Self::Usage(text) | Self::Broken(text) | Self::Interrupted(text)) = self;
         formatter.write_str(text)
     }
 }

@@ -11,6 +11,7 @@ use super::outcome::Outcome;
 use super::tally::Tally;
 use crate::clock::now_ns;
 use crate::failure::Failure;
+use crate::interrupt;
 use crate::server::Thread;
 
 /// When a scenario's traffic flows, and which part of it is measured. By [`now_ns`].
@@ -183,6 +184,9 @@ pub trait Troupe: Send {
     fn tally(&mut self, published: &[u32]) -> Result<(Outcome, Tally), Failure>;
 }
 
+/// For how long a run that is cut short waits for what is on its way.
+const REST: Duration = Duration::from_secs(10);
+
 /// All workers of a run, wherever they are.
 pub struct Crew {
     shared: Vec<Arc<Shared>>,
@@ -190,6 +194,7 @@ pub struct Crew {
     orders: Orders,
     patience: Duration,
     time_limit_ns: u64,
+    was_cut_short: AtomicBool,
     /// How far ahead a moment must lie to reach every worker in time.
     pub lead: Duration,
 }
@@ -209,6 +214,7 @@ impl Crew {
             orders: Orders::default(),
             patience,
             time_limit_ns: now_ns() + time_limit.as_nanos() as u64,
+            was_cut_short: AtomicBool::new(false),
             lead,
         }
     }
@@ -239,6 +245,24 @@ impl Crew {
         timetable
     }
 
+    /// Has traffic that has begun end now, so that what is on its way can still come.
+    pub fn end_traffic(&mut self) {
+        let Some(timetable) = self.orders.timetable else {
+            return;
+        };
+        let end_ns = now_ns() + self.lead.as_nanos() as u64;
+        if end_ns < timetable.measure_to_ns {
+            self.order(|orders| {
+                orders.timetable = Some(Timetable {
+                    measure_from_ns: timetable.measure_from_ns.min(end_ns),
+                    measure_to_ns: end_ns,
+                    ..timetable
+                });
+            });
+            std::thread::sleep(self.lead);
+        }
+    }
+
     /// The sum of all workers.
     pub fn seen(&self) -> Seen {
         let mut seen = Seen::default();
@@ -253,15 +277,27 @@ impl Crew {
         workers.any(|shared| shared.progress.finished.load(Ordering::Acquire))
     }
 
-    /// Waits until `done`, looking every few milliseconds. False: a worker returned early, the time limit of the run
-    /// is over, or nothing at all has happened for the crew's patience.
+    /// Waits until `done`, looking every few milliseconds. False: a worker returned early, the run is cut short, or nothing
+    /// at all has happened for the crew's patience.
     pub fn wait(&self, done: impl Fn(&Seen) -> bool) -> bool {
         self.wait_for(self.patience, done)
     }
 
     /// The same with another patience.
     pub fn wait_for(&self, patience: Duration, done: impl Fn(&Seen) -> bool) -> bool {
+        self.wait_until(patience, Duration::ZERO, done)
+    }
+
+    /// The same for what is on its way already: a run that is cut short waits for it for a while, so that it does not count
+    /// as lost.
+    pub fn wait_for_rest(&self, patience: Duration, done: impl Fn(&Seen) -> bool) -> bool {
+        self.wait_until(patience, REST, done)
+    }
+
+    /// Waits until `done`, at most for `patience` without any progress and for `rest` after the run was cut short.
+    fn wait_until(&self, patience: Duration, rest: Duration, done: impl Fn(&Seen) -> bool) -> bool {
         let mut last = (self.seen(), now_ns());
+        let mut cut_short_ns = None;
         loop {
             let now = now_ns();
             let seen = self.seen();
@@ -271,10 +307,13 @@ impl Crew {
             if seen != last.0 {
                 last = (seen, now);
             }
-            if self.has_ended()
-                || now > self.time_limit_ns
-                || now.saturating_sub(last.1) > patience.as_nanos() as u64
-            {
+            if self.is_cut_short() {
+                let from_ns = *cut_short_ns.get_or_insert(now);
+                if now >= from_ns + rest.as_nanos() as u64 {
+                    return false;
+                }
+            }
+            if self.has_ended() || now.saturating_sub(last.1) > patience.as_nanos() as u64 {
                 return false;
             }
             std::thread::sleep(Duration::from_millis(2));
@@ -286,14 +325,26 @@ impl Crew {
         now_ns() > self.time_limit_ns
     }
 
-    /// Sleeps until `moment_ns`, or returns false at the time limit or when a worker has returned.
+    /// Whether the run is to end early: its time limit is over, or somebody interrupted it.
+    pub fn is_cut_short(&self) -> bool {
+        let cut_short = self.out_of_time() || interrupt::is_wanted();
+        self.was_cut_short.fetch_or(cut_short, Ordering::Relaxed);
+        cut_short
+    }
+
+    /// Whether anything was given up because of that.
+    pub fn was_cut_short(&self) -> bool {
+        self.was_cut_short.load(Ordering::Relaxed)
+    }
+
+    /// Sleeps until `moment_ns`, or returns false when the run is cut short or a worker has returned.
     pub fn sleep_until(&self, moment_ns: u64) -> bool {
         loop {
             let now = now_ns();
             if now >= moment_ns {
                 return true;
             }
-            if self.has_ended() || now > self.time_limit_ns {
+            if self.has_ended() || self.is_cut_short() {
                 return false;
             }
             std::thread::sleep(Duration::from_nanos((moment_ns - now).min(50_000_000)));

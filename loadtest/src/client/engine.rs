@@ -265,8 +265,11 @@ impl<B: Behaviour> Engine<B> {
                 self.alive_count += 1;
             }
             Err(error) => {
-                self.outcome
-                    .error(|| format!("connect from {source:?}: {error}{}", remedy(&error)));
+                self.outcome.error(|| {
+                    let from =
+                        source.map_or_else(String::new, |source| format!(" from {}", source.ip()));
+                    format!("connect{from}: {error}{}", remedy(&error))
+                });
                 self.not_connected(local, Cause::Failed, now);
             }
         }

@@ -91,6 +91,7 @@ impl Play for Arguments {
         }
         let published = stage.crew.seen().published;
         let (_, tally) = stage.finish()?;
+        let seconds = stage.window_seconds();
         let report = &mut stage.report;
         report.count("published", published);
         tally.deliveries.report(report);
@@ -98,10 +99,7 @@ impl Play for Arguments {
         if window.delivered == 0 {
             report.fault("nothing was delivered within the window");
         }
-        report.figure(
-            "deliveries_per_s",
-            window.delivered as f64 / duration.as_secs_f64(),
-        );
+        report.figure("deliveries_per_s", window.delivered as f64 / seconds);
         report.latency("latency", &window.latency);
         stage.usage(&before, &after, "delivery", window.delivered);
         Ok(())

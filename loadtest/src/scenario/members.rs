@@ -344,8 +344,10 @@ impl Behaviour for Members {
     }
 
     fn obey(&mut self, orders: &Orders, now_ns: u64) {
+        // Traffic that has begun may be told to end sooner.
+        let began = self.orders.timetable.map(|mine| mine.traffic_from_ns);
         if let Some(timetable) = orders.timetable
-            && orders.timetable != self.orders.timetable
+            && began != Some(timetable.traffic_from_ns)
         {
             // Publishers are spread over the interval, so that rooms do not all speak at once.
             for publisher in &mut self.publishers {

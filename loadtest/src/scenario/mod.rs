@@ -9,6 +9,7 @@ mod echo;
 mod fan_out;
 mod idle;
 mod members;
+mod probe;
 mod slow;
 mod stage;
 mod storm;
@@ -19,7 +20,8 @@ use clap::Subcommand;
 use self::common::Common;
 use self::stage::{Play, perform};
 use crate::failure::Failure;
-use crate::report::Report;
+use crate::interrupt;
+use crate::report::{Report, print};
 
 /// What is asked of the server.
 #[derive(Debug, Clone, Subcommand)]
@@ -43,20 +45,25 @@ pub enum Scenario {
 /// Runs a scenario and reports it.
 pub fn run(scenario: &Scenario) -> Result<(), Failure> {
     let common = scenario.common();
+    common.check_files()?;
     let mut report = measure(scenario)?;
     let expected = report.expect(&common.expect);
-    print!("{}", report.text());
+    // One file that cannot be written does not cost the others.
+    let mut told = vec![print(&report.text())];
     if let Some(path) = &common.json {
-        report.write_json(path)?;
+        told.push(report.write_json(path));
     }
     if let Some(path) = &common.html {
-        report.write_html(path)?;
+        told.push(report.write_html(path));
     }
     if let Some(path) = &common.hdr {
-        report.write_hdr(path)?;
+        told.push(report.write_hdr(path));
     }
-    expected?;
-    report.verdict()
+    told.into_iter().collect::<Result<(), Failure>>()?;
+    match expected.and(report.verdict()) {
+        Err(failure) if interrupt::is_wanted() => Err(Failure::Interrupted(failure.to_string())),
+        verdict => verdict,
+    }
 }
 
 impl Scenario {

@@ -1,22 +1,18 @@
 //! What every run does alike: check, connect a first time, start the workers, measure both sides, report.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hdrhistogram::Histogram;
-use throng::protocol::client::{encode_key, parse_response};
-
 use super::common::Common;
+use super::probe::probe;
 use crate::client::{Behaviour, Crew, Ending, Local, Outcome, Share, Tally, Troupe};
-use crate::clock::now_ns;
 use crate::failure::Failure;
+use crate::interrupt;
 use crate::meter::Meter;
 use crate::monitor::{Goal, Monitor};
 use crate::report::{Report, latency_histogram};
 use crate::server::Servers;
-use crate::target::Target;
+use hdrhistogram::Histogram;
 
 /// For how long the last deliveries may be on their way after the last publish, when none comes any more.
 const GRACE: Duration = Duration::from_secs(2);
@@ -77,13 +73,14 @@ pub fn perform<P: Play>(play: &P) -> Result<Report, Failure> {
     let extent = play.extent()?;
     let (plan, thread_count) = common.prepare(extent)?;
     for target in &plan.targets {
-        probe(target)?;
+        probe(target, common.handshake_patience())?;
     }
     let shares = (0..thread_count).map(|worker| Share {
         worker,
         worker_count: thread_count,
         member_count: extent.members,
     });
+    interrupt::watch()?;
     let (shared, local) = Local::start(&plan, shares, |share| play.behaviour(share))?;
     let servers = Arc::new(Servers::open(&common.beside)?);
     let monitor = Monitor::start(shared.clone(), Arc::clone(&servers), common.quiet);
@@ -102,6 +99,16 @@ pub fn perform<P: Play>(play: &P) -> Result<Report, Failure> {
         client_core_count: common.client_core_count(thread_count),
     };
     let directed = play.direct(&mut stage);
+    if interrupt::is_wanted() {
+        stage
+            .report
+            .cut_short("interrupted: the figures are of the run so far".into());
+    } else if stage.crew.was_cut_short() {
+        stage.report.cut_short(format!(
+            "the run was cut short: it took longer than --time-limit ({} s)",
+            common.time_limit
+        ));
+    }
     stage.end_monitor();
     directed.map(|()| stage.report)
 }
@@ -180,20 +187,25 @@ impl Stage {
         self.crew.sleep_until(timetable.measure_from_ns);
         self.phase_until("measure", Goal::Moment(timetable.measure_to_ns));
         let before = self.meter()?;
-        if !self.crew.sleep_until(timetable.measure_to_ns) {
-            self.report.fault("the run was cut short");
-        }
+        self.crew.sleep_until(timetable.measure_to_ns);
+        self.crew.end_traffic();
         let after = self.meter()?;
         self.phase("settle");
         std::thread::sleep(self.crew.lead + Duration::from_millis(30)); // until every worker has seen the end and published its last
         Ok((before, after))
     }
 
+    /// Seconds of the window that were measured: fewer than asked for when the run was cut short.
+    pub fn window_seconds(&self) -> f64 {
+        let timetable = self.crew.orders().timetable.unwrap_or_default();
+        (timetable.measure_to_ns - timetable.measure_from_ns) as f64 / 1e9
+    }
+
     /// Waits until each message published has come to `members`, or nothing comes any more.
     pub fn settle(&self, members: u32) {
         let members = u64::from(members);
         self.crew
-            .wait_for(GRACE, |seen| seen.received >= seen.published * members);
+            .wait_for_rest(GRACE, |seen| seen.received >= seen.published * members);
     }
 
     /// Both sides now.
@@ -219,50 +231,5 @@ impl Stage {
         self.end_monitor();
         outcome.report(&mut self.report);
         Ok((outcome, tally))
-    }
-}
-
-/// Makes one connection the plain way, so that what is wrong with a target is said at once.
-fn probe(target: &Target) -> Result<(), Failure> {
-    let fail = |what: String| Failure::Usage(format!("{}: {what}", target.address));
-    let timeout = Duration::from_secs(5);
-    let mut stream = TcpStream::connect_timeout(&target.address, timeout).map_err(|error| {
-        fail(format!(
-            "cannot connect: {error}; is the server running there?"
-        ))
-    })?;
-    let key = encode_key([now_ns(), u64::from(std::process::id())]);
-    let mut request = Vec::new();
-    target.request(&mut request, "probe", 0, &key);
-    let path = target.path("probe", 0);
-    let mut answer = Vec::new();
-    let exchange = (|| {
-        stream.set_read_timeout(Some(timeout))?;
-        stream.write_all(&request)?;
-        let mut chunk = [0; 4096];
-        loop {
-            let read = stream.read(&mut chunk)?;
-            answer.extend_from_slice(&chunk[..read]);
-            match parse_response(&answer, &key) {
-                Ok(None) if read > 0 => {}
-                Ok(None) => {
-                    return Ok(Err(format!(
-                        "the server ended the stream after {} bytes of an answer to the upgrade of {path}",
-                        answer.len()
-                    )));
-                }
-                Ok(Some(_)) => return Ok(Ok(())),
-                Err(error) => {
-                    return Ok(Err(format!("the upgrade of {path} was refused: {error}")));
-                }
-            }
-        }
-    })();
-    match exchange {
-        Ok(verdict) => verdict.map_err(fail),
-        Err(error) => {
-            let error: std::io::Error = error;
-            Err(fail(format!("no answer to the upgrade of {path}: {error}")))
-        }
     }
 }
