@@ -187,6 +187,9 @@ pub trait Troupe: Send {
 /// For how long a run that is cut short waits for what is on its way.
 const REST: Duration = Duration::from_secs(10);
 
+/// For how long nobody may be connected before a run is over.
+const ALONE: Duration = Duration::from_millis(500);
+
 /// All workers of a run, wherever they are.
 pub struct Crew {
     shared: Vec<Arc<Shared>>,
@@ -348,6 +351,24 @@ impl Crew {
                 return false;
             }
             std::thread::sleep(Duration::from_nanos((moment_ns - now).min(50_000_000)));
+        }
+    }
+
+    /// Sleeps until `moment_ns` as [`Crew::sleep_until`], or returns false when nobody has been connected for a while: then
+    /// nothing more can happen.
+    pub fn sleep_until_alone(&self, moment_ns: u64) -> bool {
+        let mut alone_from_ns = None;
+        loop {
+            let now = now_ns();
+            if self.seen().open > 0 {
+                alone_from_ns = None;
+            } else if now - *alone_from_ns.get_or_insert(now) > ALONE.as_nanos() as u64 {
+                return now >= moment_ns;
+            }
+            let step_ns = moment_ns.min(now + 50_000_000);
+            if now >= moment_ns || !self.sleep_until(step_ns) {
+                return now >= moment_ns;
+            }
         }
     }
 

@@ -96,6 +96,7 @@ pub fn perform<P: Play>(play: &P) -> Result<Report, Failure> {
         report: Report::new(P::NAME),
         servers,
         monitor: Some(monitor),
+        gone: None,
         client_core_count: common.client_core_count(thread_count),
     };
     let directed = play.direct(&mut stage);
@@ -121,6 +122,8 @@ pub struct Stage {
     pub report: Report,
     servers: Arc<Servers>,
     monitor: Option<Monitor>,
+    /// Why a server could not be looked at.
+    gone: Option<String>,
     client_core_count: f64,
 }
 
@@ -151,6 +154,11 @@ impl Stage {
         };
         let (timeline, gone) = monitor.finish();
         self.report.timeline(timeline);
+        if gone.is_empty()
+            && let Some(why) = self.gone.take()
+        {
+            self.report.fault(why);
+        }
         if !self.crew.orders().expect_close {
             for server in gone {
                 self.report
@@ -184,10 +192,14 @@ impl Stage {
     ) -> Result<(Meter, Meter), Failure> {
         let timetable = self.crew.start_traffic(warm_up, duration);
         self.phase_until("warm-up", Goal::Moment(timetable.measure_from_ns));
-        self.crew.sleep_until(timetable.measure_from_ns);
+        let warm = self.crew.sleep_until_alone(timetable.measure_from_ns);
         self.phase_until("measure", Goal::Moment(timetable.measure_to_ns));
         let before = self.meter()?;
-        self.crew.sleep_until(timetable.measure_to_ns);
+        let whole = warm && self.crew.sleep_until_alone(timetable.measure_to_ns);
+        if !whole && !self.crew.was_cut_short() && self.crew.seen().open == 0 {
+            self.report
+                .cut_short("the run was cut short: nobody was connected any more".into());
+        }
         self.crew.end_traffic();
         let after = self.meter()?;
         self.phase("settle");
@@ -208,12 +220,18 @@ impl Stage {
             .wait_for_rest(GRACE, |seen| seen.received >= seen.published * members);
     }
 
-    /// Both sides now.
+    /// Both sides now. Of a server that has ended nothing is known: that is a fault, and costs the run no other figure.
     ///
     /// # Errors
-    /// When a server cannot be looked at.
-    pub fn meter(&self) -> Result<Meter, Failure> {
-        Meter::now(&self.servers)
+    /// When a server may not be looked at any more.
+    pub fn meter(&mut self) -> Result<Meter, Failure> {
+        match Meter::now(&self.servers) {
+            Err(Failure::Broken(why)) => {
+                self.gone.get_or_insert(why);
+                Meter::now(&Servers::none())
+            }
+            meter => meter,
+        }
     }
 
     /// Reports what both sides used from `before` to `after`, for `count` things named `per`.

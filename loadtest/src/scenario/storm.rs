@@ -178,12 +178,11 @@ impl Play for Arguments {
         let report = &mut stage.report;
         report.count(
             "dropped",
-            u64::from(self.drops) * u64::from(self.connections),
+            seconds.len() as u64 * u64::from(self.connections),
         );
-        report.figure(
-            "seconds_until_all_back",
-            seconds.iter().copied().fold(0.0, f64::max),
-        );
+        if let Some(longest) = seconds.iter().copied().reduce(f64::max) {
+            report.figure("seconds_until_all_back", longest);
+        }
         report.latency("back", &times(&tally, "back"));
         let refused: u64 = outcome.retried.values().sum();
         report.count("attempts_made_again", refused);
