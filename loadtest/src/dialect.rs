@@ -58,15 +58,21 @@ impl Dialect {
     }
 
     /// What a text or binary message is.
+    #[inline]
     pub fn read(self, message: Message<'_>) -> Incoming<'_> {
         match self {
             Self::Raw if message.opcode == OpCode::Binary => Incoming::Delivery(message.payload),
-            Self::Raw => match serde_json::from_slice(message.payload) {
-                Ok(Notice::Gap { missed }) => Incoming::Gap { missed },
-                Ok(Notice::Reconnect { after_ms }) => Incoming::Reconnect { after_ms },
-                Err(_) => Incoming::Other,
-            },
+            Self::Raw => read_notice(message.payload),
         }
+    }
+}
+
+#[cold]
+fn read_notice(text: &[u8]) -> Incoming<'_> {
+    match serde_json::from_slice(text) {
+        Ok(Notice::Gap { missed }) => Incoming::Gap { missed },
+        Ok(Notice::Reconnect { after_ms }) => Incoming::Reconnect { after_ms },
+        Err(_) => Incoming::Other,
     }
 }
 

@@ -23,6 +23,10 @@ mod target;
 
 use std::process::ExitCode;
 
+/// What a generator allocates is small, short-lived, and its own thread's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 use clap::{Parser, Subcommand};
 
 const EXAMPLES: &str = "\

@@ -34,9 +34,9 @@ impl Stamp {
         payload[8..16].copy_from_slice(&self.due_ns.to_le_bytes());
         if payload.len() >= CHECKSUM_END {
             let filler = (self.sequence ^ self.publisher.rotate_left(16)).to_le_bytes();
-            for chunk in payload[CHECKSUM_END..].chunks_mut(4) {
-                chunk.copy_from_slice(&filler[..chunk.len()]);
-            }
+            let (words, rest) = payload[CHECKSUM_END..].as_chunks_mut::<4>();
+            words.fill(filler);
+            rest.copy_from_slice(&filler[..rest.len()]);
             let checksum = checksum(payload);
             payload[16..20].copy_from_slice(&checksum.to_le_bytes());
         }

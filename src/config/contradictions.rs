@@ -207,6 +207,7 @@ fn limits(settings: &Settings, machine: &Machine, found: &mut Found<'_>) {
     let held = capacity::by_files(descriptors, machine.open_files_max, settings.shards);
     if u64::from(shard.connection_count_max) > held && !found.is_auto("connection_count_max") {
         let cure = match descriptors {
+            Descriptors::Plain if !machine.direct_descriptors_freed => "raise the open-file limit",
             Descriptors::Plain => "raise the open-file limit, or write descriptors = \"auto\"",
             Descriptors::Auto | Descriptors::Direct => {
                 "raise the open-file limit, or write more shards"

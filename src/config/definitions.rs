@@ -492,7 +492,7 @@ pub static DEFINITIONS: &[Definition] = &[
         Group::Engine,
         Kind::Choice(&["auto", "direct", "plain"]),
         "auto",
-        "Where sockets live: in each ring's own table (direct), which the open-file limit does not count, or in the process's (plain). auto: direct where the kernel has it.",
+        "Where sockets live: in each ring's own table (direct), which the open-file limit does not count, or in the process's (plain). auto: direct where the kernel has it, and frees it when it is closed (Linux 6.13 and later).",
         |draft, value| {
             draft.settings.ring.descriptors = match value.text().as_deref() {
                 Some("direct") => Descriptors::Direct,

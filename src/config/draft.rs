@@ -99,6 +99,9 @@ impl Draft {
         settings.shard.node_bytes_max = node_bytes_max;
         settings.shard.shard_bytes_max = self.shard_bytes_max.unwrap_or(node_bytes_max);
 
+        if settings.ring.descriptors == Descriptors::Auto && !machine.direct_descriptors_freed {
+            settings.ring.descriptors = Descriptors::Plain;
+        }
         let descriptors = settings.ring.descriptors;
         let files = capacity::by_files(descriptors, machine.open_files_max, settings.shards);
         settings.shard.connection_count_max = self.connection_count_max.unwrap_or_else(|| {

@@ -108,6 +108,8 @@ pub struct Machine {
     pub processor_quota_milli: Option<u64>,
     /// Descriptors that one table may hold: the hard limit, which `serve` raises the soft one to.
     pub open_files_max: u64,
+    /// Whether this kernel frees direct descriptors that are closed: Linux 6.13 and later do.
+    pub direct_descriptors_freed: bool,
     /// Memory that the process may use: the machine's, or the least of its control groups'.
     pub memory_bytes: u64,
     /// The host's name.

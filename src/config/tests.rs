@@ -13,6 +13,7 @@ fn machine() -> Machine {
         processors: vec![0, 1, 2, 3],
         processor_quota_milli: None,
         open_files_max: 20_000,
+        direct_descriptors_freed: true,
         memory_bytes: 8 << 30,
         hostname: "web 1".into(),
         process_id: 77,
@@ -470,6 +471,27 @@ fn auto_counts_what_plain_descriptors_hold() {
     let settings = from_file("descriptors = \"plain\"");
     assert_eq!(settings.ring.descriptors, Descriptors::Plain);
     assert_eq!(settings.shard.connection_count_max, 18_800);
+}
+
+#[test]
+fn direct_descriptors_are_not_taken_unasked_where_closed_ones_are_kept() {
+    let machine = Machine {
+        direct_descriptors_freed: false,
+        ..machine()
+    };
+    let descriptors = |flags: &[(&str, &str)]| {
+        let no_file = |_: &str| Err(io::Error::from(io::ErrorKind::NotFound));
+        let loaded = load(&args(flags), std::iter::empty(), no_file, &machine).unwrap();
+        (
+            loaded.0.ring.descriptors,
+            loaded.0.shard.connection_count_max,
+        )
+    };
+    assert_eq!(descriptors(&[]), (Descriptors::Plain, 18_800));
+    assert_eq!(
+        descriptors(&[("descriptors", "direct")]).0,
+        Descriptors::Direct
+    );
 }
 
 #[test]

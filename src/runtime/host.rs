@@ -74,6 +74,8 @@ pub struct HostFacts {
     pub kernel_release: String,
     /// What io_uring can do.
     pub rings: RingFacts,
+    /// Whether direct descriptors that are closed are freed.
+    pub direct_descriptors_freed: bool,
     /// `RLIMIT_NOFILE`.
     pub open_files: Limit,
     /// `fs.nr_open`: the most that `RLIMIT_NOFILE` can be raised to.
@@ -123,6 +125,7 @@ pub fn machine() -> Machine {
         processors: processors(),
         processor_quota_milli: processor_quota_milli(&control_group_directories("cpu")),
         open_files_max: open_files,
+        direct_descriptors_freed: ring::direct_descriptors_freed(),
         memory_bytes,
         hostname: rustix::system::uname()
             .nodename()
@@ -193,6 +196,7 @@ pub fn collect(options: &ring::Options, addresses: &[SocketAddr]) -> HostFacts {
             .into_owned(),
         rings: rings(options, &status),
         open_files,
+        direct_descriptors_freed: ring::direct_descriptors_freed(),
         nr_open: sysctl("fs/nr_open"),
         file_max: sysctl("fs/file-max"),
         file_used: files.first().copied(),

@@ -505,7 +505,9 @@ impl<B: Behaviour> Engine<B> {
             }
             Then::Reply => {
                 if !self.reply.bytes.is_empty() {
-                    let bytes = std::mem::take(&mut self.reply.bytes);
+                    // The next reply is about as long: it is to be written without growing.
+                    let next = Vec::with_capacity(self.reply.bytes.len());
+                    let bytes = std::mem::replace(&mut self.reply.bytes, next);
                     self.send(token, bytes);
                 }
                 match self.reply.pause_until_ns.take() {

@@ -207,6 +207,7 @@ impl Common {
             alive_max.div_ceil(target_count),
             extent.members.div_ceil(target_count),
         )?;
+        let descriptors = descriptors(alive_max, file_limit());
         let alive_max = alive_max.div_ceil(thread_count);
         let plan = Plan {
             targets,
@@ -218,7 +219,7 @@ impl Common {
             ending: extent.ending,
             cores: self.generator.core.clone(),
             ring: Options {
-                descriptors: Descriptors::Auto,
+                descriptors,
                 socket_count_max: alive_max + 16,
                 submission_entries: 1024,
                 completion_entries: (alive_max * 4).next_power_of_two().clamp(4096, 65_536),
@@ -242,10 +243,25 @@ impl Common {
     }
 }
 
+/// The process's open-file limit in force.
+fn file_limit() -> u64 {
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// Where `alive_max` connections at a time live: beyond the process's open-file limit in the rings' own tables, whether the
+/// kernel frees what is closed there at once or not.
+fn descriptors(alive_max: u32, file_limit: u64) -> Descriptors {
+    if u64::from(alive_max) + DESCRIPTOR_RESERVE > file_limit {
+        Descriptors::Direct
+    } else {
+        Descriptors::Auto
+    }
+}
+
 impl Generator {
     /// Threads for `alive_max` connections at a time.
     fn thread_count(&self, alive_max: u32, member_count: u32) -> Result<u32, Failure> {
-        let file_limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let file_limit = file_limit();
         let ring_max = u32::try_from(
             file_limit
                 .saturating_sub(DESCRIPTOR_RESERVE)
@@ -269,5 +285,16 @@ impl Generator {
             )));
         }
         Ok(thread_count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_beyond_the_open_file_limit_live_in_the_rings_tables() {
+        assert_eq!(descriptors(19_936, 20_000), Descriptors::Auto);
+        assert_eq!(descriptors(19_937, 20_000), Descriptors::Direct);
     }
 }

@@ -81,8 +81,8 @@ fn assert_not_below_what_was_written(report: &Report, tally: &Tally) {
     }
 }
 
-/// Each publisher keeps to its timetable: it may be late, but what it is to send next is due when it always was. Were it
-/// due so long after the last one *left*, lateness would go unseen.
+/// Each publisher keeps to its timetable: it may be late, but what it is to send next is due when it always was. Were
+/// it due so long after the last one *left*, lateness would go unseen.
 fn assert_publishers_kept_to_their_timetable(tally: &Tally, interval_ns: u64) {
     let spacing = &tally.spacing;
     assert!(!spacing.is_empty());
@@ -297,10 +297,38 @@ fn one_in_ten_thousand_that_goes_wrong_is_counted_exactly() {
 }
 
 #[test]
+fn handshakes_are_counted_and_take_as_long_as_planted() {
+    eventually(|| {
+        let control = run(&Running::start(""), "churn --connections 60 --warm-up 0").unwrap();
+        let server = Running::start("--answer-after 50ms");
+        let line = "churn --connections 60 --warm-up 10 --concurrency 10";
+        let report = run(&server, line).unwrap();
+        assert_eq!(report.verdict(), Ok(()), "{}", report.text());
+        assert_eq!(server.tally().upgraded, 1 + 10 + 60);
+        assert_eq!(figure(&report, "handshakes"), 60.0);
+        let found = latency(&report, "handshake");
+        let least_ns = found.lowest_equivalent(50_000_000);
+        assert!(found.min() >= least_ns, "{} ns", found.min());
+        // Ten at a time: the first ten may have begun before the window, the other fifty had not.
+        let rate = figure(&report, "handshakes_per_s");
+        assert!(rate <= 60.0 / 0.25, "{rate}");
+        let (mean_ms, control_ms) = (
+            found.mean() / 1e6,
+            latency(&control, "handshake").mean() / 1e6,
+        );
+        if mean_ms > 50.0 + 2.0 * control_ms + 1.0 {
+            return Err(format!(
+                "{mean_ms} ms on average, {control_ms} without the plant"
+            ));
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn an_honest_server_is_not_accused_of_anything() {
     let server = Running::start("--delay uniform:0ms-20ms --delay-each delivery");
-    let line =
-        "fanout --rooms 3 --members 30 --publishers 3 --rate 100 --warm-up 0.1 --duration 0.9";
+    let line = "fanout --rooms 3 --members 30 --publishers 3 --rate 100 --size 20-4096 --warm-up 0.1 --duration 0.9";
     let report = run(&server, line).unwrap();
     let tally = server.tally();
     assert_eq!(report.verdict(), Ok(()), "{}", report.text());

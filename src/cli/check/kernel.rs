@@ -103,6 +103,15 @@ fn descriptors(settings: &Settings, facts: &HostFacts) -> Option<Finding> {
         return None;
     };
     Some(match (settings.ring.descriptors, direct) {
+        (Descriptors::Plain, _) if !facts.direct_descriptors_freed => Finding::ok(
+            name,
+            "not used: this kernel keeps closed ones (Linux 6.13 frees them); sockets live in the process's file table",
+        ),
+        (Descriptors::Direct, Ok(())) if !facts.direct_descriptors_freed => Finding::warn(
+            name,
+            "this kernel keeps what is closed, some 4 KB a socket, until every older connection has ended; Linux 6.13 frees it",
+        )
+        .mended_by("write descriptors = \"auto\" or \"plain\", or boot Linux 6.13 or later"),
         (Descriptors::Plain, _) => {
             Finding::ok(name, "not wanted: sockets live in the process's file table")
         }

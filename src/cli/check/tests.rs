@@ -14,6 +14,7 @@ fn facts() -> HostFacts {
             engine: Ok(()),
             direct: Ok(()),
         },
+        direct_descriptors_freed: true,
         open_files: Limit {
             soft: Some(1_024),
             hard: Some(1 << 20),
@@ -51,6 +52,7 @@ fn settings(flags: &[(&str, &str)]) -> Settings {
         processors: vec![0, 1, 2, 3],
         processor_quota_milli: None,
         open_files_max: 1 << 20,
+        direct_descriptors_freed: true,
         memory_bytes: 32 * GIB,
         hostname: "host".into(),
         process_id: 1,
@@ -317,6 +319,23 @@ fn no_direct_table_is_told_where_one_was_wanted() {
     };
     assert_eq!(level("auto"), Level::Warn);
     assert_eq!(level("plain"), Level::Ok);
+}
+
+#[test]
+fn a_kernel_that_keeps_closed_direct_descriptors_is_told() {
+    let facts = HostFacts {
+        direct_descriptors_freed: false,
+        ..facts()
+    };
+    for (word, level) in [("direct", Level::Warn), ("plain", Level::Ok)] {
+        let report = evaluate(&settings(&[("descriptors", word)]), &facts, &[]);
+        let mut findings = report.findings.iter();
+        let finding = findings
+            .find(|finding| finding.name == "direct descriptors")
+            .unwrap();
+        assert_eq!(finding.level, level, "{finding:?}");
+        assert!(finding.seen.contains("6.13"), "{finding:?}");
+    }
 }
 
 #[test]

@@ -26,6 +26,7 @@ mod alarm;
 pub mod bare;
 mod buffers;
 mod connect;
+mod direct;
 mod error;
 mod kernel;
 mod pool;
@@ -47,6 +48,7 @@ use self::accept::Listener;
 use self::alarm::Alarm;
 use self::buffers::Buffers;
 use self::connect::Connects;
+pub use self::direct::direct_descriptors_freed;
 pub use self::error::RingError;
 use self::kernel::{Completion, Kernel};
 use self::pool::Pool;
@@ -59,7 +61,7 @@ use crate::metrics::RingCounters;
 /// Where sockets live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Descriptors {
-    /// Direct descriptors where the kernel has them, else plain ones.
+    /// Direct descriptors where the kernel has them and frees them ([`direct_descriptors_freed`]), else plain ones.
     Auto,
     /// The ring's own file table; not counted in the process's open files.
     Direct,
@@ -296,6 +298,9 @@ impl Ring {
         )?;
         let direct = match options.descriptors {
             Descriptors::Plain => Err("plain descriptors were asked for".to_owned()),
+            Descriptors::Auto if !direct_descriptors_freed() => {
+                Err("this kernel keeps closed ones; Linux 6.13 frees them".to_owned())
+            }
             wanted => match kernel
                 .submitter()
                 .register_files_sparse(options.socket_count_max)

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
+use throng::limits::{CLIENT_HEADER_BYTES_MAX, SERVER_HEADER_BYTES_MAX};
 use throng::protocol::{OpCode, Role, decode_header, encode_header, unmask_in_place};
 
 use super::schedule::{MemberId, RoomId};
@@ -25,6 +26,8 @@ const OUTBOX_KEPT_BYTES_MAX: usize = 64 * 1024;
 pub enum State {
     /// Its request has not come, or not whole.
     Upgrading,
+    /// Its request has come, and its answer is not due.
+    Asked,
     /// It is a member.
     Open(RoomId),
     /// It has been sent a close frame, and is to answer it.
@@ -131,8 +134,8 @@ impl Connection {
     /// [`Over::Cut`] when it is more than a head or a message may be.
     pub fn keep(&mut self, rest: &[u8]) -> Result<(), Over> {
         let bytes_max = match self.state {
-            State::Upgrading => HEAD_BYTES_MAX,
-            _ => MESSAGE_BYTES_MAX + throng::limits::CLIENT_HEADER_BYTES_MAX,
+            State::Upgrading | State::Asked => HEAD_BYTES_MAX,
+            _ => MESSAGE_BYTES_MAX + CLIENT_HEADER_BYTES_MAX,
         };
         if rest.len() > bytes_max {
             return Err(Over::Cut);
@@ -142,6 +145,11 @@ impl Connection {
             self.partial = Vec::new();
         }
         Ok(())
+    }
+
+    /// Takes back what was kept.
+    pub fn take_kept(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.partial)
     }
 
     /// Appends `bytes` to what is to be written.
@@ -162,7 +170,7 @@ impl Connection {
     /// # Errors
     /// As [`Connection::queue`].
     pub fn queue_frame(&mut self, opcode: OpCode, payload: &[u8]) -> Result<(), Over> {
-        let mut frame = Vec::with_capacity(payload.len() + 10);
+        let mut frame = Vec::with_capacity(payload.len() + SERVER_HEADER_BYTES_MAX);
         encode_header(&mut frame, true, opcode, payload.len());
         frame.extend_from_slice(payload);
         self.queue(&frame)

@@ -259,6 +259,8 @@ impl Faults {
 
 #[cfg(test)]
 mod tests {
+    use throng::protocol::OpCode;
+
     use super::*;
     use crate::floor::planted::plants::OneIn;
 
@@ -279,16 +281,9 @@ mod tests {
         let (mut faults, mut tally, mut writes) =
             (Faults::new(plants), Tally::default(), Vec::new());
         for number in 0..count {
-            let mut bytes = vec![0x82, 4];
-            bytes.extend(number.to_be_bytes());
-            schedule.publish(Frame {
-                bytes,
-                header_bytes: 2,
-                sender: READER,
-                room,
-                came_ns: u64::from(number),
-                intended_ns: None,
-            });
+            let payload = number.to_be_bytes();
+            let came_ns = u64::from(number);
+            schedule.publish(Frame::new(OpCode::Binary, &payload, READER, room, came_ns));
             let due = schedule.poll_due(u64::MAX).unwrap();
             for member in due.members() {
                 let now_ns = due.due_ns;

@@ -49,6 +49,9 @@ pub struct Plants {
     /// Keep so many bytes of each message for ever, up to 1 GiB of all
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     pub leak: usize,
+    /// Answer each upgrade that long after its request came
+    #[arg(long, value_name = "FOR", value_parser = parse_duration, default_value = "0s")]
+    pub answer_after: u64,
     /// Refuse connections beyond so many with 503
     #[arg(long, value_name = "N")]
     pub connections_max: Option<u32>,
@@ -99,6 +102,7 @@ impl Default for Plants {
             misroute: None,
             faults_after: 0,
             leak: 0,
+            answer_after: 0,
             connections_max: None,
             refuse_first: 0,
             refuse: Vec::new(),

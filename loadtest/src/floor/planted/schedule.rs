@@ -10,9 +10,13 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::rc::Rc;
 
+use throng::limits::SERVER_HEADER_BYTES_MAX;
+use throng::protocol::{OpCode, encode_header};
+
 use super::distribution::Delays;
 use super::plants::{Draw, Plants};
 use crate::random::Random;
+use crate::stamp::Stamp;
 
 /// Deliveries, or messages to a whole room, that may wait to become due. What comes on top is dropped and counted.
 const WAITING_COUNT_MAX: usize = 1 << 22;
@@ -45,6 +49,30 @@ pub struct Frame {
     pub came_ns: u64,
     /// When its sender was to send it, as its stamp says; `None` without a stamp.
     pub intended_ns: Option<u64>,
+}
+
+impl Frame {
+    /// The frame of a message that `sender` sent to `room`, and that was read at `came_ns`.
+    pub fn new(
+        opcode: OpCode,
+        payload: &[u8],
+        sender: MemberId,
+        room: RoomId,
+        came_ns: u64,
+    ) -> Self {
+        let mut bytes = Vec::with_capacity(payload.len() + SERVER_HEADER_BYTES_MAX);
+        encode_header(&mut bytes, true, opcode, payload.len());
+        let header_bytes = bytes.len();
+        bytes.extend_from_slice(payload);
+        Self {
+            bytes,
+            header_bytes,
+            sender,
+            room,
+            came_ns,
+            intended_ns: Stamp::read(payload).map(|stamp| stamp.due_ns),
+        }
+    }
 }
 
 /// A message that is due now.
@@ -331,14 +359,7 @@ mod tests {
     }
 
     fn frame(room: RoomId, came_ns: u64, number: u8) -> Frame {
-        Frame {
-            bytes: vec![0x82, 1, number],
-            header_bytes: 2,
-            sender: member(0),
-            room,
-            came_ns,
-            intended_ns: None,
-        }
+        Frame::new(OpCode::Binary, &[number], member(0), room, came_ns)
     }
 
     /// All deliveries in the order in which they are due: when, to whom, which.

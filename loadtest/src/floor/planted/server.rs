@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with, sockopt::set_tcp_nodelay};
-use throng::protocol::{OpCode, encode_header};
+use throng::protocol::OpCode;
 
 use super::connection::{Connection, Incoming, Over, State, read_frames};
 use super::distribution::choices;
@@ -21,7 +21,6 @@ use super::schedule::{Due, Frame, MemberId, Schedule};
 use super::tally::{Planted, Tally};
 use crate::clock::now_ns;
 use crate::floor::wire;
-use crate::stamp::Stamp;
 
 const LISTENER: u64 = u64::MAX;
 const EVENT_COUNT_MAX: usize = 512;
@@ -62,6 +61,8 @@ pub struct Server {
     closing: Option<Closing>,
     /// When who is sent a close frame, in order.
     closes: VecDeque<(u64, MemberId)>,
+    /// When whose upgrade is answered, in order.
+    answers: VecDeque<(u64, MemberId)>,
     /// When who is cut off unless it has answered one.
     cuts: VecDeque<(u64, MemberId)>,
 }
@@ -102,6 +103,7 @@ impl Server {
             stalls: plants.stalls().into(),
             closing: plants.close_after,
             closes: VecDeque::new(),
+            answers: VecDeque::new(),
             cuts: VecDeque::new(),
             plants,
         })
@@ -165,6 +167,7 @@ impl Server {
         }
         self.faults.give_up(now, &mut self.writes);
         self.queue_writes(tally);
+        self.answer_due(now, tally);
         self.close_due(now, tally);
         self.flush(tally);
         tally.deferred = self.schedule.deferred_count();
@@ -211,6 +214,25 @@ impl Server {
             }
         }
         self.writes = writes;
+    }
+
+    /// Answers the upgrades whose answer was held back.
+    fn answer_due(&mut self, now: u64, tally: &mut Tally) {
+        while let Some((at_ns, id)) = self.answers.front().copied()
+            && at_ns <= now
+        {
+            self.answers.pop_front();
+            let Some(connection) = find(&mut self.connections, id) else {
+                continue;
+            };
+            let mut bytes = connection.take_kept();
+            let answered = self
+                .answer(id, &bytes, tally)
+                .and_then(|head_bytes| self.take_in(id, &mut bytes[head_bytes..], now, tally));
+            if let Err(over) = answered {
+                self.drop_connection(id, over, tally);
+            }
+        }
     }
 
     /// Begins the planted closing, and sends the close frames that are due.
@@ -318,6 +340,7 @@ impl Server {
             stall_ns,
             closing_ns,
             self.closes.front().map(|(at_ns, _)| *at_ns),
+            self.answers.front().map(|(at_ns, _)| *at_ns),
             self.cuts.front().map(|(at_ns, _)| *at_ns),
         ]
         .into_iter()
@@ -399,29 +422,37 @@ impl Server {
     }
 
     fn read(&mut self, id: MemberId, tally: &mut Tally) -> Result<(), Over> {
+        let connection = find(&mut self.connections, id).ok_or(Over::Gone)?;
         let mut buffer = std::mem::take(&mut self.buffer);
-        let result = self.read_into(id, &mut buffer, tally);
+        let result = connection
+            .receive(&mut buffer)
+            .and_then(|byte_count| self.take_in(id, &mut buffer[..byte_count], now_ns(), tally));
         self.buffer = buffer;
         result
     }
 
-    fn read_into(
+    /// Takes in what came of `id` at `now`, behind what is taken in already.
+    fn take_in(
         &mut self,
         id: MemberId,
-        buffer: &mut Vec<u8>,
+        bytes: &mut [u8],
+        now: u64,
         tally: &mut Tally,
     ) -> Result<(), Over> {
         let connection = find(&mut self.connections, id).ok_or(Over::Gone)?;
-        let byte_count = connection.receive(buffer)?;
-        let now = now_ns();
-        let bytes = &mut buffer[..byte_count];
         let mut taken_bytes = 0;
         if connection.state == State::Upgrading {
-            taken_bytes = self.answer(id, bytes, tally)?;
+            if self.plants.answer_after == 0 {
+                taken_bytes = self.answer(id, bytes, tally)?;
+            } else if bytes.windows(4).any(|window| window == b"\r\n\r\n") {
+                connection.state = State::Asked;
+                self.answers.push_back((now + self.plants.answer_after, id));
+            }
         }
         let connection = find(&mut self.connections, id).ok_or(Over::Gone)?;
         match connection.state {
-            State::Upgrading | State::Ending => {}
+            State::Upgrading | State::Asked => {}
+            State::Ending => taken_bytes = bytes.len(), // nothing may follow a close frame
             State::Open(room) => {
                 taken_bytes += read_frames(&mut bytes[taken_bytes..], |incoming| match incoming {
                     Incoming::Message(opcode, payload) => {
@@ -431,25 +462,15 @@ impl Server {
                             self.leak.push(vec![1; self.plants.leak]); // written, so that it is resident
                         }
                         self.first_message_ns.get_or_insert(now);
-                        let intended_ns = Stamp::read(payload).map(|stamp| stamp.due_ns);
-                        let before_ns = std::mem::replace(&mut connection.intended_ns, intended_ns);
-                        if let Some((intended_ns, before_ns)) = intended_ns.zip(before_ns) {
+                        let frame = Frame::new(opcode, payload, id, room, now);
+                        let before_ns =
+                            std::mem::replace(&mut connection.intended_ns, frame.intended_ns);
+                        if let Some((intended_ns, before_ns)) = frame.intended_ns.zip(before_ns) {
                             tally
                                 .spacing
                                 .saturating_record(intended_ns.saturating_sub(before_ns));
                         }
-                        let mut bytes = Vec::with_capacity(payload.len() + 10);
-                        encode_header(&mut bytes, true, opcode, payload.len());
-                        let header_bytes = bytes.len();
-                        bytes.extend_from_slice(payload);
-                        self.schedule.publish(Frame {
-                            bytes,
-                            header_bytes,
-                            sender: id,
-                            room,
-                            came_ns: now,
-                            intended_ns,
-                        });
+                        self.schedule.publish(frame);
                         Ok(())
                     }
                     Incoming::Ping(payload) => connection.queue_frame(OpCode::Pong, payload),
@@ -461,7 +482,7 @@ impl Server {
                 if connection.state == State::Ending {
                     self.schedule.leave(room, id);
                     self.open_count -= 1;
-                    taken_bytes = byte_count; // nothing may follow a close frame
+                    taken_bytes = bytes.len();
                 }
             }
             State::Closing => {
