@@ -403,3 +403,70 @@ impl Crew {
         Ok((outcome, tally))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn crew(time_limit: Duration) -> (Arc<Shared>, Crew) {
+        let shared = Arc::new(Shared::default());
+        let crew = Crew::new(
+            vec![Arc::clone(&shared)],
+            Vec::new(),
+            Duration::from_millis(1),
+            Duration::from_secs(60),
+            time_limit,
+        );
+        (shared, crew)
+    }
+
+    #[test]
+    fn a_run_out_of_time_waits_for_what_is_on_its_way_and_for_nothing_else() {
+        let (shared, crew) = crew(Duration::ZERO);
+        assert!(!crew.was_cut_short());
+        assert!(!crew.wait(|seen| seen.received > 0), "not for this");
+        assert!(!crew.sleep(60.0) && crew.was_cut_short());
+        let late = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(30));
+            shared.progress.received.store(1, Ordering::Relaxed);
+        });
+        let patience = Duration::from_secs(60);
+        assert!(crew.wait_for_rest(patience, |seen| seen.received > 0));
+        late.join().unwrap();
+        assert!(
+            !crew.wait_for_rest(Duration::from_millis(5), |seen| seen.received > 1),
+            "patience counts all the same"
+        );
+    }
+
+    #[test]
+    fn traffic_that_ends_early_keeps_what_was_measured_of_it() {
+        let (shared, mut crew) = crew(Duration::from_secs(60));
+        crew.end_traffic(); // there is none
+        assert_eq!(shared.orders().timetable, None);
+        let hour = Duration::from_secs(3_600);
+        let planned = crew.start_traffic(Duration::ZERO, hour);
+        let before_ns = now_ns();
+        crew.end_traffic();
+        let ended = shared.orders().timetable.unwrap();
+        assert_eq!(ended.traffic_from_ns, planned.traffic_from_ns);
+        assert_eq!(ended.measure_from_ns, planned.measure_from_ns);
+        assert!((before_ns..=now_ns()).contains(&ended.measure_to_ns));
+        crew.end_traffic();
+        assert_eq!(shared.orders().timetable, Some(ended), "only once");
+
+        crew.start_traffic(hour, hour);
+        crew.end_traffic();
+        let ended = shared.orders().timetable.unwrap();
+        assert_eq!(ended.measure_from_ns, ended.measure_to_ns, "a warm-up");
+    }
+
+    #[test]
+    fn a_run_that_nobody_is_connected_to_is_over() {
+        let (shared, crew) = crew(Duration::from_secs(60));
+        assert!(!crew.sleep_until_alone(now_ns() + 3_600_000_000_000));
+        assert!(!crew.was_cut_short(), "its time was not over");
+        shared.progress.open.store(1, Ordering::Relaxed);
+        assert!(crew.sleep_until_alone(now_ns() + 2 * ALONE.as_nanos() as u64));
+    }
+}

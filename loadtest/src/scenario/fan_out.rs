@@ -94,6 +94,13 @@ impl Play for Arguments {
         let seconds = stage.window_seconds();
         let report = &mut stage.report;
         report.count("published", published);
+        let unpublished = tally.count("unpublished");
+        if unpublished > 0 {
+            report.count("unpublished", unpublished);
+            report.fault(format!(
+                "{unpublished} messages were due at publishers that were not connected"
+            ));
+        }
         tally.deliveries.report(report);
         let window = tally.window(0);
         if window.delivered == 0 {

@@ -78,16 +78,16 @@ def table_figures(text):
 class Load:
     """One running `throng-load`. `with Load(…) as load: … load.finish()`."""
 
-    def __init__(self, directory, *arguments, limits=None, report=True, stdout=subprocess.PIPE, environment=None):
+    def __init__(self, directory, *arguments, limits=None, report=True, stdout=subprocess.PIPE, program=None):
         self.json = Path(directory) / f"report-{os.urandom(4).hex()}.json" if report else None
         self.arguments = [*map(str, arguments), *(["--json", str(self.json)] if report else [])]
         self.process = subprocess.Popen(
-            [load_binary(), *self.arguments],
+            [program or load_binary(), *self.arguments],
             stdout=stdout,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
             text=True,
-            env=clean_environment() | (environment or {}),
+            env=clean_environment(),
             preexec_fn=limits,
         )
 
