@@ -17,6 +17,7 @@
 # interval, SIGTERM. Then the report: rate, memory of a connection, time to reach everybody, what was lost.
 # Exit code: 0 all went as it should; 1 something was lost, or N was not reached; 2 it cannot be done here.
 # Interrupted, it ends what it started. scripts/million/image.sh tells which packages it takes, and how to do without.
+# MILLION_PORT (18100) and the next are the ports that --here takes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib/common.sh
@@ -38,7 +39,7 @@ MESSAGES=1
 # Members of a room, unless --rooms is given.
 ROOM_MEMBERS=1000
 
-usage() { sed -n '2,20s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,22s/^# \{0,1\}//p' "$0"; }
 cannot() {
     printf '%scannot:%s %s\n' "$RED" "$PLAIN" "$*" >&2
     exit 2
@@ -106,6 +107,7 @@ SHARDS=$(at_least "$(ceiling "$N" $(((table - 1200) * 95 / 100)))" $((CPUS / 2))
 SHARDS=$(at_least "$SHARDS" 2)
 THREADS=$(at_least "$(ceiling "$N" $((table - 200)))" $((CPUS / 2)))
 THREADS=$(at_least "$THREADS" 2)
+[ "$THREADS" -le "$N" ] || THREADS=$N
 [ "$SHARDS" -le 250 ] || cannot "$N connections here need $SHARDS shards, and 250 are the most: raise the open-file limit (now $table)"
 
 # plan SPEED: what a machine of that kind does in a second, all of it on the safe side, and the times that follow.

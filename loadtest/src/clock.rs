@@ -11,7 +11,12 @@ static OFFSET_NS: AtomicI64 = AtomicI64::new(0);
 
 /// Nanoseconds of the run's `CLOCK_MONOTONIC`.
 pub fn now_ns() -> u64 {
-    read(ClockId::Monotonic).saturating_add_signed(OFFSET_NS.load(Ordering::Relaxed))
+    machine_ns().saturating_add_signed(OFFSET_NS.load(Ordering::Relaxed))
+}
+
+/// Nanoseconds of this machine's own `CLOCK_MONOTONIC`.
+pub fn machine_ns() -> u64 {
+    read(ClockId::Monotonic)
 }
 
 /// From now on [`now_ns`] is the coordinator's clock, which is `ns` ahead of this machine's.

@@ -3,13 +3,13 @@
 //! A scenario publishes payloads and is handed deliveries and notices; how they are framed is the dialect's. Only
 //! this file changes when a server speaks another protocol.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use throng::protocol::OpCode;
 
 use crate::client::{Message, append_frame};
 
 /// How a server is spoken to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, Serialize, Deserialize)]
 pub enum Dialect {
     /// Every binary frame is a publish or a delivery as it is; a text frame of JSON is a notice
     #[default]

@@ -20,14 +20,16 @@ mod server;
 mod size;
 mod stamp;
 mod target;
+mod together;
 
 use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// What a generator allocates is small, short-lived, and its own thread's.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-use clap::{Parser, Subcommand};
 
 const EXAMPLES: &str = "\
 Examples, with a server on port 8080 whose process is $PID:
@@ -37,20 +39,27 @@ Examples, with a server on port 8080 whose process is $PID:
   throng-load churn --target ws://127.0.0.1:8080 --connections 200000 --end close-frame --json churn.json
   throng-load slow --target ws://127.0.0.1:8080 --readers 1000 --stalled 1000 --size 8192
 
+Several machines that load a server as one: the first directs and reports, each other one joins it:
+  throng-load fanout --target ws://10.0.0.9:8080 --members 50000 --allow-remote --coordinator 10.0.0.1:7000 --generators 2 --secret-file key
+  throng-load --join 10.0.0.1:7000 --allow-remote --secret-file key
+
 A bare loop to compare with, and the same load on it:
   throng-load floor epoll-echo --listen 127.0.0.1:9001 --core 1 &
   throng-load echo --target ws://127.0.0.1:9001 --core 0 --server-pid $!
 
 Ctrl-C (SIGINT, SIGTERM) ends a run early and reports what was found so far; a second one ends it at once.
-Exit codes: 0 all is well; 1 something was lost, broke, or fell short of --expect; 2 the command cannot be carried out;
+Exit codes: 0 all is well; 1 something was lost, broke, or fell short of --expect; 2 the command cannot be carried out; \
 130 the run was interrupted.";
 
 /// Loads a WebSocket room server, checks every delivery, and says what it cost.
 #[derive(Debug, Parser)]
 #[command(name = "throng-load", version, after_help = EXAMPLES)]
+#[command(arg_required_else_help = true, args_conflicts_with_subcommands = true)]
 struct CommandLine {
+    #[command(flatten)]
+    join: together::Join,
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -65,10 +74,18 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match CommandLine::parse().command {
-        Command::Floor(floor) => floor::run(&floor),
-        Command::Compare(arguments) => report::compare::run(&arguments),
-        Command::Scenario(scenario) => scenario::run(&scenario),
+    let line = CommandLine::parse();
+    let result = match (line.command, &line.join.join) {
+        (Some(Command::Floor(floor)), _) => floor::run(&floor),
+        (Some(Command::Compare(arguments)), _) => report::compare::run(&arguments),
+        (Some(Command::Scenario(scenario)), _) => scenario::run(&scenario),
+        (None, Some(coordinator)) => together::join(coordinator, &line.join),
+        (None, None) => CommandLine::command()
+            .error(
+                ErrorKind::MissingSubcommand,
+                "a scenario is needed, or --join ADDR:PORT",
+            )
+            .exit(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,9 +1,13 @@
 //! Both sides at one moment: what the client and the server have used so far.
 
+use std::sync::atomic::Ordering;
+
+use crate::client::lock;
 use crate::clock::now_ns;
 use crate::failure::Failure;
 use crate::report::Report;
 use crate::server::{Sample, Servers, Thread, Usage, busiest, report_usage, threads};
+use crate::together::Seat;
 
 /// What the names of the threads that load a server begin with.
 pub const WORKER_NAME: &str = "load-";
@@ -21,6 +25,40 @@ pub fn client_threads() -> Vec<Thread> {
     threads
 }
 
+/// A generator's threads, and when they were looked at.
+struct Client {
+    at_ns: u64,
+    threads: Vec<Thread>,
+}
+
+impl Client {
+    /// What it used from `self` to `after`.
+    fn usage(&self, after: &Self, core_count: f64) -> ClientUsage {
+        let seconds = (after.at_ns.saturating_sub(self.at_ns) as f64 / 1e9).max(1e-9);
+        let cpu_ns = |threads: &[Thread]| threads.iter().map(|thread| thread.cpu_ns).sum::<u64>();
+        let used_ns = cpu_ns(&after.threads).saturating_sub(cpu_ns(&self.threads));
+        let cores_used = used_ns as f64 / 1e9 / seconds;
+        let (busiest, waited) = busiest(&self.threads, &after.threads, seconds);
+        ClientUsage {
+            cores_used,
+            share: cores_used / core_count,
+            busiest,
+            waited,
+        }
+    }
+}
+
+/// What a generator used of its processors.
+struct ClientUsage {
+    cores_used: f64,
+    /// Of those that it may use.
+    share: f64,
+    /// The busiest thread by wall time.
+    busiest: f64,
+    /// The most that a thread waited for its processor while others had it, by wall time.
+    waited: f64,
+}
+
 /// Resident bytes of this process (`/proc/self/statm`, the second field); 0 when it does not tell.
 fn resident_bytes() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
@@ -33,7 +71,8 @@ fn resident_bytes() -> u64 {
 pub struct Meter {
     /// The moment, by [`now_ns`].
     pub at_ns: u64,
-    threads: Vec<Thread>,
+    /// Each generator, this process first.
+    clients: Vec<Client>,
     /// Resident bytes of this generator.
     pub client_rss_bytes: u64,
     /// The servers; empty when none is looked at.
@@ -45,30 +84,41 @@ impl Meter {
     ///
     /// # Errors
     /// When a server cannot be looked at.
-    pub fn now(servers: &Servers) -> Result<Self, Failure> {
-        Ok(Self {
+    pub fn now(servers: &Servers, seats: &[Seat]) -> Result<Self, Failure> {
+        let mut clients = vec![Client {
+            at_ns: now_ns(),
             threads: client_threads(),
+        }];
+        for shared in seats.iter().skip(1).flat_map(|seat| &seat.shared) {
+            let threads = lock(&shared.threads);
+            clients.push(Client {
+                at_ns: shared.threads_at_ns.load(Ordering::Relaxed),
+                threads: threads.clone(),
+            });
+        }
+        Ok(Self {
+            clients,
             client_rss_bytes: resident_bytes(),
             server: servers.sample()?,
             at_ns: now_ns(),
         })
     }
 
-    fn client_cpu_ns(&self) -> u64 {
-        self.threads.iter().map(|thread| thread.cpu_ns).sum()
-    }
-
-    /// Reports what both sides used from `self` to `after`, for `count` things named `per`.
-    pub fn report(
-        &self,
-        after: &Self,
-        per: &str,
-        count: u64,
-        client_core_count: f64,
-        report: &mut Report,
-    ) {
+    /// Reports what both sides used from `self` to `after`, for `count` things named `per`. `seats` are those that it was
+    /// made with.
+    pub fn report(&self, after: &Self, per: &str, count: u64, seats: &[Seat], report: &mut Report) {
         let seconds = (after.at_ns - self.at_ns) as f64 / 1e9;
-        let client_cpu_us = after.client_cpu_ns().saturating_sub(self.client_cpu_ns()) as f64 / 1e3;
+        let usages: Vec<(&Seat, ClientUsage)> = (seats.iter())
+            .zip(self.clients.iter().zip(&after.clients))
+            .map(|(seat, (before, after))| (seat, before.usage(after, seat.core_count)))
+            .collect();
+        let most = |of: fn(&ClientUsage) -> f64| {
+            let each = usages.iter().map(|(_, usage)| of(usage));
+            each.fold(0.0, f64::max)
+        };
+        let cores_used: f64 = usages.iter().map(|(_, usage)| usage.cores_used).sum();
+        let client_core_count: f64 = seats.iter().map(|seat| seat.core_count).sum();
+        let client_cpu_us = cores_used * seconds * 1e6;
         report_usage(&self.server, &after.server, per, count, report);
         if count > 0 {
             report.figure(
@@ -76,15 +126,20 @@ impl Meter {
                 client_cpu_us / count as f64,
             );
         }
-        let client_share = client_cpu_us / 1e6 / seconds.max(1e-9) / client_core_count;
-        report.figure("client_cpu_share", client_share);
-        let (client_busiest, client_wait) = busiest(&self.threads, &after.threads, seconds);
+        report.figure("client_cpu_share", cores_used / client_core_count);
+        if usages.len() > 1 {
+            for (seat, usage) in &usages {
+                report.figure(&format!("client_{}_cpu_share", seat.name), usage.share);
+            }
+        }
+        let client_busiest = most(|usage| usage.busiest);
+        let client_wait = most(|usage| usage.waited);
         report.figure("client_busiest_thread_share", client_busiest);
         report.figure("client_waited_share", client_wait);
         report.count("client_rss_bytes", after.client_rss_bytes);
         let usage = Usage::between(&self.server, &after.server);
         let (server_share, server_wait) = (usage.busiest_share, usage.wait_share);
-        let client_share = client_share.max(client_busiest);
+        let client_share = most(|usage| usage.share.max(usage.busiest));
         report.note(if server_share >= BUSY_SHARE && server_share >= client_share {
             "a server thread was busy all the time: the rate is the server's limit"
         } else if client_share >= BUSY_SHARE {
@@ -94,6 +149,16 @@ impl Meter {
         } else {
             "neither side was busy all the time: the rate is what was asked for, or what the processors' other users left"
         });
+        if usages.len() > 1 && client_share >= BUSY_SHARE {
+            let busy = usages
+                .iter()
+                .filter(|(_, usage)| usage.share.max(usage.busiest) >= BUSY_SHARE);
+            let names: Vec<&str> = busy.map(|(seat, _)| seat.name.as_str()).collect();
+            report.note(format!(
+                "the generators that were busy all the time: {}",
+                names.join(", ")
+            ));
+        }
         let wait = client_wait.max(server_wait);
         if wait >= WAIT_SHARE {
             report.note(format!(

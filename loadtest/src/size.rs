@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::random::mix;
 use crate::stamp::{CHECKSUM_END, STAMP_BYTES_MIN};
 
@@ -11,7 +13,8 @@ const SIZE_BYTES_MAX: u32 = 1 << 20;
 
 /// A distribution of payload sizes. Each message's size follows from its publisher and sequence, so that a receiver
 /// knows it, too.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Size {
     text: String,
     /// Sizes from, sizes to (inclusive), and the cumulated weight up to this entry.
@@ -83,6 +86,20 @@ impl FromStr for Size {
             text: text.to_owned(),
             parts,
         })
+    }
+}
+
+impl TryFrom<String> for Size {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<Size> for String {
+    fn from(size: Size) -> Self {
+        size.text
     }
 }
 

@@ -16,28 +16,35 @@ cd "$(dirname "$0")/../.."
 . scripts/lib/common.sh
 
 QEMU_MAJOR_MIN=8
+# Where the kernel and busybox come from on a machine that is no Debian.
+DEBIAN=trixie
+DEBIAN_KEYS=/usr/share/keyrings/debian-archive-keyring.gpg
 APT=()
 
 # An apt of its own, so that the backports suite is read without a change to this machine.
 private_apt() {
     [ ${#APT[@]} = 0 ] || return 0
     { have apt-get && have dpkg; } || fail "this is no Debian: give MILLION_QEMU, MILLION_KERNEL and MILLION_BUSYBOX (see scripts/million/image.sh)"
-    local id codename suites uri key
+    local id codename suites uri='' key=''
     id=$(. /etc/os-release && printf '%s' "${ID:-}")
     codename=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}")
-    [ "$id" = debian ] && [ -n "$codename" ] \
-        || fail "packages are taken on Debian only: give MILLION_QEMU, MILLION_KERNEL and MILLION_BUSYBOX (see scripts/million/image.sh)"
-    suites=$codename
-    [ "$codename" != bookworm ] || suites="$codename $codename-backports"
-    uri=$(sed -n 's/^URIs:[[:space:]]*\([^[:space:]]*\).*/\1/p' /etc/apt/sources.list.d/debian.sources 2>/dev/null | head -1)
-    key=$(sed -n 's/^Signed-By:[[:space:]]*//p' /etc/apt/sources.list.d/debian.sources 2>/dev/null | head -1)
+    if [ "$id" = debian ]; then
+        suites=$codename
+        [ "$codename" != bookworm ] || suites="$codename $codename-backports"
+        # The mirror that this machine uses already.
+        uri=$(sed -n 's/^URIs:[[:space:]]*\([^[:space:]]*\).*/\1/p' /etc/apt/sources.list.d/debian.sources 2>/dev/null | head -1)
+        key=$(sed -n 's/^Signed-By:[[:space:]]*//p' /etc/apt/sources.list.d/debian.sources 2>/dev/null | head -1)
+    else # Ubuntu and others with apt: a kernel and a static busybox care for no distribution
+        suites=$DEBIAN
+        [ -e "$DEBIAN_KEYS" ] || packages debian-archive-keyring || fail "Debian's keys are missing: apt-get install debian-archive-keyring"
+    fi
     mkdir -p "$DIR/apt/parts" "$DIR/apt/lists/partial" "$DIR/apt/cache/archives/partial"
     printf 'Types: deb\nURIs: %s\nSuites: %s\nComponents: main\nSigned-By: %s\n' \
-        "${uri:-http://deb.debian.org/debian}" "$suites" "${key:-/usr/share/keyrings/debian-archive-keyring.gpg}" \
+        "${uri:-http://deb.debian.org/debian}" "$suites" "${key:-$DEBIAN_KEYS}" \
         >"$DIR/apt/parts/million.sources"
     APT=(-q -o Dir::Etc::SourceList=/dev/null -o "Dir::Etc::SourceParts=$DIR/apt/parts" -o "Dir::State::Lists=$DIR/apt/lists"
         -o "Dir::Cache=$DIR/apt/cache" -o APT::Sandbox::User=)
-    [ "$suites" = "$codename" ] || APT+=(-t "$codename-backports")
+    case $suites in *-backports) APT+=(-t "$codename-backports") ;; esac
     note "reading the package lists of $suites"
     apt-get "${APT[@]}" update >"$DIR/apt/log" 2>&1 || { tail -5 "$DIR/apt/log"; fail "the package lists could not be read"; }
 }
@@ -73,10 +80,16 @@ get_qemu() {
     fi
     [ -x "$DIR/qemu" ] && qemu_serves "$DIR/qemu" && return
     installed=$(command -v qemu-system-x86_64 || true)
+    if [ -z "$installed" ] && ! grep -q '^VERSION_CODENAME=bookworm' /etc/os-release; then
+        packages qemu-system-x86 seabios || true
+        installed=$(command -v qemu-system-x86_64 || true)
+    fi
     if [ -n "$installed" ] && qemu_serves "$installed"; then
         ln -sfn "$installed" "$DIR/qemu"
         return
     fi
+    grep -q '^VERSION_CODENAME=bookworm' /etc/os-release \
+        || fail "QEMU $QEMU_MAJOR_MIN or later is needed: install qemu-system-x86, or give MILLION_QEMU"
     [ -x "$root/usr/bin/qemu-system-x86_64" ] \
         || unpack "$root" qemu-system-x86 qemu-system-common qemu-system-data
     # The libraries and the BIOS are those of the distribution's own package, whatever its version.

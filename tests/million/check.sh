@@ -163,6 +163,7 @@ it "a million in an emulated machine is planned" plans --accel tcg --cpus 2 -- '
     '--threads 2 ' '--source 127.1.0.1-127.1.1.244 ' '--connection-count-max 1000016 ' 'accelerator: tcg' 'emulated'
 it "memory for a million stays below 13 GiB" plans --accel tcg -- 'machine: .* 1[0-2][0-9]{3} MiB'
 it "options change the plan" plans 5000 --rooms 7 --memory 2048 --cpus 4 --accel kvm --out elsewhere -- '^ROOMS=7|   ROOMS=7' '4 processors, 2048 MiB' 'elsewhere/report.md'
+it "one connection can be planned" plans 1 --accel tcg -- '--steps 1 ' '--threads 1 ' '^   1 connections in 1 rooms'
 it "this machine is planned for without a virtual one" plans 3000 --here -- 'on this machine' 'no virtual machine'
 it "a plan changes nothing" leaves_nothing
 it "the steps rise to all connections" steps_rise_to 1000000

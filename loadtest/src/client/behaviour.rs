@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
 use throng::runtime::ring::Options;
 
 use super::crew::Orders;
@@ -16,7 +17,7 @@ use crate::target::Target;
 /// The close code that stands for "no close frame" (RFC 6455 §7.4.1).
 pub const CLOSE_ABNORMAL: u16 = 1006;
 /// How the client ends a connection that it has had enough of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 pub enum Ending {
     /// It ends the TCP stream.
     Stream,
@@ -65,7 +66,7 @@ pub struct Place<'a> {
 pub struct Reply {
     /// Frames to send.
     pub bytes: Vec<u8>,
-    /// Read nothing more of it until then, by [`now_ns`]; `u64::MAX`: until an order to resume.
+    /// Read nothing more of it until then, by [`crate::clock::now_ns`]; `u64::MAX`: until an order to resume.
     pub pause_until_ns: Option<u64>,
     /// End it, by [`Plan::ending`].
     pub end: bool,
@@ -144,7 +145,7 @@ pub enum Cause {
 pub struct Verdict {
     /// It is part of the scenario, no fault.
     pub expected: bool,
-    /// Connect again then, by [`now_ns`].
+    /// Connect again then, by [`crate::clock::now_ns`].
     pub again_at_ns: Option<u64>,
 }
 

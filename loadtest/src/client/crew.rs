@@ -1,5 +1,6 @@
 //! The workers of a run, what the director tells them, and what it sees of them.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -129,6 +130,15 @@ impl Progress {
     }
 }
 
+/// Who is told of new orders at once, because it does not look by itself.
+struct Listener(Box<dyn Fn(&Orders) + Send + Sync>);
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Listener")
+    }
+}
+
 /// What the director and one worker share.
 #[derive(Debug, Default)]
 pub struct Shared {
@@ -138,8 +148,13 @@ pub struct Shared {
     /// The worker's side.
     pub progress: Progress,
     intervals: Mutex<Vec<Histogram<u64>>>,
-    /// Of a generator elsewhere: its threads.
+    /// Of a generator elsewhere: its threads, with ids that no other generator's have.
     pub threads: Mutex<Vec<Thread>>,
+    /// When it looked at them, by [`now_ns`]; changed while `threads` is locked.
+    pub threads_at_ns: AtomicU64,
+    /// Of a generator elsewhere: when it looked at what stands in `progress`, by [`now_ns`].
+    pub progress_at_ns: AtomicU64,
+    listener: Option<Listener>,
 }
 
 /// A lock whose holder panicked holds plain data, and that is as good as before.
@@ -148,6 +163,14 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
+    /// Shared with a generator elsewhere: `listener` is handed each change of the orders.
+    pub fn heard_by(listener: impl Fn(&Orders) + Send + Sync + 'static) -> Self {
+        Self {
+            listener: Some(Listener(Box::new(listener))),
+            ..Self::default()
+        }
+    }
+
     /// The orders in force.
     pub fn orders(&self) -> Orders {
         lock(&self.orders).clone()
@@ -157,6 +180,9 @@ impl Shared {
     pub fn set_orders(&self, orders: &Orders) {
         lock(&self.orders).clone_from(orders);
         self.generation.fetch_add(1, Ordering::Release);
+        if let Some(Listener(tell)) = &self.listener {
+            tell(orders);
+        }
     }
 
     /// Leaves the latencies of a second, nanoseconds.
@@ -235,9 +261,14 @@ impl Crew {
         }
     }
 
+    /// The next moment that every worker can be told of before it is there.
+    pub fn soon_ns(&self) -> u64 {
+        now_ns() + self.lead.as_nanos() as u64
+    }
+
     /// Orders traffic: `warm_up`, then `duration`, from as soon as every worker has heard of it.
     pub fn start_traffic(&mut self, warm_up: Duration, duration: Duration) -> Timetable {
-        let traffic_from_ns = now_ns() + self.lead.as_nanos() as u64;
+        let traffic_from_ns = self.soon_ns();
         let measure_from_ns = traffic_from_ns + warm_up.as_nanos() as u64;
         let timetable = Timetable {
             traffic_from_ns,
@@ -273,6 +304,19 @@ impl Crew {
             shared.progress.add_to(&mut seen);
         }
         seen
+    }
+
+    /// Waits until generators elsewhere have told what they have seen up to now, unless one has ended or is not heard of
+    /// for the crew's patience.
+    pub fn catch_up(&self) {
+        let now = now_ns();
+        let until = now + self.patience.as_nanos() as u64;
+        let told = |shared: &Arc<Shared>| {
+            shared.listener.is_none() || shared.progress_at_ns.load(Ordering::Acquire) >= now
+        };
+        while !self.shared.iter().all(told) && !self.has_ended() && now_ns() < until {
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     fn has_ended(&self) -> bool {
@@ -468,5 +512,39 @@ mod tests {
         assert!(!crew.was_cut_short(), "its time was not over");
         shared.progress.open.store(1, Ordering::Relaxed);
         assert!(crew.sleep_until_alone(now_ns() + 2 * ALONE.as_nanos() as u64));
+    }
+
+    #[test]
+    fn catching_up_waits_for_those_elsewhere_and_for_nobody_here() {
+        let elsewhere = Arc::new(Shared::heard_by(|_| {}));
+        let crew = |shared: Vec<Arc<Shared>>, patience| {
+            Crew::new(shared, Vec::new(), Duration::ZERO, patience, patience)
+        };
+        let long = Duration::from_secs(60);
+        crew(vec![Arc::new(Shared::default())], long).catch_up();
+
+        let both = crew(
+            vec![Arc::new(Shared::default()), Arc::clone(&elsewhere)],
+            long,
+        );
+        let began_ns = now_ns();
+        let teller = Arc::clone(&elsewhere);
+        let telling = std::thread::spawn(move || {
+            // What was seen before the question does not answer it.
+            teller.progress_at_ns.store(began_ns, Ordering::Release);
+            while now_ns() < began_ns + 20_000_000 {
+                std::thread::yield_now();
+            }
+            let told_ns = now_ns();
+            teller.progress_at_ns.store(told_ns, Ordering::Release);
+            told_ns
+        });
+        both.catch_up();
+        let caught_up_ns = now_ns();
+        assert!(caught_up_ns >= telling.join().unwrap());
+
+        crew(vec![Arc::clone(&elsewhere)], Duration::from_millis(20)).catch_up();
+        elsewhere.progress.finished.store(true, Ordering::Release);
+        crew(vec![elsewhere], long).catch_up();
     }
 }

@@ -244,8 +244,8 @@ impl<B: Behaviour> Engine<B> {
     fn start_connect(&mut self, local: u32, now: u64) {
         let sources = &self.plan.sources;
         let source = (!sources.is_empty()).then(|| {
-            let number = self.share.number(local) as usize;
-            SocketAddr::new(sources[number % sources.len()], 0)
+            let index = source_index(self.share.worker, local, self.plan.targets.len());
+            SocketAddr::new(sources[index % sources.len()], 0)
         });
         let target = self.behaviour.place(local).target as usize % self.plan.targets.len();
         match self.ring.connect(self.plan.targets[target].address, source) {
@@ -589,6 +589,12 @@ impl<B: Behaviour> Engine<B> {
     }
 }
 
+/// Which source a worker's member is connected from, modulo their number: each worker uses all of them alike for each
+/// target, whatever the numbers of workers and targets have in common.
+const fn source_index(worker: u32, local: u32, target_count: usize) -> usize {
+    local as usize / target_count + worker as usize
+}
+
 fn add(counter: &AtomicU64, count: u64) {
     counter.fetch_add(count, Ordering::Relaxed);
 }
@@ -603,5 +609,40 @@ fn remedy(error: &io::Error) -> &'static str {
             " (nobody listens there any more, or its accept queue is full: see net.core.somaxconn)"
         }
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_source_is_used_alike_for_each_target_by_each_generator() {
+        let (source_count, member_count) = (5, 1_200);
+        for worker_count in [1, 2, 3, 4, 6] {
+            for target_count in [1, 2, 3, 4] {
+                for worker in 0..worker_count {
+                    let share = Share {
+                        worker,
+                        worker_count,
+                        member_count,
+                    };
+                    let mut uses = vec![vec![0; target_count]; source_count];
+                    for local in 0..share.count() {
+                        let source = source_index(worker, local, target_count) % source_count;
+                        uses[source][share.number(local) as usize % target_count] += 1;
+                    }
+                    for target in 0..target_count {
+                        let counts = uses.iter().map(|targets| targets[target]);
+                        let (least, most) = (counts.clone().min(), counts.max());
+                        let spread = most.unwrap() - least.unwrap();
+                        assert!(
+                            spread <= target_count,
+                            "{worker_count} {target_count}: {uses:?}"
+                        );
+                    }
+                }
+            }
+        }
     }
 }

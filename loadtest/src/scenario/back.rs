@@ -1,12 +1,13 @@
 //! How clients come back.
 
 use clap::Args;
+use serde::{Deserialize, Serialize};
 
 use super::cast::Back;
 use crate::failure::Failure;
 
 /// How clients come back: exponential backoff with jitter.
-#[derive(Debug, Clone, Copy, Args)]
+#[derive(Debug, Clone, Copy, Args, Serialize, Deserialize)]
 pub struct BackArguments {
     /// Milliseconds before the first attempt to come back; they double with each further one
     #[arg(

@@ -1,6 +1,7 @@
 //! Connect, upgrade, end, and again: what a handshake costs, and what it leaves behind.
 
 use clap::Args;
+use serde::{Deserialize, Serialize};
 
 use super::common::Common;
 use super::stage::{Extent, Play, Stage};
@@ -9,7 +10,7 @@ use crate::failure::Failure;
 use crate::server::Part;
 
 /// What `churn` is told.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Args, Serialize, Deserialize)]
 pub struct Arguments {
     #[command(flatten)]
     pub common: Common,

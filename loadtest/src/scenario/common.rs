@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use rustix::process::{Resource, getrlimit};
+use serde::{Deserialize, Serialize};
 use throng::runtime::ring::{Descriptors, Options};
 
 use super::stage::Extent;
@@ -17,6 +18,7 @@ use crate::failure::Failure;
 use crate::report::check_expectations;
 use crate::server::Beside;
 use crate::target::{Target, sources};
+use crate::together::Coordination;
 
 /// Descriptors that a worker's ring leaves to the rest of the process.
 const DESCRIPTOR_RESERVE: u64 = 64;
@@ -25,8 +27,8 @@ const RING_FILE_COUNT_MAX: u64 = 1 << 20;
 /// Threads at most.
 const THREAD_COUNT_MAX: u32 = 1024;
 
-/// What every scenario is told.
-#[derive(Debug, Clone, Args)]
+/// What every scenario is told. What is not serialized is the business of one generator, or of the director.
+#[derive(Debug, Clone, Args, Serialize, Deserialize)]
 pub struct Common {
     /// A server, as ws://HOST:PORT. Repeatable: the members of each room are spread over all of them
     #[arg(long, value_name = "URL", required = true)]
@@ -42,11 +44,17 @@ pub struct Common {
     pub dialect: Dialect,
     /// Let the load leave this machine
     #[arg(long, help_heading = "Servers")]
+    #[serde(skip)]
     pub allow_remote: bool,
     #[command(flatten)]
+    #[serde(skip)]
     pub beside: Beside,
     #[command(flatten)]
+    #[serde(skip)]
     pub generator: Generator,
+    #[command(flatten)]
+    #[serde(skip)]
+    pub coordination: Coordination,
     /// Connects a second; 0: as fast as they are taken
     #[arg(
         long,
@@ -82,23 +90,28 @@ pub struct Common {
     pub seed: Option<u64>,
     /// An expectation on a figure, as lost=0 or latency_p99_ms<5; exit code 1 when it is not met. Repeatable
     #[arg(long, value_name = "NAME<VALUE", help_heading = "Report")]
+    #[serde(skip)]
     pub expect: Vec<String>,
     /// Write the report here, too
     #[arg(long, value_name = "FILE", help_heading = "Report")]
+    #[serde(skip)]
     pub json: Option<PathBuf>,
     /// Write the report as one page with plots
     #[arg(long, value_name = "FILE", help_heading = "Report")]
+    #[serde(skip)]
     pub html: Option<PathBuf>,
     /// Write the latency of each second as an HDR histogram log
     #[arg(long, value_name = "FILE", help_heading = "Report")]
+    #[serde(skip)]
     pub hdr: Option<PathBuf>,
     /// Show no progress
     #[arg(long, short, help_heading = "Report")]
+    #[serde(skip)]
     pub quiet: bool,
 }
 
 /// How this generator process does its work.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct Generator {
     /// Client threads [default: as many as the connections' descriptors need]
     #[arg(long, value_name = "N", help_heading = "Generator")]
@@ -169,11 +182,11 @@ impl Common {
             .unwrap_or_else(|| now_ns() ^ u64::from(std::process::id()) << 40)
     }
 
-    /// Checks what can be checked before a connection is made. Returns the plan and the number of threads.
+    /// Checks what concerns the whole run.
     ///
     /// # Errors
     /// What is wrong, and what mends it.
-    pub fn prepare(&self, extent: Extent) -> Result<(Arc<Plan>, u32), Failure> {
+    pub fn check(&self, extent: Extent) -> Result<(), Failure> {
         check_expectations(&self.expect)?;
         if self.time_limit == 0 || self.generator.threads == Some(0) {
             return Err(Failure::Usage(
@@ -197,24 +210,52 @@ impl Common {
                 "--patience and --handshake-timeout are 0.1 to 3600 seconds".into(),
             ));
         }
-        let targets = self.targets()?;
+        Ok(())
+    }
+
+    /// Threads of this generator, if it is one of `generator_count` that share the connections.
+    ///
+    /// # Errors
+    /// When there are too many.
+    pub fn thread_count(&self, extent: Extent, generator_count: u32) -> Result<u32, Failure> {
         let alive_max = extent.alive_max.min(extent.members);
-        let thread_count = self.generator.thread_count(alive_max, extent.members)?;
+        self.generator
+            .thread_count(alive_max.div_ceil(generator_count))
+    }
+
+    /// What this generator does with `thread_count` of the run's `worker_count` threads; checks whether it can.
+    ///
+    /// # Errors
+    /// What is wrong, and what mends it.
+    pub fn plan(
+        &self,
+        extent: Extent,
+        thread_count: u32,
+        worker_count: u32,
+    ) -> Result<Arc<Plan>, Failure> {
+        if worker_count > extent.members {
+            return Err(Failure::Usage(format!(
+                "{worker_count} threads for {} connections: at most one a connection (see --threads)",
+                extent.members
+            )));
+        }
+        let targets = self.targets()?;
+        let alive_max = extent.alive_max.min(extent.members).div_ceil(worker_count);
+        self.generator.check(alive_max, thread_count)?;
         let target_count = targets.len() as u32;
         let sources = sources(
             self.generator.source.as_deref(),
             &targets,
-            alive_max.div_ceil(target_count),
+            (alive_max * thread_count).div_ceil(target_count),
             extent.members.div_ceil(target_count),
         )?;
-        let descriptors = descriptors(alive_max, file_limit());
-        let alive_max = alive_max.div_ceil(thread_count);
+        let descriptors = descriptors(alive_max * thread_count, file_limit());
         let plan = Plan {
             targets,
             sources,
-            connecting_max: self.connecting.div_ceil(thread_count),
+            connecting_max: self.connecting.div_ceil(worker_count),
             alive_max,
-            connects_per_s: self.connect_rate / f64::from(thread_count),
+            connects_per_s: self.connect_rate / f64::from(worker_count),
             handshake_timeout: Duration::from_secs_f64(self.handshake_timeout),
             ending: extent.ending,
             cores: self.generator.core.clone(),
@@ -228,7 +269,7 @@ impl Common {
             },
             seed: self.seed(),
         };
-        Ok((Arc::new(plan), thread_count))
+        Ok(Arc::new(plan))
     }
 
     /// Processors that the client may use at once.
@@ -260,37 +301,79 @@ fn descriptors(alive_max: u32, file_limit: u64) -> Descriptors {
 
 impl Generator {
     /// Threads for `alive_max` connections at a time.
-    fn thread_count(&self, alive_max: u32, member_count: u32) -> Result<u32, Failure> {
-        let file_limit = file_limit();
-        let ring_max = u32::try_from(
-            file_limit
-                .saturating_sub(DESCRIPTOR_RESERVE)
-                .clamp(1, RING_FILE_COUNT_MAX - DESCRIPTOR_RESERVE),
-        )
-        .unwrap_or(u32::MAX);
+    fn thread_count(&self, alive_max: u32) -> Result<u32, Failure> {
         let thread_count = self
             .threads
-            .unwrap_or_else(|| alive_max.div_ceil(ring_max))
+            .unwrap_or_else(|| alive_max.div_ceil(ring_connections_max()))
             .max(1);
-        if alive_max.div_ceil(thread_count) > ring_max {
+        if thread_count > THREAD_COUNT_MAX {
             return Err(Failure::Usage(format!(
-                "{alive_max} connections on {thread_count} threads are more than the open-file limit of {file_limit} allows \
-                 a thread; use --threads {} or more, or raise `ulimit -n`",
-                alive_max.div_ceil(ring_max)
-            )));
-        }
-        if thread_count > THREAD_COUNT_MAX || thread_count > member_count {
-            return Err(Failure::Usage(format!(
-                "--threads {thread_count}: at most {THREAD_COUNT_MAX}, and at most one a connection"
+                "--threads {thread_count}: at most {THREAD_COUNT_MAX}"
             )));
         }
         Ok(thread_count)
     }
+
+    /// Refuses more connections of each thread than its ring may hold.
+    fn check(&self, alive_max: u32, thread_count: u32) -> Result<(), Failure> {
+        let ring_max = ring_connections_max();
+        if alive_max > ring_max {
+            return Err(Failure::Usage(format!(
+                "{alive_max} connections on each of {thread_count} threads are more than the open-file limit of {} allows a \
+                 thread; use --threads {} or more, or raise `ulimit -n`",
+                file_limit(),
+                (u64::from(alive_max) * u64::from(thread_count)).div_ceil(u64::from(ring_max))
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Connections that one ring may hold.
+fn ring_connections_max() -> u32 {
+    let file_count = file_limit()
+        .saturating_sub(DESCRIPTOR_RESERVE)
+        .clamp(1, RING_FILE_COUNT_MAX - DESCRIPTOR_RESERVE);
+    u32::try_from(file_count).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        common: Common,
+    }
+
+    #[test]
+    fn each_thread_of_each_generator_does_its_part_of_what_is_asked_of_the_run() {
+        let line = "load --target ws://127.0.0.1:9 --connect-rate 100 --connecting 10";
+        let common = Line::parse_from(line.split_whitespace()).common;
+        let extent = Extent::new(9_000);
+        let plan = common.plan(extent, 3, 4).unwrap();
+        assert!((plan.connects_per_s - 25.0).abs() < 1e-9);
+        assert_eq!((plan.connecting_max, plan.alive_max), (3, 2_250));
+        let alone = common.plan(extent, 4, 4).unwrap();
+        assert_eq!(
+            plan.sources, alone.sources,
+            "ports of one machine are shared"
+        );
+        assert_eq!(common.thread_count(extent, 4).unwrap(), 1);
+
+        let Err(Failure::Usage(text)) = common.plan(Extent::new(4), 1, 5) else {
+            panic!("a thread has nothing to do")
+        };
+        assert!(text.contains("5 threads for 4 connections"), "{text}");
+        let far_beyond = Extent::new(1 << 25);
+        let Err(Failure::Usage(text)) = common.plan(far_beyond, 1, 2) else {
+            panic!("no ring holds so many")
+        };
+        assert!(text.contains("--threads"), "{text}");
+    }
 
     #[test]
     fn connections_beyond_the_open_file_limit_live_in_the_rings_tables() {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use serde::{Deserialize, Serialize};
 
 use super::back::BackArguments;
 use super::cast::Cast;
@@ -20,7 +21,7 @@ use crate::failure::Failure;
 use crate::report::Report;
 
 /// What `drain` is told.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Args, Serialize, Deserialize)]
 pub struct Arguments {
     #[command(flatten)]
     pub common: Common,
@@ -41,6 +42,7 @@ pub struct Arguments {
     members: u32,
     /// Process that is sent SIGTERM when all are connected [default: nobody; somebody else tells the server to stop]
     #[arg(long, value_name = "PID", help_heading = "Servers")]
+    #[serde(skip)]
     stop_pid: Option<u32>,
     /// Closed clients come back: to the next target with several, else to the same
     #[arg(long, help_heading = "Coming back")]

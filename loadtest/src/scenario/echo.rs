@@ -2,6 +2,7 @@
 
 use clap::Args;
 use hdrhistogram::Histogram;
+use serde::{Deserialize, Serialize};
 
 use super::common::Common;
 use super::stage::{Extent, Play, Stage};
@@ -18,7 +19,7 @@ use crate::size::Size;
 use crate::stamp::Stamp;
 
 /// What `echo` is told.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Args, Serialize, Deserialize)]
 pub struct Arguments {
     #[command(flatten)]
     pub common: Common,

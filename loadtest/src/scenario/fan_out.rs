@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use clap::Args;
+use serde::{Deserialize, Serialize};
 
 use super::cast::Cast;
 use super::common::Common;
@@ -15,7 +16,7 @@ use crate::client::Share;
 use crate::failure::Failure;
 
 /// What `fanout` is told.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Args, Serialize, Deserialize)]
 pub struct Arguments {
     #[command(flatten)]
     pub common: Common,

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use clap::Args;
+use serde::{Deserialize, Serialize};
 
 use super::cast::Cast;
 use super::common::Common;
@@ -18,7 +19,7 @@ use crate::server;
 use crate::size::Size;
 
 /// What `idle` is told.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Args, Serialize, Deserialize)]
 pub struct Arguments {
     #[command(flatten)]
     pub common: Common,
@@ -79,24 +80,22 @@ impl Arguments {
         }
     }
 
-    /// Publishes one message to every room and waits until all members have it; returns the seconds it took.
-    fn broadcast(&self, number: u32, stage: &mut Stage) -> f64 {
+    /// Publishes one message to every room and waits until all members have it.
+    fn broadcast(&self, number: u32, stage: &mut Stage) {
         let received_before = stage.crew.seen().received;
-        let due_ns = now_ns();
+        let due_ns = stage.crew.soon_ns();
         stage.crew.order(|orders| orders.bursts = (number, due_ns));
         let open = stage.crew.seen().open;
         let patience = self.common.patience();
         let reached = stage.crew.wait_for_rest(patience, |seen| {
             seen.received >= received_before + open.min(seen.open)
         });
-        let seconds = now_ns().saturating_sub(due_ns) as f64 / 1e9;
         if !reached {
             stage.report.fault(format!(
                 "message {number} reached {} of {open}",
                 stage.crew.seen().received - received_before
             ));
         }
-        seconds
     }
 }
 
@@ -159,12 +158,11 @@ impl Play for Arguments {
         stage.crew.sleep(self.hold);
         let held = stage.crew.seen();
         stage.phase("broadcast");
-        let mut broadcasts_s = Vec::new();
         for number in 1..=self.messages {
             if stage.crew.is_cut_short() {
                 break;
             }
-            broadcasts_s.push(self.broadcast(number, stage));
+            self.broadcast(number, stage);
         }
         let end = stage.meter()?;
         if self.until_closed > 0.0 {
@@ -182,9 +180,9 @@ impl Play for Arguments {
         report.count("held", held.open);
         if self.messages > 0 {
             tally.deliveries.report(report);
-            let slowest = broadcasts_s.iter().copied().fold(0.0, f64::max);
-            report.figure("broadcast_seconds", slowest);
-            report.latency("broadcast", &times(&tally, "broadcast"));
+            let broadcast = times(&tally, "broadcast");
+            report.figure("broadcast_seconds", broadcast.max() as f64 / 1e9);
+            report.latency("broadcast", &broadcast);
         }
         if self.until_closed > 0.0 {
             super::drain::report_close(&outcome, &tally, held.open, report);

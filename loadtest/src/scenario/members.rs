@@ -368,7 +368,9 @@ impl Behaviour for Members {
     }
 
     fn turn(&mut self, now_ns: u64, posts: &mut Posts) -> Option<u64> {
-        if self.orders.bursts.0 > self.bursts {
+        let (bursts, burst_due_ns) = self.orders.bursts;
+        let mut burst = (bursts > self.bursts).then_some(burst_due_ns);
+        if burst.take_if(|due_ns| *due_ns <= now_ns).is_some() {
             self.publish_bursts(posts);
         }
         while let Some(Reverse((due_ns, local))) = self.leaving.peek().copied() {
@@ -380,7 +382,7 @@ impl Behaviour for Members {
         }
         let leaving = self.leaving.peek().map(|Reverse((due_ns, _))| *due_ns);
         let publish = self.publish(now_ns, posts);
-        [leaving, publish].into_iter().flatten().min()
+        [burst, leaving, publish].into_iter().flatten().min()
     }
 
     fn closed(&mut self, local: u32, cause: Cause, now_ns: u64) -> Verdict {
@@ -567,6 +569,22 @@ mod tests {
             }),
             ..Orders::default()
         }
+    }
+
+    #[test]
+    fn a_message_that_is_asked_for_leaves_at_its_moment_and_once() {
+        let mut members = members(|_| {});
+        let mut posts = Posts::default();
+        let orders = Orders {
+            bursts: (1, 50 * MS),
+            ..Orders::default()
+        };
+        members.obey(&orders, 30 * MS);
+        assert_eq!(members.turn(49 * MS, &mut posts), Some(50 * MS));
+        assert_eq!(members.traffic().published, 0);
+        assert_eq!(members.turn(50 * MS, &mut posts), None);
+        assert_eq!(members.turn(90 * MS, &mut posts), None);
+        assert_eq!(members.traffic().published, 2, "one in each room");
     }
 
     #[test]

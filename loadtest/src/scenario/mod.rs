@@ -9,6 +9,7 @@ mod echo;
 mod fan_out;
 mod idle;
 mod members;
+mod part;
 mod probe;
 mod slow;
 mod stage;
@@ -16,15 +17,20 @@ mod storm;
 mod traffic;
 
 use clap::Subcommand;
+use serde::Deserialize;
+
+pub use self::common::Generator;
+pub use self::part::Part;
 
 use self::common::Common;
-use self::stage::{Play, perform};
+use self::part::AnyPlay;
+use self::stage::perform;
 use crate::failure::Failure;
-use crate::interrupt;
 use crate::report::{Report, print};
 
 /// What is asked of the server.
-#[derive(Debug, Clone, Subcommand)]
+#[derive(Debug, Clone, Subcommand, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Scenario {
     /// Connect, join, and stay: handshakes, memory per connection between steps, one message to all
     Idle(idle::Arguments),
@@ -44,7 +50,7 @@ pub enum Scenario {
 
 /// Runs a scenario and reports it.
 pub fn run(scenario: &Scenario) -> Result<(), Failure> {
-    let common = scenario.common();
+    let common = scenario.any().common();
     common.check_files()?;
     let mut report = measure(scenario)?;
     let expected = report.expect(&common.expect);
@@ -60,27 +66,40 @@ pub fn run(scenario: &Scenario) -> Result<(), Failure> {
         told.push(report.write_hdr(path));
     }
     told.into_iter().collect::<Result<(), Failure>>()?;
-    match expected.and(report.verdict()) {
-        Err(failure) if interrupt::is_wanted() => Err(Failure::Interrupted(failure.to_string())),
-        verdict => verdict,
-    }
+    expected.and(report.verdict())
 }
 
 impl Scenario {
-    fn common(&self) -> &Common {
+    fn any(&self) -> &dyn AnyPlay {
         match self {
-            Self::Idle(play) => play.common(),
-            Self::Echo(play) => play.common(),
-            Self::Fanout(play) => play.common(),
-            Self::Churn(play) => play.common(),
-            Self::Storm(play) => play.common(),
-            Self::Slow(play) => play.common(),
-            Self::Drain(play) => play.common(),
+            Self::Idle(play) => play,
+            Self::Echo(play) => play,
+            Self::Fanout(play) => play,
+            Self::Churn(play) => play,
+            Self::Storm(play) => play,
+            Self::Slow(play) => play,
+            Self::Drain(play) => play,
+        }
+    }
+
+    fn common_mut(&mut self) -> &mut Common {
+        match self {
+            Self::Idle(play) => &mut play.common,
+            Self::Echo(play) => &mut play.common,
+            Self::Fanout(play) => &mut play.common,
+            Self::Churn(play) => &mut play.common,
+            Self::Storm(play) => &mut play.common,
+            Self::Slow(play) => &mut play.common,
+            Self::Drain(play) => &mut play.common,
         }
     }
 }
 
-fn measure(scenario: &Scenario) -> Result<Report, Failure> {
+/// Runs a scenario.
+///
+/// # Errors
+/// When it cannot be carried out.
+pub fn measure(scenario: &Scenario) -> Result<Report, Failure> {
     match scenario {
         Scenario::Idle(play) => perform(play),
         Scenario::Echo(play) => perform(play),

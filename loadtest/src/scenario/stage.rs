@@ -1,23 +1,26 @@
 //! What every run does alike: check, connect a first time, start the workers, measure both sides, report.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
 use super::common::Common;
+use super::part::{AnyPlay, Workers};
 use super::probe::probe;
-use crate::client::{Behaviour, Crew, Ending, Local, Outcome, Share, Tally, Troupe};
+use crate::client::{Behaviour, Crew, Ending, Local, Outcome, Plan, Share, Tally};
 use crate::failure::Failure;
 use crate::interrupt;
 use crate::meter::Meter;
 use crate::monitor::{Goal, Monitor};
 use crate::report::{Report, latency_histogram};
 use crate::server::Servers;
-use hdrhistogram::Histogram;
+use crate::together::{Muster, Seat, own_seat};
 
 /// For how long the last deliveries may be on their way after the last publish, when none comes any more.
 const GRACE: Duration = Duration::from_secs(2);
-/// Until a worker of this process has seen new orders.
-const LEAD: Duration = Duration::from_millis(20);
 
 /// How many connections a scenario has.
 #[derive(Debug, Clone, Copy)]
@@ -41,8 +44,8 @@ impl Extent {
     }
 }
 
-/// A scenario: who plays, and what happens.
-pub trait Play {
+/// A scenario: who plays, and what happens. Its serialized form is what other generators are told.
+pub trait Play: Serialize {
     /// What each worker does.
     type Behaviour: Behaviour + Send + 'static;
     /// Its name in reports.
@@ -71,23 +74,29 @@ pub trait Play {
 pub fn perform<P: Play>(play: &P) -> Result<Report, Failure> {
     let common = play.common();
     let extent = play.extent()?;
-    let (plan, thread_count) = common.prepare(extent)?;
-    for target in &plan.targets {
-        probe(target, common.handshake_patience())?;
+    common.check(extent)?;
+    for target in common.targets()? {
+        probe(&target, common.handshake_patience())?;
     }
-    let shares = (0..thread_count).map(|worker| Share {
-        worker,
-        worker_count: thread_count,
-        member_count: extent.members,
-    });
-    interrupt::watch()?;
-    let (shared, local) = Local::start(&plan, shares, |share| play.behaviour(share))?;
     let servers = Arc::new(Servers::open(&common.beside)?);
+    let session = common.coordination.gather(common.allow_remote)?;
+    let generator_count = session.as_ref().map_or(1, |all| all.generator_count());
+    let thread_count = common.thread_count(extent, generator_count)?;
+    let muster = Muster::call(session, &AnyPlay::written(play), thread_count)?;
+    let plan = common.plan(extent, thread_count, muster.worker_count)?;
+    let (mut seats, mut troupes) = muster.start(thread_count)?;
+    interrupt::watch()?;
+    let workers = 0..thread_count;
+    let (mut shared, local) = start(play, &plan, workers, muster.worker_count, extent.members)?;
+    troupes.insert(0, local);
+    let core_count = common.client_core_count(thread_count);
+    seats.insert(0, own_seat(core_count, shared.clone()));
+    shared.extend(seats[1..].iter().flat_map(|seat| seat.shared.clone()));
     let monitor = Monitor::start(shared.clone(), Arc::clone(&servers), common.quiet);
     let crew = Crew::new(
         shared,
-        vec![Box::new(local) as Box<dyn Troupe>],
-        LEAD,
+        troupes,
+        muster.lead,
         common.patience(),
         Duration::from_secs(u64::from(common.time_limit)),
     );
@@ -97,7 +106,7 @@ pub fn perform<P: Play>(play: &P) -> Result<Report, Failure> {
         servers,
         monitor: Some(monitor),
         gone: None,
-        client_core_count: common.client_core_count(thread_count),
+        seats,
     };
     let directed = play.direct(&mut stage);
     if interrupt::is_wanted() {
@@ -111,7 +120,29 @@ pub fn perform<P: Play>(play: &P) -> Result<Report, Failure> {
         ));
     }
     stage.end_monitor();
-    directed.map(|()| stage.report)
+    directed?;
+    muster.report(&stage.seats, &mut stage.report);
+    Ok(stage.report)
+}
+
+/// Starts `workers` of the run's `worker_count` in this process.
+///
+/// # Errors
+/// When a thread cannot be started.
+pub fn start<P: Play>(
+    play: &P,
+    plan: &Arc<Plan>,
+    workers: Range<u32>,
+    worker_count: u32,
+    member_count: u32,
+) -> Result<Workers, Failure> {
+    let shares = workers.map(|worker| Share {
+        worker,
+        worker_count,
+        member_count,
+    });
+    let (shared, local) = Local::start(plan, shares, |share| play.behaviour(share))?;
+    Ok((shared, Box::new(local)))
 }
 
 /// A run that goes on.
@@ -124,7 +155,7 @@ pub struct Stage {
     monitor: Option<Monitor>,
     /// Why a server could not be looked at.
     gone: Option<String>,
-    client_core_count: f64,
+    seats: Vec<Seat>,
 }
 
 impl Stage {
@@ -204,6 +235,7 @@ impl Stage {
         let after = self.meter()?;
         self.phase("settle");
         std::thread::sleep(self.crew.lead + Duration::from_millis(30)); // until every worker has seen the end and published its last
+        self.crew.catch_up();
         Ok((before, after))
     }
 
@@ -225,10 +257,10 @@ impl Stage {
     /// # Errors
     /// When a server may not be looked at any more.
     pub fn meter(&mut self) -> Result<Meter, Failure> {
-        match Meter::now(&self.servers) {
+        match Meter::now(&self.servers, &self.seats) {
             Err(Failure::Broken(why)) => {
                 self.gone.get_or_insert(why);
-                Meter::now(&Servers::none())
+                Meter::now(&Servers::none(), &self.seats)
             }
             meter => meter,
         }
@@ -236,7 +268,7 @@ impl Stage {
 
     /// Reports what both sides used from `before` to `after`, for `count` things named `per`.
     pub fn usage(&mut self, before: &Meter, after: &Meter, per: &str, count: u64) {
-        before.report(after, per, count, self.client_core_count, &mut self.report);
+        before.report(after, per, count, &self.seats, &mut self.report);
     }
 
     /// Ends all connections, and reports them; returns what was counted.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use serde::{Deserialize, Serialize};
 
 use super::back::BackArguments;
 use super::cast::Cast;
@@ -16,7 +17,7 @@ use crate::clock::now_ns;
 use crate::failure::Failure;
 
 /// What `storm` is told.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Args, Serialize, Deserialize)]
 pub struct Arguments {
     #[command(flatten)]
     pub common: Common,
@@ -97,7 +98,7 @@ impl Arguments {
 
     /// Publishes one message to each room, which must reach everybody.
     fn check(&self, stage: &mut Stage) {
-        let due_ns = now_ns();
+        let due_ns = stage.crew.soon_ns();
         stage.crew.order(|orders| orders.bursts = (1, due_ns));
         let open = stage.crew.seen().open;
         let patience = self.common.patience();

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
+use serde::{Deserialize, Serialize};
 
 use super::cast::Cast;
 use super::common::Common;
@@ -13,7 +14,7 @@ use crate::size::Size;
 const RATE_MAX: f64 = 1e7;
 
 /// Which publishers are connected where.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 pub enum PublishOn {
     /// Publishers are spread over all targets
     All,
@@ -22,7 +23,7 @@ pub enum PublishOn {
 }
 
 /// What is published, and for how long.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Args, Serialize, Deserialize)]
 pub struct Traffic {
     /// Members of each room that publish, too; 0: the server publishes by itself (the bare loops do)
     #[arg(long, value_name = "P", default_value_t = 1, help_heading = "Traffic")]
@@ -51,7 +52,7 @@ pub struct Traffic {
 }
 
 /// What is measured.
-#[derive(Debug, Clone, Copy, Args)]
+#[derive(Debug, Clone, Copy, Args, Serialize, Deserialize)]
 pub struct Window {
     /// Seconds that are measured
     #[arg(

@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::param::clock_ticks_per_second;
+use serde::{Deserialize, Serialize};
 
 use super::Part;
 use crate::clock::now_ns;
@@ -23,7 +24,7 @@ const THREAD_COUNT_MAX: usize = 16_384;
 const LISTENER_SCAN_MAX: usize = 65_536;
 
 /// What a thread used up to one moment.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Thread {
     /// Its id.
     pub id: u32,

@@ -1,0 +1,442 @@
+//! The coordinator's side of one joined generator: a thread that reads what it says, one that writes to it, and the
+//! troupe that its workers are to a crew.
+
+use std::io::{self, BufReader};
+use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender, TrySendError};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::hello::Hello;
+use super::skew::{Ping, Skew};
+use super::wire::{self, FromJoiner, MESSAGE_BYTES_MAX, Reply, ToJoiner};
+use crate::client::{Orders, Outcome, Shared, Tally, Troupe, lock};
+use crate::clock::now_ns;
+use crate::failure::Failure;
+use crate::histogram;
+use crate::server::Thread;
+
+/// Each side says something at least this often, and takes a longer [`SILENCE`] for the end of the other.
+pub const ALIVE: Duration = Duration::from_secs(1);
+/// See [`ALIVE`].
+pub const SILENCE: Duration = Duration::from_secs(10);
+/// For an answer of a generator that is alive.
+const ANSWER: Duration = Duration::from_secs(120);
+/// Pings that a clock is compared by.
+const PING_COUNT: usize = 16;
+/// News that wait for somebody to ask for them; a generator says little unasked.
+const NEWS_COUNT_MAX: usize = 1024;
+/// Bits of a thread's id (`PID_MAX_LIMIT` is 2^22); the generator's index stands above them.
+const THREAD_ID_BITS: u32 = 22;
+
+/// What a generator said beside its progress.
+enum News {
+    Pong(Ping),
+    Reply { run: u32, reply: Reply },
+}
+
+/// What the reading thread and others share.
+#[derive(Debug, Default)]
+struct State {
+    /// The run that it takes part in.
+    run: Mutex<Option<(u32, Arc<Shared>)>>,
+    /// Why it left.
+    left: Mutex<Option<String>>,
+    /// It was sent [`ToJoiner::Farewell`].
+    dismissed: AtomicBool,
+}
+
+impl State {
+    fn leave(&self, why: String) {
+        lock(&self.left).get_or_insert(why);
+        if let Some((_, shared)) = &*lock(&self.run) {
+            shared.progress.finished.store(true, Ordering::Release);
+        }
+    }
+}
+
+/// A joined generator.
+#[derive(Debug)]
+pub struct Link {
+    /// What it is called in the report; no other generator is.
+    pub name: String,
+    one_machine: bool,
+    outgoing: Sender<ToJoiner>,
+    news: Mutex<Receiver<News>>,
+    state: Arc<State>,
+    stream: TcpStream,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Link {
+    /// Starts the threads of a generator that was just taken. `index` is 1 for the first that joined: the coordinator is 0.
+    ///
+    /// # Errors
+    /// The stream's.
+    pub fn start(
+        stream: TcpStream,
+        hello: &Hello,
+        name: String,
+        index: u32,
+        boot_id: &str,
+    ) -> io::Result<Self> {
+        stream.set_read_timeout(Some(SILENCE))?;
+        stream.set_write_timeout(Some(SILENCE))?;
+        let (outgoing, to_write) = mpsc::channel();
+        let (tell_news, news) = mpsc::sync_channel(NEWS_COUNT_MAX);
+        let state = Arc::new(State::default());
+        let (reading, reader_state) = (stream.try_clone()?, Arc::clone(&state));
+        std::thread::spawn(move || {
+            let why = read(reading, index, &reader_state, &tell_news);
+            reader_state.leave(why);
+        });
+        let (writing, writer_state) = (stream.try_clone()?, Arc::clone(&state));
+        let writer = std::thread::spawn(move || write(writing, &writer_state, &to_write));
+        Ok(Self {
+            name,
+            one_machine: !boot_id.is_empty() && boot_id == hello.boot_id,
+            outgoing,
+            news: Mutex::new(news),
+            state,
+            stream,
+            writer: Mutex::new(Some(writer)),
+        })
+    }
+
+    /// Why it left, if it did.
+    pub fn left(&self) -> Option<String> {
+        lock(&self.state.left).clone()
+    }
+
+    fn left_or(&self, otherwise: &str) -> Failure {
+        let why = self.left().unwrap_or_else(|| {
+            let _ = self.stream.shutdown(Shutdown::Both); // there is no going on with it
+            self.state.leave(otherwise.to_owned());
+            otherwise.to_owned()
+        });
+        Failure::Broken(format!("generator {} left: {why}", self.name))
+    }
+
+    /// Says something to it. What it does not hear is noticed when its answer is waited for.
+    fn tell(&self, message: ToJoiner) {
+        let _ = self.outgoing.send(message);
+    }
+
+    /// Waits for news that `take` takes; others are of the past.
+    fn wait<T>(&self, take: impl Fn(News) -> Option<T>) -> Result<T, Failure> {
+        let until = Instant::now() + ANSWER;
+        let news = lock(&self.news);
+        loop {
+            match news.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(news) => {
+                    if let Some(taken) = take(news) {
+                        return Ok(taken);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => return Err(self.left_or("it gave no answer")),
+                Err(RecvTimeoutError::Disconnected) => return Err(self.left_or("it ended")),
+            }
+        }
+    }
+
+    /// Waits for its answer. What it could not do is told with its name.
+    fn reply(&self, expected_run: u32) -> Result<Reply, Failure> {
+        let reply = self.wait(|news| match news {
+            News::Reply { run, reply } if run == expected_run => Some(reply),
+            _ => None,
+        })?;
+        let named = |text: String| format!("generator {}: {text}", self.name);
+        match reply {
+            Reply::Failed(Failure::Usage(text)) => Err(Failure::Usage(named(text))),
+            Reply::Failed(Failure::Broken(text)) => Err(Failure::Broken(named(text))),
+            reply => Ok(reply),
+        }
+    }
+
+    /// Compares its clock with this one.
+    ///
+    /// # Errors
+    /// When it left.
+    pub fn compare_clocks(&self) -> Result<Skew, Failure> {
+        let mut pings = Vec::new();
+        for _ in 0..PING_COUNT {
+            self.tell(ToJoiner::Ping { sent_ns: 0 });
+            pings.push(self.wait(|news| match news {
+                News::Pong(ping) => Some(ping),
+                News::Reply { .. } => None,
+            })?);
+        }
+        let skew = Skew::of(&pings).expect("there are pings");
+        Ok(if self.one_machine {
+            skew.of_one_machine()
+        } else {
+            skew
+        })
+    }
+
+    /// From now on its clock is this one.
+    pub fn set_clock(&self, skew: Skew) {
+        self.tell(ToJoiner::SetClock {
+            offset_ns: skew.offset_ns,
+        });
+    }
+
+    /// Tells it what is to be run.
+    pub fn prepare(&self, run: u32, scenario: serde_json::Value, generator_count: u32) {
+        self.tell(ToJoiner::Prepare {
+            run,
+            scenario,
+            generator_count,
+        });
+    }
+
+    /// Waits for how many threads it will use, and how many processors they may use at once.
+    ///
+    /// # Errors
+    /// When it cannot take part.
+    pub fn ready(&self, run: u32) -> Result<(u32, f64), Failure> {
+        match self.reply(run)? {
+            Reply::Ready {
+                thread_count,
+                core_count,
+            } => Ok((thread_count, core_count)),
+            _ => Err(self.left_or("it gave another answer than was asked for")),
+        }
+    }
+
+    /// Has it start its workers; gives what is shared with them, and them. [`Link::started`] must follow.
+    pub fn start_workers(
+        self: &Arc<Self>,
+        run: u32,
+        worker_first: u32,
+        worker_count: u32,
+    ) -> (Arc<Shared>, Elsewhere) {
+        let outgoing = self.outgoing.clone();
+        let shared = Arc::new(Shared::heard_by(move |orders: &Orders| {
+            let _ = outgoing.send(ToJoiner::Orders {
+                run,
+                orders: orders.clone(),
+            });
+        }));
+        *lock(&self.state.run) = Some((run, Arc::clone(&shared)));
+        self.tell(ToJoiner::Start {
+            run,
+            worker_first,
+            worker_count,
+        });
+        let elsewhere = Elsewhere {
+            link: Arc::clone(self),
+            run,
+            over: false,
+        };
+        (shared, elsewhere)
+    }
+
+    /// Waits until its workers have started.
+    ///
+    /// # Errors
+    /// When they could not.
+    pub fn started(&self, run: u32) -> Result<(), Failure> {
+        match self.reply(run)? {
+            Reply::Started => Ok(()),
+            _ => Err(self.left_or("it gave another answer than was asked for")),
+        }
+    }
+
+    /// Tells it that there will be no further run, and waits until that is written.
+    pub fn dismiss(&self) {
+        self.tell(ToJoiner::Farewell);
+        if let Some(writer) = lock(&self.writer).take() {
+            let _ = writer.join();
+        }
+    }
+}
+
+/// The writing thread: what others have to say to the generator, and a sign of life between.
+fn write(mut stream: TcpStream, state: &State, messages: &Receiver<ToJoiner>) {
+    loop {
+        let mut message = match messages.recv_timeout(ALIVE) {
+            Ok(message) => message,
+            Err(RecvTimeoutError::Timeout) => ToJoiner::Alive,
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        match &mut message {
+            ToJoiner::Ping { sent_ns } => *sent_ns = now_ns(),
+            ToJoiner::Farewell => state.dismissed.store(true, Ordering::Release),
+            _ => {}
+        }
+        if let Err(error) = wire::send(&mut stream, &message) {
+            state.leave(format!("it does not read: {error}"));
+            let _ = stream.shutdown(Shutdown::Both);
+            return;
+        }
+        if state.dismissed.load(Ordering::Acquire) {
+            return;
+        }
+    }
+}
+
+/// The reading thread: hands on what the generator says until it leaves; gives why.
+fn read(stream: TcpStream, index: u32, state: &State, tell_news: &SyncSender<News>) -> String {
+    let mut stream = BufReader::with_capacity(1 << 16, stream);
+    loop {
+        let message = match wire::receive(&mut stream, MESSAGE_BYTES_MAX) {
+            Ok(message) => message,
+            Err(error) => return wire::reason(&error),
+        };
+        let news = match message {
+            FromJoiner::Alive => continue,
+            FromJoiner::Pong { sent_ns, at_ns } => News::Pong(Ping {
+                sent_ns,
+                at_ns,
+                received_ns: now_ns(),
+            }),
+            FromJoiner::Reply { run, reply } => News::Reply { run, reply },
+            FromJoiner::Progress {
+                run,
+                at_ns,
+                seen,
+                finished,
+                threads,
+                interval,
+            } => {
+                let current = lock(&state.run).clone();
+                let Some((_, shared)) = current.filter(|(current, _)| *current == run) else {
+                    continue;
+                };
+                shared.progress.set(seen);
+                shared.progress_at_ns.store(at_ns, Ordering::Release);
+                if let Some(threads) = threads {
+                    let mut current = lock(&shared.threads);
+                    *current = numbered(index, threads);
+                    shared.threads_at_ns.store(at_ns, Ordering::Relaxed);
+                }
+                match interval.as_deref().map(histogram::decode).transpose() {
+                    Ok(Some(interval)) => shared.push_interval(interval),
+                    Ok(None) => {}
+                    Err(error) => return format!("what it said is not understood: {error}"),
+                }
+                if finished {
+                    shared.progress.finished.store(true, Ordering::Release);
+                }
+                continue;
+            }
+        };
+        match tell_news.try_send(news) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => return "it says what nobody asked for".to_owned(),
+            Err(TrySendError::Disconnected(_)) => return "the coordinator has ended".to_owned(),
+        }
+    }
+}
+
+/// Threads with ids that no other generator's threads have.
+fn numbered(index: u32, mut threads: Vec<Thread>) -> Vec<Thread> {
+    for thread in &mut threads {
+        thread.id = index << THREAD_ID_BITS | thread.id & ((1 << THREAD_ID_BITS) - 1);
+    }
+    threads
+}
+
+/// The workers of a joined generator.
+pub struct Elsewhere {
+    link: Arc<Link>,
+    run: u32,
+    over: bool,
+}
+
+impl Elsewhere {
+    /// How much its publishers have published.
+    fn published(&self) -> Result<Vec<(u32, u32)>, Failure> {
+        let mut published = Vec::new();
+        loop {
+            match self.link.reply(self.run)? {
+                Reply::Published { counts, last } => {
+                    published.extend(counts);
+                    if last {
+                        return Ok(published);
+                    }
+                }
+                _ => {
+                    return Err(self
+                        .link
+                        .left_or("it gave another answer than was asked for"));
+                }
+            }
+        }
+    }
+
+    /// What its workers have counted.
+    fn counted(&self, published: &[u32]) -> Result<(Outcome, Tally), Failure> {
+        for (counts, last) in wire::parts(published) {
+            self.link.tell(ToJoiner::Published {
+                run: self.run,
+                counts: counts.to_vec(),
+                last,
+            });
+        }
+        match self.link.reply(self.run)? {
+            Reply::Tally(counted) => Ok(*counted),
+            _ => Err(self
+                .link
+                .left_or("it gave another answer than was asked for")),
+        }
+    }
+
+    /// A generator that left is a fault of the report, where the rest still counts. Others cannot go on.
+    fn unless_left<T>(&self, found: Result<T, Failure>, nothing: T) -> Result<T, Failure> {
+        match found {
+            Err(_) if self.link.left().is_some() => Ok(nothing),
+            found => found,
+        }
+    }
+}
+
+impl Troupe for Elsewhere {
+    fn stop(&mut self) -> Result<Vec<(u32, u32)>, Failure> {
+        self.unless_left(self.published(), Vec::new())
+    }
+
+    fn tally(&mut self, published: &[u32]) -> Result<(Outcome, Tally), Failure> {
+        let counted = self.counted(published);
+        self.over = counted.is_ok();
+        let counted = counted.map(|(mut outcome, tally)| {
+            if let Some(first) = &mut outcome.first_error {
+                *first = format!("at {}, {first}", self.link.name);
+            }
+            (outcome, tally)
+        });
+        self.unless_left(counted, (Outcome::new(), Tally::default()))
+    }
+}
+
+impl Drop for Elsewhere {
+    fn drop(&mut self) {
+        if !self.over {
+            self.link.tell(ToJoiner::Abandon { run: self.run });
+        }
+        *lock(&self.link.state.run) = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_of_two_generators_do_not_share_an_id() {
+        let thread = |id| Thread {
+            id,
+            name: "load-0".into(),
+            cpu_ns: 1,
+            wait_ns: 2,
+        };
+        let first = numbered(1, vec![thread(77), thread(4_194_303)]);
+        let second = numbered(2, vec![thread(77)]);
+        assert_eq!(first[0].id & 0x3f_ffff, 77);
+        assert_eq!(first[1].id & 0x3f_ffff, 4_194_303);
+        assert!(first[0].id != second[0].id && first[0].id != 77);
+    }
+}
