@@ -57,7 +57,7 @@ def limited(what, count):
         (["--size", 3], ["--size", "16 to 1048576"]),
         (["--size", "many"], ["--size", "128, 64-4096"]),
         (["--threads", 0], ["--threads", "at least 1"]),
-        (["--threads", 9], ["--threads 9"]),
+        (["--threads", 9], ["9 threads for 5 connections", "--threads"]),
         (["--core", 900], ["processor 900", "nproc"]),
         (["--time-limit", 0], ["--time-limit", "at least 1"]),
         (["--header", "no colon"], ["--header", "Name: value"]),
