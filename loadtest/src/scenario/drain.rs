@@ -43,7 +43,7 @@ pub struct Arguments {
     /// Process that is sent SIGTERM when all are connected [default: nobody; somebody else tells the server to stop]
     #[arg(long, value_name = "PID", help_heading = "Servers")]
     #[serde(skip)]
-    stop_pid: Option<u32>,
+    pub stop_pid: Option<u32>,
     /// Closed clients come back: to the next target with several, else to the same
     #[arg(long, help_heading = "Coming back")]
     come_back: bool,

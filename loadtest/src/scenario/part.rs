@@ -163,6 +163,9 @@ mod tests {
         own.html = None::<PathBuf>;
         own.hdr = None::<PathBuf>;
         own.quiet = false;
+        if let Scenario::Drain(drain) = scenario {
+            drain.stop_pid = None;
+        }
     }
 
     fn assert_travels(words: &[String]) {
