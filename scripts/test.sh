@@ -79,7 +79,7 @@ sweep() {
     THRONG_SIM_FIRST=$first THRONG_SIM_RUNS=${THRONG_SIM_RUNS:-1000} nextest -p throng --test sim
 }
 
-build() { cargo build --locked -p throng --bin throng; }
+build() { cargo build --locked -p throng -p throng-load --bin throng --bin throng-load; }
 
 e2e_tools() {
     need_python

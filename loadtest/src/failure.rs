@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use serde::{Deserialize, Serialize};
 
+use crate::interrupt;
+
 /// Why a run ended badly.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Failure {
@@ -15,9 +17,10 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// The process's exit code.
+    /// The process's exit code; 130 when somebody interrupted the run.
     pub fn exit_code(&self) -> ExitCode {
         match self {
+            _ if interrupt::is_wanted() => ExitCode::from(interrupt::EXIT_CODE),
             Self::Usage(_) => ExitCode::from(2),
             Self::Broken(_) => ExitCode::from(1),
         }

@@ -9,6 +9,7 @@ mod failure;
 mod file;
 mod floor;
 mod histogram;
+mod interrupt;
 mod meter;
 mod monitor;
 mod processor;
@@ -52,7 +53,9 @@ A bare loop to compare with, and the same load on it:
   throng-load floor epoll-echo --listen 127.0.0.1:9001 --core 1 &
   throng-load echo --target ws://127.0.0.1:9001 --core 0 --server-pid $!
 
-Exit codes: 0 all is well; 1 something was lost, broke, or fell short of --expect; 2 the command cannot be carried out.";
+Ctrl-C (SIGINT, SIGTERM) ends a run early and reports what was found so far; a second one ends it at once.
+Exit codes: 0 all is well; 1 something was lost, broke, or fell short of --expect; 2 the command cannot be carried out; \
+130 the run was interrupted.";
 
 /// Loads a WebSocket room server, checks every delivery, and says what it cost.
 #[derive(Debug, Parser)]

@@ -164,7 +164,7 @@ impl Meter {
             report.note(format!(
                 "others had the processors for {:.0}% of the time in which client or server could have run: \
                  rates and latencies are lower and higher than on a machine of their own",
-                wait * 100.0
+                wait.min(1.0) * 100.0
             ));
         }
     }

@@ -238,6 +238,7 @@ impl Watch {
             goal,
             done,
             rate_per_s,
+            is_time: matches!(state.goal, Goal::Moment(_)),
             open: seen.open,
             errors: seen.failed + seen.faults,
             elapsed_ms: now.saturating_sub(self.began_ns) / 1_000_000,

@@ -22,6 +22,8 @@ pub struct Snapshot {
     pub open: u64,
     /// How fast `done` grows, each second; 0 when that is not told.
     pub rate_per_s: f64,
+    /// `done` is a time, whose rate says nothing.
+    pub is_time: bool,
     /// Messages published in the last second.
     pub published_per_s: f64,
     /// Messages received in the last second.
@@ -84,27 +86,33 @@ fn line(snapshot: &Snapshot) -> String {
         seconds % 60,
         snapshot.phase
     )];
+    let has_traffic = snapshot.published_per_s > 0.0 || snapshot.delivered_per_s > 0.0;
     if let Some(goal) = snapshot.goal {
         let done = snapshot.done.min(goal);
         let part =
             |whole: u64| (u128::from(done) * u128::from(whole) / u128::from(goal.max(1))) as u64;
         let filled = part(BAR_CELLS) as usize;
-        words.push(format!(
-            "[{}{}] {:>3}%",
+        // Beside traffic there is no room for it on a terminal of 80 columns.
+        let bar = format!(
+            "[{}{}] ",
             "#".repeat(filled),
-            "-".repeat(BAR_CELLS as usize - filled),
-            part(100)
-        ));
+            "-".repeat(BAR_CELLS as usize - filled)
+        );
+        let bar = if has_traffic { "" } else { &bar };
+        words.push(format!("{bar}{:>3}%", part(100)));
         if done < goal && snapshot.rate_per_s > 0.0 {
             let left_ns = (goal - done) as f64 / snapshot.rate_per_s * 1e9;
             words.push(format!("{} left", Unit::Time(1).human(left_ns)));
         }
     }
-    if snapshot.rate_per_s > 0.0 {
+    if snapshot.rate_per_s > 0.0 && !snapshot.is_time {
         words.push(Unit::PerSecond.human(snapshot.rate_per_s));
     }
     words.push(format!("open {}", snapshot.open));
-    if snapshot.published_per_s > 0.0 || snapshot.delivered_per_s > 0.0 {
+    if snapshot.errors > 0 {
+        words.push(format!("ERRORS {}", snapshot.errors));
+    }
+    if has_traffic {
         words.push(format!(
             "out {} in {}",
             Unit::PerSecond.human(snapshot.published_per_s),
@@ -117,9 +125,6 @@ fn line(snapshot: &Snapshot) -> String {
             Unit::Time(1).human(p50_ns as f64),
             Unit::Time(1).human(p99_ns as f64)
         ));
-    }
-    if snapshot.errors > 0 {
-        words.push(format!("ERRORS {}", snapshot.errors));
     }
     words.join("  ")
 }
@@ -218,6 +223,18 @@ mod tests {
         assert_eq!(
             line(&snapshot),
             "  0:03 measure   open 500  out 20/s in 100 k/s  p50 210 µs  p99 12.3 ms"
+        );
+        let with_goal = Snapshot {
+            goal: Some(60_000),
+            done: 15_000,
+            rate_per_s: 1_000.0,
+            is_time: true,
+            ..snapshot
+        };
+        let line = line(&with_goal);
+        assert_eq!(
+            line,
+            "  0:03 measure    25%  45 s left  open 500  out 20/s in 100 k/s  p50 210 µs  p99 12.3 ms"
         );
     }
 

@@ -1,6 +1,6 @@
 //! Where the load goes, and from which addresses.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 
 use throng::protocol::client::{Key, encode_request};
 
@@ -213,6 +213,14 @@ pub fn sources(
             target.address
         )));
     }
+    if let Some((address, error)) = list.iter().find_map(|address| {
+        let bound = UdpSocket::bind((*address, 0)); // costs no port for connections
+        bound.err().map(|error| (address, error))
+    }) {
+        return Err(Failure::Usage(format!(
+            "--source {range}: {address} is no address of this machine that connections can come from: {error}"
+        )));
+    }
     if (list.len() as u64) < u64::from(needed) {
         return Err(Failure::Usage(format!(
             "{connection_count} connections to a target need {needed} source addresses ({ports} ports each, of \
@@ -293,5 +301,9 @@ mod tests {
         );
         assert!(sources(Some("127.0.0.9-127.0.0.1"), &target, 1, 1).is_err());
         assert!(sources(Some("::1"), &target, 1, 1).is_err());
+        let Err(Failure::Usage(text)) = sources(Some("192.0.2.7"), &target, 1, 1) else {
+            panic!("that address is for documentation")
+        };
+        assert!(text.contains("192.0.2.7 is no address"), "{text}");
     }
 }

@@ -12,6 +12,7 @@ use super::outcome::Outcome;
 use super::tally::Tally;
 use crate::clock::now_ns;
 use crate::failure::Failure;
+use crate::interrupt;
 use crate::server::Thread;
 
 /// When a scenario's traffic flows, and which part of it is measured. By [`now_ns`].
@@ -214,6 +215,12 @@ pub trait Troupe: Send {
     fn tally(&mut self, published: &[u32]) -> Result<(Outcome, Tally), Failure>;
 }
 
+/// For how long a run that is cut short waits for what is on its way.
+const REST: Duration = Duration::from_secs(10);
+
+/// For how long nobody may be connected before a run is over.
+const ALONE: Duration = Duration::from_millis(500);
+
 /// All workers of a run, wherever they are.
 pub struct Crew {
     shared: Vec<Arc<Shared>>,
@@ -221,6 +228,7 @@ pub struct Crew {
     orders: Orders,
     patience: Duration,
     time_limit_ns: u64,
+    was_cut_short: AtomicBool,
     /// How far ahead a moment must lie to reach every worker in time.
     pub lead: Duration,
 }
@@ -240,6 +248,7 @@ impl Crew {
             orders: Orders::default(),
             patience,
             time_limit_ns: now_ns() + time_limit.as_nanos() as u64,
+            was_cut_short: AtomicBool::new(false),
             lead,
         }
     }
@@ -275,6 +284,24 @@ impl Crew {
         timetable
     }
 
+    /// Has traffic that has begun end now, so that what is on its way can still come.
+    pub fn end_traffic(&mut self) {
+        let Some(timetable) = self.orders.timetable else {
+            return;
+        };
+        let end_ns = now_ns() + self.lead.as_nanos() as u64;
+        if end_ns < timetable.measure_to_ns {
+            self.order(|orders| {
+                orders.timetable = Some(Timetable {
+                    measure_from_ns: timetable.measure_from_ns.min(end_ns),
+                    measure_to_ns: end_ns,
+                    ..timetable
+                });
+            });
+            std::thread::sleep(self.lead);
+        }
+    }
+
     /// The sum of all workers.
     pub fn seen(&self) -> Seen {
         let mut seen = Seen::default();
@@ -302,15 +329,27 @@ impl Crew {
         workers.any(|shared| shared.progress.finished.load(Ordering::Acquire))
     }
 
-    /// Waits until `done`, looking every few milliseconds. False: a worker returned early, the time limit of the run
-    /// is over, or nothing at all has happened for the crew's patience.
+    /// Waits until `done`, looking every few milliseconds. False: a worker returned early, the run is cut short, or nothing
+    /// at all has happened for the crew's patience.
     pub fn wait(&self, done: impl Fn(&Seen) -> bool) -> bool {
         self.wait_for(self.patience, done)
     }
 
     /// The same with another patience.
     pub fn wait_for(&self, patience: Duration, done: impl Fn(&Seen) -> bool) -> bool {
+        self.wait_until(patience, Duration::ZERO, done)
+    }
+
+    /// The same for what is on its way already: a run that is cut short waits for it for a while, so that it does not count
+    /// as lost.
+    pub fn wait_for_rest(&self, patience: Duration, done: impl Fn(&Seen) -> bool) -> bool {
+        self.wait_until(patience, REST, done)
+    }
+
+    /// Waits until `done`, at most for `patience` without any progress and for `rest` after the run was cut short.
+    fn wait_until(&self, patience: Duration, rest: Duration, done: impl Fn(&Seen) -> bool) -> bool {
         let mut last = (self.seen(), now_ns());
+        let mut cut_short_ns = None;
         loop {
             let now = now_ns();
             let seen = self.seen();
@@ -320,10 +359,13 @@ impl Crew {
             if seen != last.0 {
                 last = (seen, now);
             }
-            if self.has_ended()
-                || now > self.time_limit_ns
-                || now.saturating_sub(last.1) > patience.as_nanos() as u64
-            {
+            if self.is_cut_short() {
+                let from_ns = *cut_short_ns.get_or_insert(now);
+                if now >= from_ns + rest.as_nanos() as u64 {
+                    return false;
+                }
+            }
+            if self.has_ended() || now.saturating_sub(last.1) > patience.as_nanos() as u64 {
                 return false;
             }
             std::thread::sleep(Duration::from_millis(2));
@@ -335,17 +377,47 @@ impl Crew {
         now_ns() > self.time_limit_ns
     }
 
-    /// Sleeps until `moment_ns`, or returns false at the time limit or when a worker has returned.
+    /// Whether the run is to end early: its time limit is over, or somebody interrupted it.
+    pub fn is_cut_short(&self) -> bool {
+        let cut_short = self.out_of_time() || interrupt::is_wanted();
+        self.was_cut_short.fetch_or(cut_short, Ordering::Relaxed);
+        cut_short
+    }
+
+    /// Whether anything was given up because of that.
+    pub fn was_cut_short(&self) -> bool {
+        self.was_cut_short.load(Ordering::Relaxed)
+    }
+
+    /// Sleeps until `moment_ns`, or returns false when the run is cut short or a worker has returned.
     pub fn sleep_until(&self, moment_ns: u64) -> bool {
         loop {
             let now = now_ns();
             if now >= moment_ns {
                 return true;
             }
-            if self.has_ended() || now > self.time_limit_ns {
+            if self.has_ended() || self.is_cut_short() {
                 return false;
             }
             std::thread::sleep(Duration::from_nanos((moment_ns - now).min(50_000_000)));
+        }
+    }
+
+    /// Sleeps until `moment_ns` as [`Crew::sleep_until`], or returns false when nobody has been connected for a while: then
+    /// nothing more can happen.
+    pub fn sleep_until_alone(&self, moment_ns: u64) -> bool {
+        let mut alone_from_ns = None;
+        loop {
+            let now = now_ns();
+            if self.seen().open > 0 {
+                alone_from_ns = None;
+            } else if now - *alone_from_ns.get_or_insert(now) > ALONE.as_nanos() as u64 {
+                return now >= moment_ns;
+            }
+            let step_ns = moment_ns.min(now + 50_000_000);
+            if now >= moment_ns || !self.sleep_until(step_ns) {
+                return now >= moment_ns;
+            }
         }
     }
 
@@ -384,6 +456,68 @@ impl Crew {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn crew(time_limit: Duration) -> (Arc<Shared>, Crew) {
+        let shared = Arc::new(Shared::default());
+        let crew = Crew::new(
+            vec![Arc::clone(&shared)],
+            Vec::new(),
+            Duration::from_millis(1),
+            Duration::from_secs(60),
+            time_limit,
+        );
+        (shared, crew)
+    }
+
+    #[test]
+    fn a_run_out_of_time_waits_for_what_is_on_its_way_and_for_nothing_else() {
+        let (shared, crew) = crew(Duration::ZERO);
+        assert!(!crew.was_cut_short());
+        assert!(!crew.wait(|seen| seen.received > 0), "not for this");
+        assert!(!crew.sleep(60.0) && crew.was_cut_short());
+        let late = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(30));
+            shared.progress.received.store(1, Ordering::Relaxed);
+        });
+        let patience = Duration::from_secs(60);
+        assert!(crew.wait_for_rest(patience, |seen| seen.received > 0));
+        late.join().unwrap();
+        assert!(
+            !crew.wait_for_rest(Duration::from_millis(5), |seen| seen.received > 1),
+            "patience counts all the same"
+        );
+    }
+
+    #[test]
+    fn traffic_that_ends_early_keeps_what_was_measured_of_it() {
+        let (shared, mut crew) = crew(Duration::from_secs(60));
+        crew.end_traffic(); // there is none
+        assert_eq!(shared.orders().timetable, None);
+        let hour = Duration::from_secs(3_600);
+        let planned = crew.start_traffic(Duration::ZERO, hour);
+        let before_ns = now_ns();
+        crew.end_traffic();
+        let ended = shared.orders().timetable.unwrap();
+        assert_eq!(ended.traffic_from_ns, planned.traffic_from_ns);
+        assert_eq!(ended.measure_from_ns, planned.measure_from_ns);
+        assert!((before_ns..=now_ns()).contains(&ended.measure_to_ns));
+        crew.end_traffic();
+        assert_eq!(shared.orders().timetable, Some(ended), "only once");
+
+        crew.start_traffic(hour, hour);
+        crew.end_traffic();
+        let ended = shared.orders().timetable.unwrap();
+        assert_eq!(ended.measure_from_ns, ended.measure_to_ns, "a warm-up");
+    }
+
+    #[test]
+    fn a_run_that_nobody_is_connected_to_is_over() {
+        let (shared, crew) = crew(Duration::from_secs(60));
+        assert!(!crew.sleep_until_alone(now_ns() + 3_600_000_000_000));
+        assert!(!crew.was_cut_short(), "its time was not over");
+        shared.progress.open.store(1, Ordering::Relaxed);
+        assert!(crew.sleep_until_alone(now_ns() + 2 * ALONE.as_nanos() as u64));
+    }
 
     #[test]
     fn catching_up_waits_for_those_elsewhere_and_for_nobody_here() {

@@ -22,8 +22,8 @@ use crate::random::mix;
 
 /// At the latest after this, a worker looks at its orders.
 const TICK: Duration = Duration::from_millis(20);
-/// For how long the latencies of one interval are gathered.
-const INTERVAL_NS: u64 = 1_000_000_000;
+/// For how long the latencies of one interval are gathered: well below the second of a timeline, which they must not miss by much.
+const INTERVAL_NS: u64 = 250_000_000;
 /// Bytes that may wait for one connection whose send is in flight.
 const PENDING_BYTES_MAX: usize = 1 << 20;
 /// After an order to stop, connections that are not closed by then are left to the end of the process.
@@ -265,8 +265,11 @@ impl<B: Behaviour> Engine<B> {
                 self.alive_count += 1;
             }
             Err(error) => {
-                self.outcome
-                    .error(|| format!("connect from {source:?}: {error}{}", remedy(&error)));
+                self.outcome.error(|| {
+                    let from =
+                        source.map_or_else(String::new, |source| format!(" from {}", source.ip()));
+                    format!("connect{from}: {error}{}", remedy(&error))
+                });
                 self.not_connected(local, Cause::Failed, now);
             }
         }

@@ -54,7 +54,7 @@ pub fn run(arguments: &CompareArguments) -> Result<(), Failure> {
         paths.split(',').map(read).collect()
     };
     let comparison = Comparison::of(read(&arguments.a)?, read(&arguments.b)?, arguments.force)?;
-    print!("{}", comparison.text());
+    super::print(&comparison.text())?;
     comparison.expect(&arguments.expect)
 }
 

@@ -18,6 +18,7 @@ mod timeline;
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::{ErrorKind, Write, stdout};
 use std::path::Path;
 use std::time::{Instant, SystemTime};
 
@@ -41,6 +42,20 @@ pub const INTERVAL_COUNT_MAX: usize = 600;
 /// A latency histogram: nanoseconds, 1 µs to 10 minutes, three significant digits.
 pub fn latency_histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1_000, LATENCY_MAX_NS, 3).expect("the bounds are valid")
+}
+
+/// Writes a report to standard output. A reader that goes away, as `head` does, has what it wanted.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn print(text: &str) -> Result<(), Failure> {
+    let mut out = stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Failure::Usage(format!(
+            "cannot write the report to standard output: {error}"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// What a run found. A figure's name ends in its unit.
@@ -132,6 +147,11 @@ impl Report {
 
     /// Keeps what happened when; of intervals at most [`INTERVAL_COUNT_MAX`], joined within their phases.
     ///
+    /// Adds that the run ended early, and why: the fault that explains others, so it comes first.
+    pub fn cut_short(&mut self, why: String) {
+        self.document.faults.insert(0, why);
+    }
+
     /// A share of no time at all (not a number) counts as 0: JSON has no other word for it.
     pub fn timeline(&mut self, mut timeline: Timeline) {
         let finite = |share: &mut f64| {

@@ -82,8 +82,10 @@ impl Play for Arguments {
     }
 
     fn extent(&self) -> Result<Extent, Failure> {
-        if self.rooms == 0 {
-            return Err(Failure::Usage("--rooms must be at least 1".into()));
+        if self.rooms == 0 || self.connections == 0 || self.concurrency == 0 {
+            return Err(Failure::Usage(
+                "--connections, --concurrency and --rooms must be at least 1".into(),
+            ));
         }
         let total = self
             .connections

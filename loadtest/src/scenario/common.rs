@@ -1,5 +1,6 @@
 //! What every scenario is told, and what can be checked of it before a connection is made.
 
+use std::fs::{File, remove_file};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -140,9 +141,39 @@ impl Common {
         self.target.iter().map(target).collect()
     }
 
+    /// Checks that the report's files can be written, before a run is spent on them.
+    ///
+    /// # Errors
+    /// The first that cannot.
+    pub fn check_files(&self) -> Result<(), Failure> {
+        let files = [
+            ("--json", &self.json),
+            ("--html", &self.html),
+            ("--hdr", &self.hdr),
+        ];
+        let given = files
+            .into_iter()
+            .filter_map(|(flag, path)| Some((flag, path.as_ref()?)));
+        for (flag, path) in given {
+            // What is there stays until the report takes its place.
+            let is_new = !path.exists();
+            let mut options = File::options();
+            let opened = options.append(true).create(true).open(path);
+            opened
+                .and_then(|_| if is_new { remove_file(path) } else { Ok(()) })
+                .map_err(|error| Failure::Usage(format!("{flag} {}: {error}", path.display())))?;
+        }
+        Ok(())
+    }
+
     /// How long a wait goes on without any progress.
     pub fn patience(&self) -> Duration {
         Duration::from_secs_f64(self.patience)
+    }
+
+    /// How long one handshake is waited for when there is nothing else to see.
+    pub fn handshake_patience(&self) -> Duration {
+        Duration::from_secs_f64(self.patience.min(self.handshake_timeout))
     }
 
     /// Where random choices come from.
@@ -157,6 +188,11 @@ impl Common {
     /// What is wrong, and what mends it.
     pub fn check(&self, extent: Extent) -> Result<(), Failure> {
         check_expectations(&self.expect)?;
+        if self.time_limit == 0 || self.generator.threads == Some(0) {
+            return Err(Failure::Usage(
+                "--time-limit is at least 1 second, --threads at least 1".into(),
+            ));
+        }
         if extent.members == 0 || extent.alive_max == 0 {
             return Err(Failure::Usage(
                 "there must be at least one connection".into(),

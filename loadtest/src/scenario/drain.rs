@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde::{Deserialize, Serialize};
 
 use super::back::BackArguments;
@@ -15,6 +16,7 @@ use super::members::{Members, times};
 use super::stage::{Extent, Play, Stage};
 use super::traffic::Traffic;
 use crate::client::{Outcome, Share, Tally};
+use crate::clock::now_ns;
 use crate::failure::Failure;
 use crate::report::Report;
 
@@ -40,7 +42,8 @@ pub struct Arguments {
     members: u32,
     /// Process that is sent SIGTERM when all are connected [default: nobody; somebody else tells the server to stop]
     #[arg(long, value_name = "PID", help_heading = "Servers")]
-    stop_pid: Option<u32>,
+    #[serde(skip)]
+    pub stop_pid: Option<u32>,
     /// Closed clients come back: to the next target with several, else to the same
     #[arg(long, help_heading = "Coming back")]
     come_back: bool,
@@ -73,6 +76,9 @@ impl Play for Arguments {
 
     fn extent(&self) -> Result<Extent, Failure> {
         self.traffic.check(&self.common, self.rooms, self.members)?;
+        if let Some(pid) = self.stop_pid {
+            test_kill_process(process(pid)?).map_err(|error| stop_failed(pid, error))?;
+        }
         let cast = self.cast()?;
         Ok(Extent {
             alive_max: cast.member_count().saturating_mul(2),
@@ -94,10 +100,13 @@ impl Play for Arguments {
         stage.phase("warm-up");
         stage.crew.sleep_until(timetable.measure_from_ns);
         stage.phase("drain");
-        if let Some(pid) = self.stop_pid {
-            terminate(pid)?;
+        if let Some(pid) = self.stop_pid
+            && !stage.crew.is_cut_short()
+        {
+            kill_process(process(pid)?, Signal::TERM).map_err(|error| stop_failed(pid, error))?;
         }
         stage.crew.sleep_until(timetable.measure_to_ns);
+        stage.crew.end_traffic();
         stage.phase("settle");
         let seen = stage.crew.seen();
         let to_return = if self.come_back { before.open } else { 0 };
@@ -106,12 +115,13 @@ impl Play for Arguments {
         }
         stage.settle(self.members);
         let open = stage.crew.seen().open;
+        let cut_short = stage.crew.was_cut_short();
         let (outcome, tally) = stage.finish()?;
 
         let report = &mut stage.report;
         report.count("closed_in_time", seen.closed_by_server);
         report_close(&outcome, &tally, before.open, report);
-        if seen.closed_by_server == 0 {
+        if seen.closed_by_server == 0 && !cut_short {
             report.fault("the server closed nobody within --duration: was it told to stop?");
         }
         if self.come_back {
@@ -155,24 +165,29 @@ impl Stage {
     pub fn await_close(&mut self, seconds: f64) {
         self.crew.order(|orders| orders.expect_close = true);
         let patience = Duration::from_secs_f64(seconds);
+        let from_ns = now_ns();
         if !self.crew.wait_for(patience, |seen| seen.open == 0) {
             let open = self.crew.seen().open;
             self.report.fault(format!(
-                "{open} connections were not closed within {seconds} s"
+                "{open} connections were not closed after {:.1} s",
+                (now_ns() - from_ns) as f64 / 1e9
             ));
         }
     }
 }
 
-/// Tells a process to stop.
-fn terminate(pid: u32) -> Result<(), Failure> {
+/// The process that is told to stop.
+fn process(pid: u32) -> Result<Pid, Failure> {
     i32::try_from(pid)
         .ok()
         .and_then(Pid::from_raw)
         .ok_or_else(|| Failure::Usage(format!("--stop-pid {pid}: no process has this id")))
-        .and_then(|pid| {
-            kill_process(pid, Signal::TERM).map_err(|error| {
-                Failure::Usage(format!("--stop-pid {}: {error}", pid.as_raw_nonzero()))
-            })
-        })
+}
+
+fn stop_failed(pid: u32, error: Errno) -> Failure {
+    Failure::Usage(match error {
+        Errno::SRCH => format!("--stop-pid {pid}: there is no such process"),
+        Errno::PERM => format!("--stop-pid {pid}: it is not yours to stop; run as its user"),
+        error => format!("--stop-pid {pid}: {error}"),
+    })
 }

@@ -233,16 +233,14 @@ impl Play for Arguments {
         let (before, after) = stage.traffic(warm_up, duration)?;
         stage.settle(1);
         let (_, tally) = stage.finish()?;
+        let seconds = stage.window_seconds();
         let report = &mut stage.report;
         tally.deliveries.report(report);
         let window = tally.window(0);
         if window.delivered == 0 {
             report.fault("nothing came back within the window");
         }
-        report.figure(
-            "messages_per_s",
-            window.delivered as f64 / duration.as_secs_f64(),
-        );
+        report.figure("messages_per_s", window.delivered as f64 / seconds);
         report.latency("latency", &window.latency);
         stage.usage(&before, &after, "message", window.delivered);
         Ok(())

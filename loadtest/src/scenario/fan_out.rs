@@ -92,17 +92,22 @@ impl Play for Arguments {
         }
         let published = stage.crew.seen().published;
         let (_, tally) = stage.finish()?;
+        let seconds = stage.window_seconds();
         let report = &mut stage.report;
         report.count("published", published);
+        let unpublished = tally.count("unpublished");
+        if unpublished > 0 {
+            report.count("unpublished", unpublished);
+            report.fault(format!(
+                "{unpublished} messages were due at publishers that were not connected"
+            ));
+        }
         tally.deliveries.report(report);
         let window = tally.window(0);
         if window.delivered == 0 {
             report.fault("nothing was delivered within the window");
         }
-        report.figure(
-            "deliveries_per_s",
-            window.delivered as f64 / duration.as_secs_f64(),
-        );
+        report.figure("deliveries_per_s", window.delivered as f64 / seconds);
         report.latency("latency", &window.latency);
         stage.usage(&before, &after, "delivery", window.delivered);
         Ok(())

@@ -86,9 +86,10 @@ impl Arguments {
         let due_ns = stage.crew.soon_ns();
         stage.crew.order(|orders| orders.bursts = (number, due_ns));
         let open = stage.crew.seen().open;
-        let reached = stage
-            .crew
-            .wait(|seen| seen.received >= received_before + open.min(seen.open));
+        let patience = self.common.patience();
+        let reached = stage.crew.wait_for_rest(patience, |seen| {
+            seen.received >= received_before + open.min(seen.open)
+        });
         if !reached {
             stage.report.fault(format!(
                 "message {number} reached {} of {open}",
@@ -108,6 +109,9 @@ impl Play for Arguments {
 
     fn extent(&self) -> Result<Extent, Failure> {
         let steps = self.steps();
+        if self.connections == 0 {
+            return Err(Failure::Usage("--connections must be at least 1".into()));
+        }
         if !steps.is_sorted_by(|earlier, later| earlier < later) || steps[0] == 0 {
             return Err(Failure::Usage(
                 "--steps must rise from at least 1, as 4000,16000".into(),
@@ -152,12 +156,12 @@ impl Play for Arguments {
         }
         stage.phase("hold");
         stage.crew.sleep(self.hold);
-        if stage.crew.out_of_time() {
-            stage.report.fault("the time limit was met");
-        }
         let held = stage.crew.seen();
         stage.phase("broadcast");
         for number in 1..=self.messages {
+            if stage.crew.is_cut_short() {
+                break;
+            }
             self.broadcast(number, stage);
         }
         let end = stage.meter()?;

@@ -14,6 +14,7 @@ mod limit;
 mod members;
 mod objective;
 mod part;
+mod probe;
 mod search;
 mod slow;
 mod soak;
@@ -31,7 +32,7 @@ use self::common::Common;
 use self::part::AnyPlay;
 use self::stage::perform;
 use crate::failure::Failure;
-use crate::report::Report;
+use crate::report::{Report, print};
 
 /// What is asked of the server.
 #[derive(Debug, Clone, Subcommand, Deserialize)]
@@ -76,20 +77,22 @@ impl Task {
 /// Does it, and reports it.
 pub fn run(task: &Task) -> Result<(), Failure> {
     let common = task.common();
+    common.check_files()?;
     let mut report = measure(task)?;
     let expected = report.expect(&common.expect);
-    print!("{}", report.text());
+    // One file that cannot be written does not cost the others.
+    let mut told = vec![print(&report.text())];
     if let Some(path) = &common.json {
-        report.write_json(path)?;
+        told.push(report.write_json(path));
     }
     if let Some(path) = &common.html {
-        report.write_html(path)?;
+        told.push(report.write_html(path));
     }
     if let Some(path) = &common.hdr {
-        report.write_hdr(path)?;
+        told.push(report.write_hdr(path));
     }
-    expected?;
-    report.verdict()
+    told.into_iter().collect::<Result<(), Failure>>()?;
+    expected.and(report.verdict())
 }
 
 impl Scenario {

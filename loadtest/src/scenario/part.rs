@@ -7,7 +7,8 @@ use serde_json::{Map, Value};
 
 use super::Scenario;
 use super::common::{Common, Generator};
-use super::stage::{Extent, Play, probe, start};
+use super::probe::probe;
+use super::stage::{Extent, Play, start};
 use crate::client::{Plan, Shared, Troupe};
 use crate::failure::Failure;
 
@@ -92,7 +93,7 @@ impl Part {
         common.check(extent)?;
         let thread_count = common.thread_count(extent, generator_count.max(1))?;
         for target in common.targets()? {
-            probe(&target)?;
+            probe(&target, common.handshake_patience())?;
         }
         Ok(Self {
             scenario,
@@ -162,6 +163,9 @@ mod tests {
         own.html = None::<PathBuf>;
         own.hdr = None::<PathBuf>;
         own.quiet = false;
+        if let Scenario::Drain(drain) = scenario {
+            drain.stop_pid = None;
+        }
     }
 
     fn assert_travels(words: &[String]) {

@@ -125,7 +125,7 @@ struct Look {
 }
 
 impl Look {
-    fn now(stage: &Stage) -> Result<Self, Failure> {
+    fn now(stage: &mut Stage) -> Result<Self, Failure> {
         Ok(Self {
             seen: stage.crew.seen(),
             meter: stage.meter()?,

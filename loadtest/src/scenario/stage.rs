@@ -1,25 +1,22 @@
 //! What every run does alike: check, connect a first time, start the workers, measure both sides, report.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
-use throng::protocol::client::{encode_key, parse_response};
 
 use super::common::Common;
 use super::part::{AnyPlay, Workers};
+use super::probe::probe;
 use crate::client::{Behaviour, Crew, Ending, Local, Outcome, Plan, Share, Tally};
-use crate::clock::now_ns;
 use crate::failure::Failure;
+use crate::interrupt;
 use crate::meter::Meter;
 use crate::monitor::{Goal, Monitor};
 use crate::report::{Report, latency_histogram};
 use crate::server::Servers;
-use crate::target::Target;
 use crate::together::{Muster, Seat, own_seat};
 
 /// For how long the last deliveries may be on their way after the last publish, when none comes any more.
@@ -79,7 +76,7 @@ pub fn perform<P: Play>(play: &P) -> Result<Report, Failure> {
     let extent = play.extent()?;
     common.check(extent)?;
     for target in common.targets()? {
-        probe(&target)?;
+        probe(&target, common.handshake_patience())?;
     }
     let servers = Arc::new(Servers::open(&common.beside)?);
     let session = common.coordination.gather(common.allow_remote)?;
@@ -88,6 +85,7 @@ pub fn perform<P: Play>(play: &P) -> Result<Report, Failure> {
     let muster = Muster::call(session, &AnyPlay::written(play), thread_count)?;
     let plan = common.plan(extent, thread_count, muster.worker_count)?;
     let (mut seats, mut troupes) = muster.start(thread_count)?;
+    interrupt::watch()?;
     let workers = 0..thread_count;
     let (mut shared, local) = start(play, &plan, workers, muster.worker_count, extent.members)?;
     troupes.insert(0, local);
@@ -107,9 +105,20 @@ pub fn perform<P: Play>(play: &P) -> Result<Report, Failure> {
         report: Report::new(P::NAME),
         servers,
         monitor: Some(monitor),
+        gone: None,
         seats,
     };
     let directed = play.direct(&mut stage);
+    if interrupt::is_wanted() {
+        stage
+            .report
+            .cut_short("interrupted: the figures are of the run so far".into());
+    } else if stage.crew.was_cut_short() {
+        stage.report.cut_short(format!(
+            "the run was cut short: it took longer than --time-limit ({} s)",
+            common.time_limit
+        ));
+    }
     stage.end_monitor();
     directed?;
     muster.report(&stage.seats, &mut stage.report);
@@ -144,6 +153,8 @@ pub struct Stage {
     pub report: Report,
     servers: Arc<Servers>,
     monitor: Option<Monitor>,
+    /// Why a server could not be looked at.
+    gone: Option<String>,
     seats: Vec<Seat>,
 }
 
@@ -174,6 +185,11 @@ impl Stage {
         };
         let (timeline, gone) = monitor.finish();
         self.report.timeline(timeline);
+        if gone.is_empty()
+            && let Some(why) = self.gone.take()
+        {
+            self.report.fault(why);
+        }
         if !self.crew.orders().expect_close {
             for server in gone {
                 self.report
@@ -207,12 +223,15 @@ impl Stage {
     ) -> Result<(Meter, Meter), Failure> {
         let timetable = self.crew.start_traffic(warm_up, duration);
         self.phase_until("warm-up", Goal::Moment(timetable.measure_from_ns));
-        self.crew.sleep_until(timetable.measure_from_ns);
+        let warm = self.crew.sleep_until_alone(timetable.measure_from_ns);
         self.phase_until("measure", Goal::Moment(timetable.measure_to_ns));
         let before = self.meter()?;
-        if !self.crew.sleep_until(timetable.measure_to_ns) {
-            self.report.fault("the run was cut short");
+        let whole = warm && self.crew.sleep_until_alone(timetable.measure_to_ns);
+        if !whole && !self.crew.was_cut_short() && self.crew.seen().open == 0 {
+            self.report
+                .cut_short("the run was cut short: nobody was connected any more".into());
         }
+        self.crew.end_traffic();
         let after = self.meter()?;
         self.phase("settle");
         std::thread::sleep(self.crew.lead + Duration::from_millis(30)); // until every worker has seen the end and published its last
@@ -220,19 +239,31 @@ impl Stage {
         Ok((before, after))
     }
 
+    /// Seconds of the window that were measured: fewer than asked for when the run was cut short.
+    pub fn window_seconds(&self) -> f64 {
+        let timetable = self.crew.orders().timetable.unwrap_or_default();
+        (timetable.measure_to_ns - timetable.measure_from_ns) as f64 / 1e9
+    }
+
     /// Waits until each message published has come to `members`, or nothing comes any more.
     pub fn settle(&self, members: u32) {
         let members = u64::from(members);
         self.crew
-            .wait_for(GRACE, |seen| seen.received >= seen.published * members);
+            .wait_for_rest(GRACE, |seen| seen.received >= seen.published * members);
     }
 
-    /// Both sides now.
+    /// Both sides now. Of a server that has ended nothing is known: that is a fault, and costs the run no other figure.
     ///
     /// # Errors
-    /// When a server cannot be looked at.
-    pub fn meter(&self) -> Result<Meter, Failure> {
-        Meter::now(&self.servers, &self.seats)
+    /// When a server may not be looked at any more.
+    pub fn meter(&mut self) -> Result<Meter, Failure> {
+        match Meter::now(&self.servers, &self.seats) {
+            Err(Failure::Broken(why)) => {
+                self.gone.get_or_insert(why);
+                Meter::now(&Servers::none(), &self.seats)
+            }
+            meter => meter,
+        }
     }
 
     /// Reports what both sides used from `before` to `after`, for `count` things named `per`.
@@ -250,53 +281,5 @@ impl Stage {
         self.end_monitor();
         outcome.report(&mut self.report);
         Ok((outcome, tally))
-    }
-}
-
-/// Makes one connection the plain way, so that what is wrong with a target is said at once.
-///
-/// # Errors
-/// What is wrong with it.
-pub fn probe(target: &Target) -> Result<(), Failure> {
-    let fail = |what: String| Failure::Usage(format!("{}: {what}", target.address));
-    let timeout = Duration::from_secs(5);
-    let mut stream = TcpStream::connect_timeout(&target.address, timeout).map_err(|error| {
-        fail(format!(
-            "cannot connect: {error}; is the server running there?"
-        ))
-    })?;
-    let key = encode_key([now_ns(), u64::from(std::process::id())]);
-    let mut request = Vec::new();
-    target.request(&mut request, "probe", 0, &key);
-    let path = target.path("probe", 0);
-    let mut answer = Vec::new();
-    let exchange = (|| {
-        stream.set_read_timeout(Some(timeout))?;
-        stream.write_all(&request)?;
-        let mut chunk = [0; 4096];
-        loop {
-            let read = stream.read(&mut chunk)?;
-            answer.extend_from_slice(&chunk[..read]);
-            match parse_response(&answer, &key) {
-                Ok(None) if read > 0 => {}
-                Ok(None) => {
-                    return Ok(Err(format!(
-                        "the server ended the stream after {} bytes of an answer to the upgrade of {path}",
-                        answer.len()
-                    )));
-                }
-                Ok(Some(_)) => return Ok(Ok(())),
-                Err(error) => {
-                    return Ok(Err(format!("the upgrade of {path} was refused: {error}")));
-                }
-            }
-        }
-    })();
-    match exchange {
-        Ok(verdict) => verdict.map_err(fail),
-        Err(error) => {
-            let error: std::io::Error = error;
-            Err(fail(format!("no answer to the upgrade of {path}: {error}")))
-        }
     }
 }

@@ -193,6 +193,14 @@ impl Servers {
         })
     }
 
+    /// No server.
+    pub const fn none() -> Self {
+        Self {
+            servers: Vec::new(),
+            metrics_all: false,
+        }
+    }
+
     /// Whether no server is looked at.
     pub fn is_empty(&self) -> bool {
         self.servers.is_empty()

@@ -2,21 +2,28 @@
 
 from .eventually import eventually
 from .frozen import frozen
+from .load import Load, load
 from .metrics import Metrics
+from .peer import Peer, Scripted, has_node_ws
 from .server import Server, free_port, run
 from .wire import Closed, Frame, Response, Wire, http_get, raw_exchange
 
 __all__ = [
     "Closed",
     "Frame",
+    "Load",
     "Metrics",
+    "Peer",
     "Response",
+    "Scripted",
     "Server",
     "Wire",
     "eventually",
     "free_port",
     "frozen",
+    "has_node_ws",
     "http_get",
+    "load",
     "raw_exchange",
     "run",
 ]
