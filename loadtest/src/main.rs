@@ -6,6 +6,7 @@ mod clock;
 mod delivery;
 mod dialect;
 mod failure;
+mod file;
 mod floor;
 mod histogram;
 mod interrupt;
@@ -39,6 +40,11 @@ Examples, with a server on port 8080 whose process is $PID:
   throng-load churn --target ws://127.0.0.1:8080 --connections 200000 --end close-frame --json churn.json
   throng-load slow --target ws://127.0.0.1:8080 --readers 1000 --stalled 1000 --size 8192
 
+How much it can carry, and whether it stays as it is for hours:
+  throng-load capacity --target ws://127.0.0.1:8080 --raise rate --from 10 --to 10000 --objective 'p99<50ms,cpu<90%' --server-pid $PID
+  throng-load soak --target ws://127.0.0.1:8080 --duration 4h --churning 500 --stalled 20 --server-pid $PID
+  throng-load run loadtest/examples/soak.toml --duration 8h
+
 Several machines that load a server as one: the first directs and reports, each other one joins it:
   throng-load fanout --target ws://10.0.0.9:8080 --members 50000 --allow-remote --coordinator 10.0.0.1:7000 --generators 2 --secret-file key
   throng-load --join 10.0.0.1:7000 --allow-remote --secret-file key
@@ -67,10 +73,12 @@ enum Command {
     /// Run a bare loop to compare a server with
     #[command(subcommand)]
     Floor(floor::Floor),
+    /// Run a scenario that is written down in a file
+    Run(file::Arguments),
     /// Compare the reports of two runs, or of several a side
     Compare(report::compare::CompareArguments),
     #[command(flatten)]
-    Scenario(Box<scenario::Scenario>),
+    Task(Box<scenario::Task>),
 }
 
 fn main() -> ExitCode {
@@ -78,7 +86,8 @@ fn main() -> ExitCode {
     let result = match (line.command, &line.join.join) {
         (Some(Command::Floor(floor)), _) => floor::run(&floor),
         (Some(Command::Compare(arguments)), _) => report::compare::run(&arguments),
-        (Some(Command::Scenario(scenario)), _) => scenario::run(&scenario),
+        (Some(Command::Run(file)), _) => file.task().and_then(|task| scenario::run(&task)),
+        (Some(Command::Task(task)), _) => scenario::run(&task),
         (None, Some(coordinator)) => together::join(coordinator, &line.join),
         (None, None) => CommandLine::command()
             .error(

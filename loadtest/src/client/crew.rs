@@ -67,6 +67,8 @@ pub struct Progress {
     pub ended: AtomicU64,
     /// Open connections that the server ended.
     pub closed_by_server: AtomicU64,
+    /// Those of them that were no part of the scenario.
+    pub lost: AtomicU64,
     /// Messages published, or sent.
     pub published: AtomicU64,
     /// Messages received.
@@ -93,6 +95,8 @@ pub struct Seen {
     /// See [`Progress`].
     pub closed_by_server: u64,
     /// See [`Progress`].
+    pub lost: u64,
+    /// See [`Progress`].
     pub published: u64,
     /// See [`Progress`].
     pub received: u64,
@@ -101,7 +105,7 @@ pub struct Seen {
 }
 
 impl Progress {
-    fn pairs<'a>(&'a self, seen: &'a mut Seen) -> [(&'a AtomicU64, &'a mut u64); 9] {
+    fn pairs<'a>(&'a self, seen: &'a mut Seen) -> [(&'a AtomicU64, &'a mut u64); 10] {
         [
             (&self.upgraded, &mut seen.upgraded),
             (&self.failed, &mut seen.failed),
@@ -109,6 +113,7 @@ impl Progress {
             (&self.open, &mut seen.open),
             (&self.ended, &mut seen.ended),
             (&self.closed_by_server, &mut seen.closed_by_server),
+            (&self.lost, &mut seen.lost),
             (&self.published, &mut seen.published),
             (&self.received, &mut seen.received),
             (&self.faults, &mut seen.faults),

@@ -305,6 +305,7 @@ impl<B: Behaviour> Engine<B> {
         let verdict = self.behaviour.closed(local, cause, now);
         if let Cause::Closed(code) = cause {
             add(&self.shared.progress.closed_by_server, 1);
+            add(&self.shared.progress.lost, u64::from(!verdict.expected));
             self.outcome.closed(code, verdict.expected);
         }
         if let Some(again_at_ns) = verdict.again_at_ns {

@@ -171,10 +171,34 @@ impl Report {
         self.document.timeline = timeline;
     }
 
+    /// Takes over what a part of this run found: figures and histograms by their names, notes, and its timeline. What went
+    /// wrong in it becomes a remark.
+    pub fn absorb(&mut self, part: Self) {
+        let later = part.began.saturating_duration_since(self.began);
+        let later_ms = later.as_millis() as u64;
+        let document = part.document;
+        for (name, value) in document.figures.iter() {
+            self.figure(name, value);
+        }
+        self.document.histograms.extend(document.histograms);
+        let mut timeline = document.timeline;
+        if !timeline.points.is_empty() {
+            timeline.delay(later_ms);
+            self.timeline(timeline);
+        }
+        let notes = document.notes.into_iter();
+        self.document.notes.extend(notes.chain(document.faults));
+    }
+
     /// The histogram behind the figures of a latency.
     #[cfg(test)]
     pub fn histogram(&self, name: &str) -> Option<&Histogram<u64>> {
         self.document.histograms.get(name).map(|found| &found.0)
+    }
+
+    /// All figures.
+    pub fn figures(&self) -> impl Iterator<Item = (&str, f64)> {
+        self.document.figures.iter()
     }
 
     /// A figure by name.

@@ -138,6 +138,17 @@ impl Timeline {
         })
     }
 
+    /// Has all of it happen `ms` later: it is a part of a run that began so much earlier.
+    pub fn delay(&mut self, ms: u64) {
+        let points = self.points.iter_mut().map(|point| &mut point.at_ms);
+        let phases = self.phases.iter_mut().map(|phase| &mut phase.from_ms);
+        let intervals = self.intervals.iter_mut();
+        let intervals = intervals.map(|interval| &mut interval.from_ms);
+        for moment_ms in points.chain(phases).chain(intervals) {
+            *moment_ms += ms;
+        }
+    }
+
     /// Joins neighbouring intervals of a phase, two by two, until there are at most `interval_count_max` of them or no two can be
     /// joined. What takes a sample every second for hours calls this with each, and its memory is bounded.
     pub fn coarsen(&mut self, interval_count_max: usize) {

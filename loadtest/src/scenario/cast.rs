@@ -36,6 +36,8 @@ pub struct Cast {
     pub crawling: u32,
     /// How slowly.
     pub crawl_bytes_per_s: u64,
+    /// Members that never read or read slowly come back when they were cut off.
+    pub slow_come_back: bool,
     /// Members that come and go.
     pub churning: u32,
     /// How long they stay, and how long they are away, about.
@@ -170,6 +172,7 @@ mod tests {
             stalled: 5,
             crawling: 6,
             crawl_bytes_per_s: 1,
+            slow_come_back: false,
             churning: 7,
             churn_ns: 1,
             back: None,

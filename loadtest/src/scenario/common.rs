@@ -223,6 +223,18 @@ impl Common {
             .thread_count(alive_max.div_ceil(generator_count))
     }
 
+    /// Checks what concerns the whole run, and whether this generator could have its part of it if all are alike.
+    ///
+    /// # Errors
+    /// What is wrong, and what mends it.
+    pub fn check_part(&self, extent: Extent) -> Result<(), Failure> {
+        self.check(extent)?;
+        let generator_count = self.coordination.generator_count();
+        let thread_count = self.thread_count(extent, generator_count)?;
+        let worker_count = thread_count.saturating_mul(generator_count);
+        self.plan(extent, thread_count, worker_count).map(|_| ())
+    }
+
     /// What this generator does with `thread_count` of the run's `worker_count` threads; checks whether it can.
     ///
     /// # Errors

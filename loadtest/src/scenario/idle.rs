@@ -33,7 +33,7 @@ pub struct Arguments {
     pub connections: u32,
     /// Connection counts between which memory is measured, as 4000,16000
     #[arg(long, value_name = "N,N,…", value_delimiter = ',')]
-    steps: Vec<u32>,
+    pub steps: Vec<u32>,
     /// Rooms that the connections are spread over
     #[arg(long, value_name = "R", default_value_t = 1)]
     pub rooms: u32,
@@ -48,10 +48,10 @@ pub struct Arguments {
     pub messages: u32,
     /// Bytes of those messages
     #[arg(long, value_name = "B", default_value = "128")]
-    size: Size,
+    pub size: Size,
     /// At the end, wait so many seconds for the server to close everybody (it is told to stop by somebody else)
     #[arg(long, value_name = "S", default_value_t = 0.0)]
-    until_closed: f64,
+    pub until_closed: f64,
 }
 
 impl Arguments {

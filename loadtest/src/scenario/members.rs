@@ -34,6 +34,8 @@ struct Away {
 
 const OPEN: u8 = 1;
 const WAS_OPEN: u8 = 2;
+/// How long a slow member that was cut off stays away, if it comes back.
+const SLOW_AWAY_NS: u64 = 1_000_000_000;
 
 /// One worker's members.
 pub struct Members {
@@ -85,7 +87,7 @@ impl Members {
                 });
             }
         }
-        let reader_count = share.count_below(cast.readers());
+        let reader_count = share.count_below(cast.readers().min(share.member_count));
         Self {
             flags: vec![0; share.count() as usize],
             publishers,
@@ -396,10 +398,14 @@ impl Behaviour for Members {
                 .saturating_record(now_ns.saturating_sub(self.expect_close_from_ns));
         }
         match kind {
-            Kind::Stalled | Kind::Crawling => Verdict {
-                expected: was_member,
-                again_at_ns: None,
-            },
+            Kind::Stalled | Kind::Crawling => {
+                let came_before = self.flags[local as usize] & WAS_OPEN != 0;
+                Verdict {
+                    expected: was_member,
+                    again_at_ns: (self.cast.slow_come_back && came_before)
+                        .then_some(now_ns + SLOW_AWAY_NS),
+                }
+            }
             Kind::Churning => {
                 let away_ns = match cause {
                     Cause::Left => self.cast.churn_ns / 2 + self.random.below(self.cast.churn_ns),
@@ -447,7 +453,9 @@ impl Behaviour for Members {
     }
 
     fn tally(mut self, published: &[u32]) -> Tally {
-        let reader_count = self.share.count_below(self.cast.readers());
+        // The last rooms may be smaller: not every place has a member.
+        let readers = self.cast.readers().min(self.share.member_count);
+        let reader_count = self.share.count_below(readers);
         for local in 0..reader_count {
             if self.cast.publishers == 0 || !self.is_open(local) {
                 continue; // who was cut off is counted as a lost connection
@@ -519,6 +527,7 @@ mod tests {
             stalled: 0,
             crawling: 0,
             crawl_bytes_per_s: 1,
+            slow_come_back: false,
             churning: 0,
             churn_ns: 100 * MS,
             back: None,
@@ -678,6 +687,58 @@ mod tests {
         let published = members.published()[0].1;
         assert!((5..=6).contains(&published), "{published}");
         assert_eq!(members.counts["unpublished"], 10 - u64::from(published));
+    }
+
+    #[test]
+    fn traffic_that_is_told_to_end_sooner_goes_on_as_it_was_and_ends_there() {
+        let mut members = members(|_| {});
+        let mut posts = Posts::default();
+        members.obey(&traffic(0, 1_000 * MS), 0);
+        let next = members.turn(40 * MS, &mut posts);
+        let before = members.published()[1].1;
+        assert!((4..=5).contains(&before), "{before}");
+        members.obey(&traffic(0, 60 * MS), 40 * MS);
+        assert_eq!(
+            members.turn(40 * MS, &mut posts),
+            next,
+            "nothing is due again"
+        );
+        assert_eq!(members.turn(500 * MS, &mut posts), None);
+        assert_eq!(members.published()[1].1, 6, "those due before 60 ms");
+        assert_eq!(members.windows.len(), 1);
+    }
+
+    #[test]
+    fn the_last_room_may_have_fewer_members_than_the_others() {
+        let cast = members(|_| {}).cast;
+        let share = Share {
+            worker: 0,
+            worker_count: 1,
+            member_count: 3,
+        };
+        let mut members = Members::new(&cast, share);
+        for local in 0..3 {
+            members.opened(local, 0, &mut Reply::default());
+        }
+        deliver(&mut members, 2, 1, 0, MS);
+        let counts = members.tally(&[0, 1]).deliveries;
+        assert_eq!((counts.delivered, counts.lost), (1, 0));
+    }
+
+    #[test]
+    fn slow_members_that_were_cut_off_come_back_only_where_the_scenario_goes_on() {
+        for slow_come_back in [false, true] {
+            let mut members = members(|cast| {
+                cast.stalled = 1;
+                cast.slow_come_back = slow_come_back;
+            });
+            let cut = members.closed(4, Cause::Closed(4_000), 5 * MS);
+            assert!(cut.expected);
+            let again = slow_come_back.then_some(5 * MS + SLOW_AWAY_NS);
+            assert_eq!(cut.again_at_ns, again);
+            let refused = members.closed(4, Cause::Refused(503), 1_005 * MS);
+            assert_eq!(refused.again_at_ns.is_some(), slow_come_back);
+        }
     }
 
     #[test]

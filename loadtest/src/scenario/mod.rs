@@ -1,17 +1,23 @@
 //! The scenarios: what is asked of a server, and what is reported of it.
 
 mod back;
+mod capacity;
 mod cast;
 mod churn;
 mod common;
 mod drain;
+mod drift;
 mod echo;
 mod fan_out;
 mod idle;
+mod limit;
 mod members;
+mod objective;
 mod part;
 mod probe;
+mod search;
 mod slow;
+mod soak;
 mod stage;
 mod storm;
 mod traffic;
@@ -46,13 +52,33 @@ pub enum Scenario {
     Slow(slow::Arguments),
     /// Watch a server that is told to stop: close codes, spread, where its clients came back
     Drain(drain::Arguments),
+    /// A mix for hours, which ends at the first drift of memory, latency or loss beyond a bound
+    Soak(soak::Arguments),
 }
 
-/// Runs a scenario and reports it.
-pub fn run(scenario: &Scenario) -> Result<(), Failure> {
-    let common = scenario.any().common();
+/// What the tool can be told to do to a server.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Task {
+    #[command(flatten)]
+    Scenario(Scenario),
+    /// Raise one thing until an objective breaks: the highest value that held, and what gave out
+    Capacity(capacity::Arguments),
+}
+
+impl Task {
+    fn common(&self) -> &Common {
+        match self {
+            Self::Scenario(scenario) => scenario.any().common(),
+            Self::Capacity(search) => search.common(),
+        }
+    }
+}
+
+/// Does it, and reports it.
+pub fn run(task: &Task) -> Result<(), Failure> {
+    let common = task.common();
     common.check_files()?;
-    let mut report = measure(scenario)?;
+    let mut report = measure(task)?;
     let expected = report.expect(&common.expect);
     // One file that cannot be written does not cost the others.
     let mut told = vec![print(&report.text())];
@@ -79,6 +105,7 @@ impl Scenario {
             Self::Storm(play) => play,
             Self::Slow(play) => play,
             Self::Drain(play) => play,
+            Self::Soak(play) => play,
         }
     }
 
@@ -91,28 +118,37 @@ impl Scenario {
             Self::Storm(play) => &mut play.common,
             Self::Slow(play) => &mut play.common,
             Self::Drain(play) => &mut play.common,
+            Self::Soak(play) => &mut play.common,
         }
     }
 }
 
-/// Runs a scenario.
+/// Does it.
 ///
 /// # Errors
 /// When it cannot be carried out.
-pub fn measure(scenario: &Scenario) -> Result<Report, Failure> {
-    match scenario {
-        Scenario::Idle(play) => perform(play),
-        Scenario::Echo(play) => perform(play),
-        Scenario::Fanout(play) => perform(play),
-        Scenario::Churn(play) => perform(play),
-        Scenario::Storm(play) => perform(play),
-        Scenario::Slow(play) => perform(play),
-        Scenario::Drain(play) => perform(play),
+pub fn measure(task: &Task) -> Result<Report, Failure> {
+    match task {
+        Task::Scenario(Scenario::Idle(play)) => perform(play),
+        Task::Scenario(Scenario::Echo(play)) => perform(play),
+        Task::Scenario(Scenario::Fanout(play)) => perform(play),
+        Task::Scenario(Scenario::Churn(play)) => perform(play),
+        Task::Scenario(Scenario::Storm(play)) => perform(play),
+        Task::Scenario(Scenario::Slow(play)) => perform(play),
+        Task::Scenario(Scenario::Drain(play)) => perform(play),
+        Task::Scenario(Scenario::Soak(play)) => play.run(),
+        Task::Capacity(search) => search.run(),
     }
 }
 
 #[cfg(test)]
+mod capacity_tests;
+#[cfg(test)]
+mod example_tests;
+#[cfg(test)]
 mod return_tests;
+#[cfg(test)]
+mod soak_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

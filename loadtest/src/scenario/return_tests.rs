@@ -8,7 +8,7 @@ use crate::floor::planted::running::Running;
 #[derive(Parser)]
 struct Line {
     #[command(subcommand)]
-    scenario: Scenario,
+    task: Task,
 }
 
 fn run(servers: &[&Running], line: &str) -> Report {
@@ -19,7 +19,7 @@ fn run(servers: &[&Running], line: &str) -> Report {
     }
     words.extend(rest.split_whitespace().map(str::to_owned));
     let line = Line::try_parse_from(words).unwrap_or_else(|error| panic!("{error}"));
-    measure(&line.scenario).unwrap()
+    measure(&line.task).unwrap()
 }
 
 fn figure(report: &Report, name: &str) -> f64 {

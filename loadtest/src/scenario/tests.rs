@@ -15,7 +15,7 @@ use crate::floor::{epoll::EpollServer, wire};
 #[derive(Parser)]
 struct Line {
     #[command(subcommand)]
-    scenario: Scenario,
+    task: Task,
 }
 
 fn run(address: SocketAddr, line: &str) -> Result<Report, Failure> {
@@ -25,7 +25,7 @@ fn run(address: SocketAddr, line: &str) -> Result<Report, Failure> {
         .into_iter()
         .chain(rest.split_whitespace());
     let line = Line::try_parse_from(words).map_err(|error| Failure::Usage(error.to_string()))?;
-    measure(&line.scenario)
+    measure(&line.task)
 }
 
 /// A bare echo loop on a thread of its own, until it is dropped.
@@ -162,7 +162,7 @@ fn what_is_wrong_with_the_target_is_said_at_once() {
 
 /// Broadcasts what each member sends to all of them, but for what `plant` does to each delivery: it is given the
 /// member's index, the delivery's number, and the frame, and returns what is written instead.
-fn broadcast(plant: impl Fn(usize, u32, &[u8]) -> Vec<u8> + Send + 'static) -> SocketAddr {
+pub fn broadcast(plant: impl Fn(usize, u32, &[u8]) -> Vec<u8> + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let (send_frames, frames) = mpsc::channel::<Vec<u8>>();

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::cast::Cast;
 use super::common::Common;
 use crate::failure::Failure;
+use crate::report::Unit;
 use crate::size::Size;
 
 /// Messages a second that one generator may be asked for: beyond, no machine gives them.
@@ -51,16 +52,21 @@ pub struct Traffic {
     pub window: Window,
 }
 
+/// Seconds, or a time with its unit: `90`, `90s`, `15m`, `4h`.
+pub fn seconds(text: &str) -> Result<f64, String> {
+    let minutes = text.strip_suffix('m').map(str::parse::<f64>);
+    minutes
+        .and_then(|minutes| Some(minutes.ok()? * 60.0))
+        .or_else(|| Unit::Time(1_000_000_000).parse(text))
+        .filter(|seconds| seconds.is_finite())
+        .ok_or_else(|| "seconds are expected, or a time such as 90s, 15m or 4h".into())
+}
+
 /// What is measured.
 #[derive(Debug, Clone, Copy, Args, Serialize, Deserialize)]
 pub struct Window {
-    /// Seconds that are measured
-    #[arg(
-        long,
-        value_name = "S",
-        default_value_t = 5.0,
-        help_heading = "Traffic"
-    )]
+    /// Seconds that are measured; 90s, 15m and 4h are understood, too
+    #[arg(long, value_name = "S", default_value = "5", value_parser = seconds, help_heading = "Traffic")]
     pub duration: f64,
     /// Seconds of warm-up before
     #[arg(
@@ -182,6 +188,7 @@ pub fn readers(common: &Common, prefix: &'static str, rooms: u32, members: u32) 
         stalled: 0,
         crawling: 0,
         crawl_bytes_per_s: 1,
+        slow_come_back: false,
         churning: 0,
         churn_ns: 1,
         back: None,

@@ -20,7 +20,7 @@ const ATTEMPT_COUNT: usize = 5;
 #[derive(Parser)]
 struct Line {
     #[command(subcommand)]
-    scenario: Scenario,
+    task: Task,
 }
 
 fn run(server: &Running, line: &str) -> Result<Report, Failure> {
@@ -30,7 +30,7 @@ fn run(server: &Running, line: &str) -> Result<Report, Failure> {
         .into_iter()
         .chain(rest.split_whitespace());
     let line = Line::try_parse_from(words).unwrap_or_else(|error| panic!("{error}"));
-    measure(&line.scenario)
+    measure(&line.task)
 }
 
 fn figure(report: &Report, name: &str) -> f64 {

@@ -120,7 +120,7 @@ pub struct Part {
 /// What all servers, and the kernel for everybody's sockets, used up to one moment.
 #[derive(Debug, Clone, Default)]
 pub struct Sample {
-    /// Each server, in the order of [`Servers::names`].
+    /// Each server, in the order of the flags.
     pub parts: Vec<Part>,
     /// The kernel of this machine.
     pub kernel: Kernel,
@@ -207,6 +207,7 @@ impl Servers {
     }
 
     /// The servers' names, as they stand in figures: the process's id, or host and port of its metrics.
+    #[cfg(test)]
     pub fn names(&self) -> Vec<String> {
         let names = self.servers.iter().map(|server| server.name.clone());
         names.collect()

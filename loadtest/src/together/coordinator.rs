@@ -63,6 +63,15 @@ pub struct Coordination {
 }
 
 impl Coordination {
+    /// Generators of a run, this process included.
+    pub const fn generator_count(&self) -> u32 {
+        if self.coordinator.is_some() {
+            self.generators.saturating_add(1)
+        } else {
+            1
+        }
+    }
+
     /// Waits for the other generators, if there are to be any and they are not there yet.
     ///
     /// # Errors

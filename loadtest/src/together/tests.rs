@@ -15,7 +15,7 @@ use crate::clock::{machine_ns, now_ns};
 use crate::failure::Failure;
 use crate::floor::planted::running::Running;
 use crate::report::Report;
-use crate::scenario::{Scenario, measure};
+use crate::scenario::{Scenario, Task, measure};
 
 #[derive(Parser)]
 struct Line {
@@ -51,7 +51,7 @@ fn coordinate(server: SocketAddr, address: SocketAddr, text: &str) -> Result<Rep
     let scenario = line(&format!(
         "{name} --target ws://{server} --quiet --coordinator {address} {flags}"
     ));
-    measure(&scenario.scenario.unwrap())
+    measure(&Task::Scenario(scenario.scenario.unwrap()))
 }
 
 fn figure(report: &Report, name: &str) -> f64 {
@@ -277,12 +277,12 @@ fn one_session_serves_several_runs_of_several_scenarios() {
     };
     // As a search does it: the arguments change, the session stays.
     idle.common.coordination = churn.common.coordination.clone();
-    let churned = measure(&Scenario::Churn(churn)).unwrap();
+    let churned = measure(&Task::Scenario(Scenario::Churn(churn))).unwrap();
     assert_eq!(churned.verdict(), Ok(()), "{}", churned.text());
     assert_eq!(figure(&churned, "handshakes"), 60.0);
     for count in [7, 30] {
         idle.connections = count;
-        let report = measure(&Scenario::Idle(idle.clone())).unwrap();
+        let report = measure(&Task::Scenario(Scenario::Idle(idle.clone()))).unwrap();
         assert_eq!(report.verdict(), Ok(()), "{}", report.text());
         assert_eq!(figure(&report, "upgraded"), f64::from(count));
         assert_eq!(figure(&report, "delivered"), f64::from(2 * count));
@@ -386,7 +386,7 @@ fn a_coordinator_that_vanishes_ends_the_connections_of_those_who_joined() {
             "idle --target ws://{} --quiet --connections 6 --settle 0 --hold 0",
             server.address
         ));
-        match measure(&others.scenario.unwrap()) {
+        match measure(&Task::Scenario(others.scenario.unwrap())) {
             Ok(report) if report.verdict() == Ok(()) => break,
             found => assert!(
                 Instant::now() < until,
