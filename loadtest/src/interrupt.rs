@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
@@ -11,6 +12,9 @@ use crate::failure::Failure;
 
 /// The exit code of a run that was interrupted: a shell's for SIGINT.
 pub const EXIT_CODE: u8 = 130;
+
+/// How often a sleeper looks.
+const LOOK: Duration = Duration::from_millis(20);
 
 static WANTED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 static WATCHES: AtomicBool = AtomicBool::new(false);
@@ -35,4 +39,16 @@ pub fn watch() -> Result<(), Failure> {
 /// Whether somebody wants the run to end.
 pub fn is_wanted() -> bool {
     WANTED.load(Ordering::Relaxed)
+}
+
+/// Sleeps, unless somebody wants the run to end.
+pub fn sleep(duration: Duration) {
+    let until = Instant::now() + duration;
+    while !is_wanted() {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        std::thread::sleep(left.min(LOOK));
+    }
 }

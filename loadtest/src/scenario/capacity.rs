@@ -14,6 +14,7 @@ use super::search::{Found, Range, Search};
 use super::stage::{Extent, Play, perform};
 use super::{fan_out, idle};
 use crate::failure::Failure;
+use crate::interrupt;
 use crate::report::Report;
 
 /// A load counts as offered from this share of its messages on.
@@ -99,6 +100,8 @@ struct Trial {
 enum Cut {
     /// The time limit of the whole.
     Time,
+    /// Somebody interrupted it.
+    Interrupted,
     /// The target cannot be used any more, or a generator has left.
     Gone(String),
 }
@@ -125,7 +128,7 @@ impl Arguments {
         let mut trial_count = 0;
         while let Some(value) = search.next() {
             if trial_count > 0 {
-                std::thread::sleep(Duration::from_secs_f64(self.rest));
+                interrupt::sleep(Duration::from_secs_f64(self.rest));
             }
             let left = limit.saturating_sub(begin.elapsed());
             if left < longest {
@@ -141,6 +144,10 @@ impl Arguments {
                     break;
                 }
             };
+            if interrupt::is_wanted() {
+                cut = Some(Cut::Interrupted); // what the trial found is of a part of it
+                break;
+            }
             longest = longest.max(trial_begin.elapsed());
             if begin.elapsed() >= limit {
                 cut = Some(Cut::Time);
@@ -294,9 +301,9 @@ impl Arguments {
             };
             match result {
                 Ok(report) => break report,
-                Err(_) if again && attempt < RETRY_COUNT_MAX => {
+                Err(_) if again && attempt < RETRY_COUNT_MAX && !interrupt::is_wanted() => {
                     attempt += 1;
-                    std::thread::sleep(Duration::from_secs_f64(self.rest.max(0.1)));
+                    interrupt::sleep(Duration::from_secs_f64(self.rest.max(0.1)));
                 }
                 Err(failure) => return Err(failure),
             }
@@ -428,6 +435,9 @@ impl Arguments {
             }
         }
         match &cut {
+            Some(Cut::Interrupted) => {
+                report.cut_short("interrupted: the search was not at its end".into());
+            }
             Some(Cut::Time) => report.note(
                 "the time limit was met before the answer was as exact as it should be; see --time-limit",
             ),

@@ -128,7 +128,7 @@ impl Look {
         stage.crew.catch_up();
         Ok(Self {
             seen: stage.crew.seen(),
-            meter: stage.meter()?,
+            meter: stage.look()?,
         })
     }
 }

@@ -252,12 +252,20 @@ impl Stage {
             .wait_for_rest(GRACE, |seen| seen.received >= seen.published * members);
     }
 
+    /// Both sides now.
+    ///
+    /// # Errors
+    /// When a server has ended, or may not be looked at any more.
+    pub fn look(&self) -> Result<Meter, Failure> {
+        Meter::now(&self.servers, &self.seats)
+    }
+
     /// Both sides now. Of a server that has ended nothing is known: that is a fault, and costs the run no other figure.
     ///
     /// # Errors
     /// When a server may not be looked at any more.
     pub fn meter(&mut self) -> Result<Meter, Failure> {
-        match Meter::now(&self.servers, &self.seats) {
+        match self.look() {
             Err(Failure::Broken(why)) => {
                 self.gone.get_or_insert(why);
                 Meter::now(&Servers::none(), &self.seats)
