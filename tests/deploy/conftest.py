@@ -55,3 +55,13 @@ def balance(tmp_path):
     yield start
     for one in reversed(started):
         one.stop()
+
+
+@pytest.fixture
+def cluster_of_four_places(tmp_path):
+    """Three nodes that take four connections each."""
+    directory = tmp_path / "small-nodes"
+    directory.mkdir()
+    nodes = Cluster(directory, "connection_count_max = 4\n")
+    yield nodes
+    nodes.kill()
