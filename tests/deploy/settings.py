@@ -14,7 +14,7 @@ def defaults():
     """Every setting that `throng config` prints, with its value by default; times in ms, sizes in bytes."""
     outcome = run("config")
     assert outcome.returncode == 0, outcome.stderr
-    return {key: plain(value) for key, value in tomllib.loads(outcome.stdout).items()}
+    return tomllib.loads(outcome.stdout)
 
 
 @functools.cache
@@ -25,17 +25,6 @@ def keys():
     found = set(_TABLE_ROW.findall(outcome.stdout))
     assert len(found) > 40, found
     return found
-
-
-_UNITS = {"ms": 1, "s": 1000, "min": 60_000, "h": 3_600_000}
-
-
-def plain(value):
-    """A time such as "25s" in ms; everything else as it is."""
-    if isinstance(value, str) and (match := re.fullmatch(r"([\d_]+) ?(ms|s|min|h)", value)):
-        return int(match[1]) * _UNITS[match[2]]
-    return value
-
 
 def seconds(text):
     """A span of nginx, HAProxy, systemd or Prometheus, such as "90s", "500ms" or "4h", in seconds."""
