@@ -119,7 +119,7 @@ async def test_clients_of_a_node_that_stops_are_told_and_nobody_is_refused(kind,
         assert {code for client in clients for code in client.codes} == {1012}
         slowest_s = max(wait_s for client in clients + newcomers for wait_s in client.waits_s)
         # nginx has no checks: whoever comes while the listener closes waits until the kernel has tried again.
-        assert slowest_s < (4.0 if kind == "nginx" else 1.5), slowest_s
+        assert slowest_s < (2.5 if kind == "nginx" else 1.5), slowest_s
     finally:
         await stop_all(clients + newcomers)
 

@@ -24,6 +24,19 @@ def lands(cluster, balancer, room, **how):
     return wire, node_that_has(cluster, room)
 
 
+def upgrade_request(path):
+    """A request for an upgrade that may be refused."""
+    lines = (
+        f"GET {path} HTTP/1.1",
+        "Host: x",
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+    )
+    return "\r\n".join(lines).encode() + b"\r\n\r\n"
+
+
 @both
 def test_an_address_comes_back_to_its_node_and_many_addresses_to_all(kind, cluster, balance):
     balancer = balance(kind, cluster, "address")
@@ -139,10 +152,7 @@ def test_where_no_node_is_left_the_answer_is_a_503(kind, cluster, balance):
 
     def refused():
         with balancer.wire() as wire:
-            wire.send(
-                b"GET /rooms/lobby HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-            )
+            wire.send(upgrade_request("/rooms/lobby"))
             return wire.read_response()
 
     for _ in range(4):
@@ -212,3 +222,57 @@ def test_haproxy_asks_every_node_for_its_health_once_an_interval(cluster, balanc
     servers = balancer.servers("nodes")
     assert {row["check_status"] for row in servers.values()} == {"L7OK"}
     assert {row["check_code"] for row in servers.values()} == {"200"}
+
+
+# --- rooms, where no backplane joins the nodes --------------------------------------------------------------------------
+
+
+@both
+def test_a_room_whose_node_was_away_is_in_two_parts_until_who_moved_leaves(kind, cluster, balance):
+    """What docs/DEPLOYING.md warns of, so that the warning goes when it is no longer true."""
+    balancer = balance(kind, cluster, "room")
+    first = balancer.join("kept")
+    home = node_that_has(cluster, "kept")
+    cluster[home].process.kill()
+    cluster[home].wait()
+    assert first.read_close(5).code is None
+    moved = balancer.join("kept")
+    away = node_that_has(cluster, "kept")
+    cluster[home].again()
+
+    def back():
+        with balancer.join("kept"):
+            return members(cluster[home], "kept")
+
+    eventually(back, "new members come home", timeout_s=20, every_s=0.2)
+    with balancer.join("kept") as new:
+        assert members(cluster[home], "kept") == 1 and members(cluster[away], "kept") == 1
+        moved.send_text("who hears me?")
+        assert moved.read_text() == "who hears me?"
+        assert new.silent(0.5)
+    moved.cut()
+
+
+def test_nginx_keeps_a_room_in_one_piece_where_it_may_be_away_meanwhile(cluster, balance):
+    """The other choice in docs/DEPLOYING.md: nobody is sent to another node, so nobody is parted."""
+    balancer = balance(
+        "nginx",
+        cluster,
+        "room",
+        server={
+            "proxy_next_upstream error timeout http_503;\n        proxy_next_upstream_tries 3;\n        proxy_next_upstream_timeout 6s;": "proxy_next_upstream off;"
+        },
+        upstream={"max_fails=2 fail_timeout=5s": "max_fails=0"},
+    )
+    with balancer.join("kept"):
+        home = node_that_has(cluster, "kept")
+    cluster[home].process.kill()
+    cluster[home].wait()
+    for _ in range(3):
+        with balancer.wire() as wire:
+            wire.send(upgrade_request("/rooms/kept"))
+            answer = wire.read_response()
+            assert (answer.status, answer.headers["retry-after"]) == (503, "2")
+    cluster[home].again()
+    with balancer.join("kept"):
+        assert node_that_has(cluster, "kept") == home
