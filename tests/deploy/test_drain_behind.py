@@ -7,7 +7,9 @@ import shlex
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
+from pathlib import Path
 
 import pytest
 from balancers.cluster import Cluster, members
@@ -301,6 +303,14 @@ def test_a_rolling_restart_stops_at_the_first_failure_and_says_what_puts_the_nod
     assert "set server nodes/node-1 state ready" in outcome.stderr
     balancer.ask("set server nodes/node-1 state ready")
     eventually(lambda: len(balancer.up()) == 3, "the node is back")
+
+
+def test_the_script_is_without_a_complaint_of_shellcheck():
+    shellcheck = Path(sysconfig.get_path("scripts")) / "shellcheck"
+    if not shellcheck.exists():
+        pytest.skip("shellcheck is not installed")
+    outcome = subprocess.run([shellcheck, DEPLOY / "haproxy/rolling-restart.sh"], capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0, outcome.stdout
 
 
 def test_a_rolling_restart_used_wrongly_says_how_it_is_used(cluster, balance):

@@ -2,8 +2,9 @@
 
 import re
 
+from balancers.process import Keeping
 from balancers.render import DEPLOY, REPOSITORY
-from harness import Server, http_get
+from harness import Server
 from settings import keys
 
 PAGE = (REPOSITORY / "docs/DEPLOYING.md").read_text()
@@ -47,4 +48,5 @@ def test_what_the_server_does_not_read_it_does_not_read(tmp_path):
         with server.wire() as wire:
             wire.send(b"PROXY TCP4 192.0.2.1 192.0.2.2 4000 8080\r\nGET /health HTTP/1.1\r\nHost: x\r\n\r\n")
             assert wire.read_response().status == 400
-        assert "set-cookie" not in http_get(server.address, "/health").headers
+        with Keeping(server.address) as wire:
+            assert wire.upgrade("/rooms/lobby").cookie is None

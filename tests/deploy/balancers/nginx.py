@@ -23,7 +23,8 @@ class Nginx(Balancer):
         main = render(
             main,
             {
-                "worker_rlimit_nofile 262144;": "daemon off;",
+                "user www-data;": "daemon off;",
+                "worker_rlimit_nofile 262144;": "",
                 "worker_processes auto;": "worker_processes 2;",
                 "worker_connections 65536;": "worker_connections 4096;",
                 "/run/nginx.pid": f"{logs}/nginx.pid",
