@@ -122,7 +122,7 @@ deploy() {
     need_python
     "$PYTHON" -m pip install -q --disable-pip-version-check -r tests/deploy/requirements.txt || return
     deploy_tools
-    build && "$PYTHON" -m pytest -c tests/deploy/pytest.ini tests/deploy
+    build && cargo build --locked -p throng-load && "$PYTHON" -m pytest -c tests/deploy/pytest.ini tests/deploy
 }
 
 # The Autobahn suite is Python 2 code. It gets an environment of its own; sets THRONG_WSTEST.

@@ -16,6 +16,7 @@ from balancers.cluster import Cluster, members
 from balancers.render import DEPLOY
 from conftest import need
 from harness import eventually
+from harness.server import binary
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
@@ -124,6 +125,36 @@ async def test_clients_of_a_node_that_stops_are_told_and_nobody_is_refused(kind,
         assert slowest_s < (2.5 if kind == "nginx" else 1.5), slowest_s
     finally:
         await stop_all(clients + newcomers)
+
+
+@both
+@pytest.mark.parametrize("back", (False, True), ids=("closed", "come-back"))
+def test_the_load_generator_counts_nothing_wrong_when_a_node_stops_behind_a_balancer(kind, back, draining, balance, tmp_path):
+    """Three hundred members of sixty rooms with traffic on, and a third of the rooms has to go."""
+    generator = Path(binary()).with_name("throng-load")
+    if not generator.exists():
+        pytest.skip("throng-load is not built: cargo build -p throng-load")
+    balancer = balance(kind, draining, "room")
+    report = tmp_path / "report.json"
+    target = balancer.url("").removesuffix("/")
+    command = [generator, "drain", "--target", target, "--stop-pid", str(draining[0].process.pid), "--json", report]
+    command += ["--rooms", "60", "--members", "5", "--rate", "5", "--quiet", *(["--come-back"] if back else [])]
+    outcome = subprocess.run(command, capture_output=True, text=True, timeout=80, check=False)
+    assert draining[0].wait() == 0
+    figures = json.loads(report.read_text())["figures"]
+    assert 0 < figures["closed_by_server"] < 300, figures
+    assert figures["closed_with_1012"] == figures["advised_to_reconnect"] == figures["closed_by_server"]
+    assert figures["never_closed"] == 300 - figures["closed_by_server"]
+    assert figures["connections_failed"] == figures["connections_lost"] == 0
+    assert figures["duplicated"] == figures["reordered"] == figures["corrupted"] == figures["misrouted"] == 0
+    if back:
+        # What is published while a member is on its way is not for it, so a loss is no fault here.
+        assert figures["open_at_the_end"] == 300
+        assert figures["back_on_target_0"] == figures["closed_by_server"], "everybody is back, at the first try"
+        assert figures["back_max_ms"] < 2 * 300 + 1500, "and not later than told, a moment for the handshake aside"
+    else:
+        assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+        assert figures["lost"] == 0
 
 
 def test_haproxy_sends_nobody_new_to_a_node_that_says_503(draining, balance):
