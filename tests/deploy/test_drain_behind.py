@@ -217,6 +217,31 @@ def test_nginx_takes_a_node_out_at_a_reload_and_its_clients_stay(cluster, balanc
     assert cluster[0].wait() == 0
 
 
+def test_a_reload_of_haproxy_keeps_every_connection_and_refuses_nobody(cluster, balance):
+    balancer = balance("haproxy", cluster, "cookie")
+    wires = [balancer.join(f"old-{index}") for index in range(9)]
+    before = balancer.ask("show info")
+    balancer.process.send_signal(signal.SIGUSR2)
+
+    def reloaded():
+        balancer.join("new").cut()
+        try:
+            return worker(balancer.ask("show info")) != worker(before)
+        except OSError:
+            return False
+
+    eventually(reloaded, "another process answers", every_s=0.1)
+    for index, wire in enumerate(wires):
+        wire.send_text(f"still here {index}")
+        assert wire.read_text() == f"still here {index}"
+        wire.cut()
+
+
+def worker(info):
+    """The process number in HAProxy's `show info`."""
+    return next(line for line in info.splitlines() if line.startswith("Pid:"))
+
+
 def restart_command(cluster, directory):
     """A command that restarts the node of `$NODE` and returns when the old process has ended: what systemctl does."""
     script = directory / "restart.py"

@@ -1,7 +1,9 @@
 """Who comes back comes to the same node; who cannot comes to another, and both balancers say so in the same way."""
 
+import contextlib
 import json
 import signal
+import time
 
 import pytest
 from balancers.cluster import members
@@ -212,6 +214,33 @@ def test_health_through_the_balancer_is_a_nodes(kind, cluster, balance):
     balancer = balance(kind, cluster, "cookie")
     answer = balancer.get("/health")
     assert (answer.status, json.loads(answer.body)) == (200, {"status": "ok"})
+
+
+@contextlib.contextmanager
+def stopped(process):
+    """Holds a process still as a whole: its kernel side goes on taking connections."""
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+def test_haproxy_finds_a_node_that_is_frozen_and_who_asked_it_meanwhile_is_let_in_elsewhere(cluster, balance):
+    balancer = balance("haproxy", cluster, "room", replacements={"timeout server 5s": "timeout server 1s"})
+    wire, home = lands(cluster, balancer, "frozen")
+    wire.cut()
+    cluster[home].await_open(0)
+    with stopped(cluster[home].process):
+        began = time.monotonic()
+        with balancer.join("frozen"):
+            assert time.monotonic() - began < 5, "one timeout, and another node"
+        others = {f"node-{index + 1}" for index in range(3) if index != home}
+        eventually(lambda: balancer.up() == others, "the checks have found it", timeout_s=8)
+        began = time.monotonic()
+        with balancer.join("frozen"):
+            assert time.monotonic() - began < 0.9, "and nobody asks it any more"
+    eventually(lambda: len(balancer.up()) == 3, "it is back", timeout_s=8)
 
 
 def test_haproxy_asks_every_node_for_its_health_once_an_interval(cluster, balance):

@@ -18,6 +18,7 @@ SHORT = {
         "replacements": {
             "timeout client 30s": "timeout client 1s",
             "timeout server 30s": "timeout server 1s",
+            "timeout server 5s": "timeout server 1s",
             "timeout tunnel 90s": "timeout tunnel 2s",
         }
     },

@@ -35,7 +35,7 @@ class Haproxy(Balancer):
         text = render(text, {"# Never used for traffic": f"    default_backend {self.backend}\n\n# Never used for traffic"})
         self.config = directory / "haproxy.cfg"
         self.config.write_text(text)
-        self.start([tool("haproxy"), "-db", "-f", str(self.config)])
+        self.start([tool("haproxy"), "-W", "-db", "-f", str(self.config)])
         eventually(lambda: len(self.up()) == len(nodes), "every node is up")
 
     def ask(self, command):
