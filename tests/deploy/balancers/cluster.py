@@ -13,12 +13,8 @@ reconnect_after_ms = 200
 class Node(Server):
     """A node that comes back on the ports that it had."""
 
-    def restart(self):
-        """Stops it, awaits its end, starts it anew."""
-        assert self.stop() == 0, self.log()
-        return self.again()
-
     def again(self):
+        """Starts it anew after its end."""
         self.stopped = False
         return self.start()
 
@@ -45,13 +41,6 @@ class Cluster:
 
     def __getitem__(self, index):
         return self.nodes[index]
-
-    def node_of(self, wire):
-        """Index of the node that holds the member's connection: the one where a room of its own name has members."""
-        room = wire.room
-        holders = [index for index, node in enumerate(self.nodes) if node.process.poll() is None and members(node, room)]
-        assert len(holders) == 1, f"{room} has members on nodes {holders}"
-        return holders[0]
 
     def open_counts(self):
         """Upgraded connections of each node; `None` for one that is not there."""

@@ -61,6 +61,3 @@ class Nginx(Balancer):
     def log(self):
         path = self.directory / "throng-error.log"
         return super().log() + (path.read_text(errors="replace") if path.exists() else "")
-
-    def access_log(self):
-        return (self.directory / "throng.log").read_text()
