@@ -3,7 +3,7 @@
 #
 #   scripts/test.sh              everything (under 20 minutes on two cores, once dependencies are built)
 #   scripts/test.sh fast         what to run before a commit: fmt lint licences unit doctest e2e-fast
-#   scripts/test.sh STEP...      just these: fmt lint docs licences msrv unit doctest sweep e2e e2e-fast conformance fuzz
+#   scripts/test.sh STEP...      just these: fmt lint docs licences msrv unit doctest sweep e2e e2e-fast deploy conformance fuzz
 #
 # Exit status: 0 when everything that could run passed; 1 when a step failed. A step that lacks a tool which cannot be
 # installed here is skipped, loudly, and listed again at the end; THRONG_STRICT=1 makes a skip a failure.
@@ -19,7 +19,7 @@ cd "$(dirname "$0")/.." || exit 1
 
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto}
 FUZZ_S=${THRONG_FUZZ_S:-10}
-ALL=(fmt lint docs licences msrv unit doctest sweep e2e conformance fuzz)
+ALL=(fmt lint docs licences msrv unit doctest sweep e2e deploy conformance fuzz)
 FAST=(fmt lint licences unit doctest e2e-fast)
 
 PASSED=() FAILED=() SKIPPED=()
@@ -98,6 +98,33 @@ e2e_fast() {
     build && "$PYTHON" -m pytest tests/e2e/test_rooms.py tests/e2e/test_frames.py tests/e2e/test_handshake.py
 }
 
+# What stands around the server: balancers, the unit, the image, manifests, alerts (docs/DEPLOYING.md). Debian starts what
+# it installs where systemd runs, so there a person decides; a container has nothing that would start it.
+deploy_tools() {
+    local name missing=()
+    for name in nginx haproxy socat promtool systemd-analyze strace; do
+        PATH=$PATH:/usr/sbin have "$name" || missing+=("$name")
+    done
+    missing=("${missing[@]/promtool/prometheus}")
+    missing=("${missing[@]/systemd-analyze/systemd}")
+    [ ${#missing[@]} = 0 ] && return
+    if [ -d /run/systemd/system ]; then
+        note "please install (their services need not run): ${missing[*]}"
+    else
+        RUNLEVEL=1 packages "${missing[@]}" || true
+    fi
+    for name in nginx haproxy socat promtool systemd-analyze; do
+        PATH=$PATH:/usr/sbin have "$name" || note "no $name: its tests will be skipped"
+    done
+}
+
+deploy() {
+    need_python
+    "$PYTHON" -m pip install -q --disable-pip-version-check -r tests/deploy/requirements.txt || return
+    deploy_tools
+    build && cargo build --locked -p throng-load && "$PYTHON" -m pytest -c tests/deploy/pytest.ini tests/deploy
+}
+
 # The Autobahn suite is Python 2 code. It gets an environment of its own; sets THRONG_WSTEST.
 autobahn() {
     local venv="$REPOSITORY/.venv-autobahn" python2=
@@ -147,7 +174,7 @@ fuzz() {
 run_step() {
     local name=$1 began outcome=0
     case $name in
-        fmt | lint | docs | licences | msrv | unit | doctest | sweep | e2e | e2e-fast | conformance | fuzz) ;;
+        fmt | lint | docs | licences | msrv | unit | doctest | sweep | e2e | e2e-fast | deploy | conformance | fuzz) ;;
         *) fail "there is no step $name: ${ALL[*]} e2e-fast" ;;
     esac
     began=$SECONDS
