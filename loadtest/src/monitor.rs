@@ -9,7 +9,7 @@ use hdrhistogram::Histogram;
 
 use crate::client::{Seen, Shared, lock};
 use crate::clock::now_ns;
-use crate::histogram;
+use crate::histogram::{self, Packed};
 use crate::meter::client_threads;
 use crate::progress::{Progress, Snapshot};
 use crate::report::{
@@ -201,7 +201,7 @@ impl Watch {
             self.timeline.intervals.push(Interval {
                 from_ms: from_ms(self.point_at_ns),
                 length_ms: length_ns / 1_000_000,
-                histogram: latency,
+                histogram: Packed::new(&latency),
             });
             if self.timeline.intervals.len() >= 2 * INTERVAL_COUNT_MAX {
                 self.timeline.coarsen(INTERVAL_COUNT_MAX);

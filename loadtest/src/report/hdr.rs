@@ -24,7 +24,7 @@ pub fn write(intervals: &[Interval], began_at: SystemTime, writer: impl Write) -
         .begin_log_with(&mut writer, &mut serializer)?;
     for interval in intervals {
         log.write_histogram(
-            &interval.histogram,
+            &interval.histogram.unpack(),
             Duration::from_millis(interval.from_ms),
             Duration::from_millis(interval.length_ms),
             None,
@@ -46,6 +46,7 @@ mod tests {
     use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
 
     use super::*;
+    use crate::histogram::Packed;
     use crate::report::latency_histogram;
 
     #[test]
@@ -57,7 +58,7 @@ mod tests {
                 Interval {
                     from_ms: second * 1000,
                     length_ms: 1000,
-                    histogram,
+                    histogram: Packed::new(&histogram),
                 }
             })
             .collect();
@@ -80,7 +81,7 @@ mod tests {
                     found.push(Interval {
                         from_ms: line.start_timestamp().as_millis() as u64,
                         length_ms: line.duration().as_millis() as u64,
-                        histogram,
+                        histogram: Packed::new(&histogram),
                     });
                 }
             }

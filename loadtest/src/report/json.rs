@@ -155,6 +155,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::histogram::Packed;
     use crate::report::Report;
     use crate::report::latency_histogram;
     use crate::report::timeline::{Interval, Percentiles, Phase, Point, ServerPoint};
@@ -190,7 +191,7 @@ mod tests {
             intervals: vec![Interval {
                 from_ms: 0,
                 length_ms: 1000,
-                histogram,
+                histogram: Packed::new(&histogram),
             }],
         });
         report

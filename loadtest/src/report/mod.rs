@@ -36,7 +36,7 @@ use json::{Document, Latency};
 /// The longest latency that a histogram tells apart, nanoseconds: ten minutes.
 const LATENCY_MAX_NS: u64 = 600_000_000_000;
 
-/// Intervals that a report keeps at most: 100 MiB of histograms, a megabyte or two in a file.
+/// Intervals that a report keeps at most: a megabyte or two, in memory as in a file.
 pub const INTERVAL_COUNT_MAX: usize = 600;
 
 /// A latency histogram: nanoseconds, 1 µs to 10 minutes, three significant digits.

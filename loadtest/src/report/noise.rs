@@ -135,8 +135,10 @@ fn latency_error_share(document: &Document, name: &str) -> Option<(f64, f64)> {
         _ => return None,
     };
     let intervals = document.timeline.intervals_of(MEASURE);
-    let histograms: Vec<_> = intervals.map(|interval| &interval.histogram).collect();
-    jackknife_error_share(&histograms, of)
+    let histograms: Vec<_> = intervals
+        .map(|interval| interval.histogram.unpack())
+        .collect();
+    jackknife_error_share(&histograms.iter().collect::<Vec<_>>(), of)
 }
 
 /// The standard error of what `of` tells of all `histograms` together, as a share of it, and its degrees of freedom.

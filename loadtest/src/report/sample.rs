@@ -7,6 +7,7 @@ use super::timeline::MEASURE;
 use super::{
     Interval, Percentiles, Phase, Point, Report, ServerPoint, Timeline, latency_histogram,
 };
+use crate::histogram::Packed;
 
 /// A number from 0 to 1 that looks random: splitmix64 of `seed`.
 pub fn noise(seed: u64) -> f64 {
@@ -72,7 +73,7 @@ pub fn sample(seconds: u64) -> Document {
             timeline.intervals.push(Interval {
                 from_ms: second * 1000 - 1000,
                 length_ms: 1000,
-                histogram: latency,
+                histogram: Packed::new(&latency),
             });
         }
     }

@@ -5,7 +5,7 @@
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-use crate::histogram;
+use crate::histogram::Packed;
 
 /// The phase whose seconds a report's figures are about.
 pub const MEASURE: &str = "measure";
@@ -109,8 +109,7 @@ pub struct ServerPoint {
     pub connections: Option<u64>,
 }
 
-/// The latency of one interval. A histogram of [`latency_histogram`](super::latency_histogram)'s bounds takes 170 KiB in
-/// memory and some hundred bytes in a file: see [`Timeline::coarsen`].
+/// The latency of one interval.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
     /// When it begins.
@@ -118,8 +117,7 @@ pub struct Interval {
     /// How long it is.
     pub length_ms: u64,
     /// Nanoseconds, three significant digits.
-    #[serde(with = "histogram")]
-    pub histogram: Histogram<u64>,
+    pub histogram: Packed,
 }
 
 impl Timeline {
@@ -161,7 +159,7 @@ impl Timeline {
                 match joined.last_mut() {
                     Some(last) if !is_pair && self.is_one_stretch(last, &interval) => {
                         last.length_ms = interval.from_ms + interval.length_ms - last.from_ms;
-                        last.histogram += &interval.histogram;
+                        last.histogram.add(&interval.histogram);
                         is_pair = true;
                     }
                     _ => {
@@ -177,15 +175,8 @@ impl Timeline {
         }
     }
 
-    /// Whether `later` follows `earlier` without a hole, in the same phase, in a histogram of the same bounds.
+    /// Whether `later` follows `earlier` without a hole, in the same phase.
     fn is_one_stretch(&self, earlier: &Interval, later: &Interval) -> bool {
-        let bounds = |interval: &Interval| {
-            (
-                interval.histogram.low(),
-                interval.histogram.high(),
-                interval.histogram.sigfig(),
-            )
-        };
         let (from_ms, to_ms) = (
             earlier.from_ms,
             later.from_ms.saturating_add(later.length_ms),
@@ -193,9 +184,7 @@ impl Timeline {
         let hole_ms = later
             .from_ms
             .abs_diff(earlier.from_ms.saturating_add(earlier.length_ms));
-        hole_ms <= SLACK_MS
-            && self.phase_of(from_ms, to_ms).is_some()
-            && bounds(earlier) == bounds(later)
+        hole_ms <= SLACK_MS && self.phase_of(from_ms, to_ms).is_some()
     }
 
     /// The phase that a stretch lies in; none when it spans two.
@@ -242,7 +231,7 @@ mod tests {
         let interval = |from_ms, length_ms| Interval {
             from_ms,
             length_ms,
-            histogram: latency_histogram(),
+            histogram: Packed::new(&latency_histogram()),
         };
         let timed = Timeline {
             intervals: vec![
@@ -272,7 +261,7 @@ mod tests {
             Interval {
                 from_ms: second * 1000,
                 length_ms: 1000,
-                histogram,
+                histogram: Packed::new(&histogram),
             }
         };
         let phase = |name: &str, from_ms| Phase {
@@ -312,7 +301,7 @@ mod tests {
         let counts: Vec<u64> = timeline
             .intervals
             .iter()
-            .map(|interval| interval.histogram.len())
+            .map(|interval| interval.histogram.unpack().len())
             .collect();
         assert_eq!(counts, [30, 80, 20]);
         assert_eq!(timeline.intervals_of(MEASURE).count(), 2);

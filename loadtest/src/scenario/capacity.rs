@@ -102,7 +102,7 @@ enum Cut {
     Time,
     /// Somebody interrupted it.
     Interrupted,
-    /// The target cannot be used any more.
+    /// The target cannot be used any more, or a generator has left.
     Gone(String),
 }
 
@@ -442,7 +442,7 @@ impl Arguments {
                 "the time limit was met before the answer was as exact as it should be; see --time-limit",
             ),
             Some(Cut::Gone(why)) => report.fault(format!(
-                "the server could not be used any more after {}: {why}",
+                "the search could not go on after {}: {why}",
                 worst.as_ref().map_or("the last trial".into(), |worst| self.show(worst.value))
             )),
             None => {}

@@ -110,7 +110,7 @@ fn a_server_that_is_gone_ends_the_search_and_what_held_before_is_told() {
     let Err(Failure::Broken(text)) = report.verdict() else {
         panic!("{}", report.text())
     };
-    assert!(text.contains("could not be used any more"), "{text}");
+    assert!(text.contains("could not go on"), "{text}");
     assert!(figure(&report, "capacity") >= 2.0, "{}", report.text());
 }
 

@@ -15,7 +15,6 @@ use super::members::Members;
 use super::stage::{Extent, Play, Stage, perform};
 use super::traffic::{Traffic, seconds};
 use crate::client::{Seen, Share};
-use crate::clock::now_ns;
 use crate::failure::Failure;
 use crate::meter::Meter;
 use crate::monitor::Goal;
@@ -125,7 +124,8 @@ struct Look {
 }
 
 impl Look {
-    fn now(stage: &Stage) -> Result<Self, Failure> {
+    fn now(stage: &mut Stage) -> Result<Self, Failure> {
+        stage.crew.catch_up();
         Ok(Self {
             seen: stage.crew.seen(),
             meter: stage.look()?,
@@ -418,7 +418,7 @@ impl Play for Arguments {
         let after = stage.meter().ok();
         if books.watch.count() < self.window_count() {
             // It ends here: no more is published, so that what is on its way is not taken for lost.
-            let end_ns = now_ns() + stage.crew.lead.as_nanos() as u64;
+            let end_ns = stage.crew.soon_ns();
             stage.crew.order(|orders| {
                 if let Some(timetable) = &mut orders.timetable {
                     timetable.measure_to_ns = timetable.measure_to_ns.min(end_ns);
@@ -429,6 +429,7 @@ impl Play for Arguments {
         }
         stage.phase("settle");
         std::thread::sleep(stage.crew.lead + Duration::from_millis(30)); // until the last is published
+        stage.crew.catch_up();
         stage.settle(self.members);
         let published = stage.crew.seen().published;
         let (outcome, tally) = stage.finish()?;

@@ -98,16 +98,25 @@ fn a_loss_that_is_allowed_is_told_and_no_fault() {
     assert_eq!(figure(&report, "lost"), 1.0);
 }
 
-#[test]
-fn a_server_that_gets_slower_ends_the_run_with_the_second_slow_window() {
+/// A run whose server gets slower in the middle.
+fn slowed_down() -> Report {
     let address = broadcast(|member, number, frame| {
         if member == 0 && number >= 25 {
             thread::sleep(Duration::from_millis(150));
         }
         frame.to_vec()
     });
-    let line = format!("{SHORT} --members 2 --rate 5 --duration 60 --latency-slack 50ms");
-    let report = run(address, &line);
+    let line = format!("{SHORT} --members 2 --rate 5 --duration 20 --latency-slack 50ms");
+    run(address, &line)
+}
+
+#[test]
+fn a_server_that_gets_slower_ends_the_run_with_the_second_slow_window() {
+    // A baseline of ten messages that others disturbed is no baseline: then the run is made again.
+    let mut reports = (0..3).map(|_| slowed_down());
+    let report = reports
+        .find(|report| figure(report, "window_p99_baseline_ms") < 50.0)
+        .expect("others had the processors in three runs");
     let (number, text) = drift(&report);
     // 2.5 were published in the warm-up, then five a window: the 26th is due in the fifth. Latencies come by the
     // second, from the workers and then from the monitor: up to two windows later.

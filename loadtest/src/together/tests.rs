@@ -566,3 +566,47 @@ fn the_clock_of_another_machine_is_set_and_what_that_is_worth_is_said() {
         "this clock is as it was"
     );
 }
+
+/// A search or a scenario as the coordinator, at `address`.
+fn coordinate_task(server: SocketAddr, address: SocketAddr, text: &str) -> Report {
+    #[derive(Parser)]
+    struct Line {
+        #[command(subcommand)]
+        task: Task,
+    }
+    let (name, flags) = text.split_once(' ').unwrap();
+    let line = format!(
+        "throng-load {name} --target ws://{server} --quiet --coordinator {address} {flags}"
+    );
+    let line =
+        Line::try_parse_from(line.split_whitespace()).unwrap_or_else(|error| panic!("{error}"));
+    measure(&line.task).unwrap()
+}
+
+#[test]
+fn a_search_and_a_soak_are_run_by_two_generators_as_by_one() {
+    let server = Running::start("--connections-max 60");
+    let address = free_address();
+    let other = joiner(address, "");
+    let search =
+        "capacity --raise connections --from 20 --to 500 --hold 0 --rest 0.2 --precision 0.04";
+    let report = coordinate_task(server.address, address, search);
+    other.join().unwrap().unwrap();
+    assert_eq!(report.verdict(), Ok(()), "{}", report.text());
+    let found = figure(&report, "capacity");
+    assert!((57.0..=60.0).contains(&found), "{}", report.text());
+    assert_eq!(figure(&report, "generators"), 2.0);
+
+    let server = Running::start("");
+    let address = free_address();
+    let other = joiner(address, "");
+    let soak = "soak --members 6 --rate 20 --size 64 --churning 4 --churn-every 0.5 --warm-up 0.2 --duration 4 --window 1 \
+                --settle 2 --latency-slack 2s";
+    let report = coordinate_task(server.address, address, soak);
+    other.join().unwrap().unwrap();
+    assert_eq!(report.verdict(), Ok(()), "{}", report.text());
+    let published = figure(&report, "published");
+    assert_eq!(figure(&report, "delivered"), published * 6.0);
+    assert!(figure(&report, "churned") > 4.0);
+    assert_eq!(figure(&report, "generators"), 2.0);
+}
