@@ -268,7 +268,7 @@ def test_the_time_limit_ends_a_run_and_says_so(server, run):
     ).assert_code(1)
     assert "--time-limit (1 s)" in result.faults[0]
     assert result["lost"] == 0 and result["delivered"] == result["published"] * 5 > 0
-    assert 0.5 <= result["deliveries_per_s"] / (50 * 5) <= 1.2, "over the seconds that were measured, not the 60"
+    assert 0.3 <= result["deliveries_per_s"] / (50 * 5) <= 2, "over the seconds that were measured, not the 60"
 
 
 # --- interrupted ------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ def test_two_generators_report_as_one(server, tmp_path):
     assert result["upgraded"] == 30
     assert result["delivered"] == result["published"] * 10
     assert server.metric("throng_deliveries_total") - before == result["delivered"]
-    assert abs(result["deliveries_per_s"] - 3 * 2 * 40 * 10) <= 240
+    assert 0.5 * 3 * 2 * 40 * 10 <= result["deliveries_per_s"] <= result["delivered"]
     assert any("second" in name for name in result.figures) or any("second" in note for note in result.notes), result
 
 
