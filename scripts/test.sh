@@ -3,7 +3,7 @@
 #
 #   scripts/test.sh              everything (under 20 minutes on two cores, once dependencies are built)
 #   scripts/test.sh fast         what to run before a commit: fmt lint licences unit doctest e2e-fast
-#   scripts/test.sh STEP...      just these: fmt lint docs licences msrv unit doctest sweep e2e e2e-fast deploy conformance fuzz
+#   scripts/test.sh STEP...      just these: fmt lint docs licences msrv unit doctest sweep e2e e2e-fast deploy million conformance fuzz
 #
 # Exit status: 0 when everything that could run passed; 1 when a step failed. A step that lacks a tool which cannot be
 # installed here is skipped, loudly, and listed again at the end; THRONG_STRICT=1 makes a skip a failure.
@@ -19,7 +19,7 @@ cd "$(dirname "$0")/.." || exit 1
 
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto}
 FUZZ_S=${THRONG_FUZZ_S:-10}
-ALL=(fmt lint docs licences msrv unit doctest sweep e2e deploy conformance fuzz)
+ALL=(fmt lint docs licences msrv unit doctest sweep e2e deploy million conformance fuzz)
 FAST=(fmt lint licences unit doctest e2e-fast)
 
 PASSED=() FAILED=() SKIPPED=()
@@ -125,6 +125,9 @@ deploy() {
     build && cargo build --locked -p throng-load && "$PYTHON" -m pytest -c tests/deploy/pytest.ini tests/deploy
 }
 
+# The script that shows a million connections: its plan and its verdict, without the virtual machine.
+million() { tests/million/check.sh; }
+
 # The Autobahn suite is Python 2 code. It gets an environment of its own; sets THRONG_WSTEST.
 autobahn() {
     local venv="$REPOSITORY/.venv-autobahn" python2=
@@ -174,7 +177,7 @@ fuzz() {
 run_step() {
     local name=$1 began outcome=0
     case $name in
-        fmt | lint | docs | licences | msrv | unit | doctest | sweep | e2e | e2e-fast | deploy | conformance | fuzz) ;;
+        fmt | lint | docs | licences | msrv | unit | doctest | sweep | e2e | e2e-fast | deploy | million | conformance | fuzz) ;;
         *) fail "there is no step $name: ${ALL[*]} e2e-fast" ;;
     esac
     began=$SECONDS
