@@ -113,7 +113,7 @@ THREADS=$(at_least "$THREADS" 2)
 # plan SPEED: what a machine of that kind does in a second, all of it on the safe side, and the times that follow.
 plan() {
     case $1 in
-        emulated) CONNECTS_PER_S=1500 PINGS_PER_S=2000 CASTS_PER_S=5000 CLOSES_PER_S=1200 SAMPLE_S=$((2 + N / 200000)) STALL_S=180 PATIENCE_S=60 PONG_S=400 ;;
+        emulated) CONNECTS_PER_S=1500 PINGS_PER_S=2000 CASTS_PER_S=5000 CLOSES_PER_S=1200 SAMPLE_S=$((2 + N / 200000)) STALL_S=180 PATIENCE_S=60 PONG_S=$((60 + N / 3000)) ;;
         real) CONNECTS_PER_S=10000 PINGS_PER_S=20000 CASTS_PER_S=50000 CLOSES_PER_S=5000 SAMPLE_S=1 STALL_S=60 PATIENCE_S=20 PONG_S=10 ;;
     esac
     RAMP_S=$((N / CONNECTS_PER_S + 5))
