@@ -3,9 +3,10 @@
 use crate::limits::{CONNECTION_IDLE_BYTES_MAX, SHARD_CONNECTION_COUNT_MAX};
 use crate::runtime::ring::Descriptors;
 
-/// Kernel memory of an idle accepted socket with a receive armed: the TCP socket with its inode, dentry and file
-/// (3.8 KB of slabs, measured on Linux 6.18), and the request that waits on it (0.35 KB), rounded up.
-pub const SOCKET_KERNEL_BYTES: u64 = 4_400;
+/// Kernel memory of an idle accepted socket with a receive armed: the TCP socket with its inode, dentry and file, and the
+/// request that waits on it with its poll. Half of what slabs grow by for both ends of a connection (4.78 KB on Linux
+/// 6.12, 4.81 and 4.87 KB on 6.18; docs/MILLION.md, docs/SPECIFICATION.md), rounded up.
+pub const SOCKET_KERNEL_BYTES: u64 = 4_900;
 /// A slot of a direct descriptor table with its bit and node, and our entry beside it.
 pub const FILE_SLOT_BYTES: u64 = 24;
 /// All of an idle connection, the kernel's part included.
