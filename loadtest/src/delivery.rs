@@ -41,6 +41,8 @@ pub struct Counts {
     pub misrouted: u64,
     /// Skipped, as the server told (`gap` notices).
     pub lost_as_told: u64,
+    /// Pairs of a member that came back and a publisher of which it has heard nothing since, though messages were due.
+    pub silent_after_return: u64,
 }
 
 impl Deliveries {
@@ -62,7 +64,7 @@ impl Deliveries {
         let index = member as usize * self.publishers_per_room as usize + publisher as usize;
         let next = &mut self.next[index];
         if sequence == *next || *next == SEQUENCE_ANY {
-            *next = sequence + 1;
+            *next = sequence.saturating_add(1);
             self.counts.delivered += 1;
             return true;
         }
@@ -78,7 +80,7 @@ impl Deliveries {
             let skipped: Vec<u32> = (next..sequence).take(room).collect();
             self.missing_count += skipped.len();
             self.missing.entry(index).or_default().extend(skipped);
-            self.next[index] = sequence + 1;
+            self.next[index] = sequence.saturating_add(1);
             self.counts.delivered += 1;
             return true;
         }
@@ -109,7 +111,7 @@ impl Deliveries {
 
     /// The server told a member that it missed `count`.
     pub fn told(&mut self, count: u64) {
-        self.counts.lost_as_told += count;
+        self.counts.lost_as_told = self.counts.lost_as_told.saturating_add(count);
     }
 
     /// `member` was away for a while: what comes next from each publisher is taken as a beginning.
@@ -121,6 +123,17 @@ impl Deliveries {
                 self.missing_count -= missing.len();
             }
         }
+    }
+
+    /// Whether `member` has heard nothing of the `publisher`th publisher of its room since it was forgotten.
+    pub fn is_silent(&self, member: u32, publisher: u32) -> bool {
+        let index = member as usize * self.publishers_per_room as usize + publisher as usize;
+        self.next[index] == SEQUENCE_ANY
+    }
+
+    /// Counts a silence after a return.
+    pub fn silent(&mut self) {
+        self.counts.silent_after_return += 1;
     }
 
     /// Counts what never came to `member`, now that the `publisher`th publisher of its room has sent `published`.
@@ -153,7 +166,8 @@ impl Counts {
         self.reordered += other.reordered;
         self.corrupted += other.corrupted;
         self.misrouted += other.misrouted;
-        self.lost_as_told += other.lost_as_told;
+        self.lost_as_told = self.lost_as_told.saturating_add(other.lost_as_told);
+        self.silent_after_return += other.silent_after_return;
     }
 
     /// Adds them to a report: figures, and a fault for each kind that is not zero.
@@ -172,6 +186,14 @@ impl Counts {
             }
         }
         report.count("lost_as_told", self.lost_as_told);
+        if self.silent_after_return > 0 {
+            report.count("silent_after_return", self.silent_after_return);
+            report.note(format!(
+                "{} times a member that came back heard nothing more of a publisher: how much it lost is not known (the publisher \
+                 may have been away, too)",
+                self.silent_after_return
+            ));
+        }
     }
 }
 

@@ -22,6 +22,7 @@ mod size;
 mod stamp;
 mod target;
 mod together;
+mod words;
 
 use std::process::ExitCode;
 

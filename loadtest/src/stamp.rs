@@ -5,12 +5,10 @@
 //! | publisher | sequence | intended time ns | checksum | filler … |   little-endian
 //! ```
 //!
-//! The checksum covers all bytes but its own; a payload of 16 to 19 bytes has none.
+//! The checksum covers all bytes but its own.
 
 /// Bytes of the smallest payload.
-pub const STAMP_BYTES_MIN: usize = 16;
-/// Bytes of the smallest payload that carries a checksum.
-pub const CHECKSUM_END: usize = 20;
+pub const STAMP_BYTES_MIN: usize = 20;
 
 /// Who published what, and when it was due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,14 +30,12 @@ impl Stamp {
         payload[0..4].copy_from_slice(&self.publisher.to_le_bytes());
         payload[4..8].copy_from_slice(&self.sequence.to_le_bytes());
         payload[8..16].copy_from_slice(&self.due_ns.to_le_bytes());
-        if payload.len() >= CHECKSUM_END {
-            let filler = (self.sequence ^ self.publisher.rotate_left(16)).to_le_bytes();
-            let (words, rest) = payload[CHECKSUM_END..].as_chunks_mut::<4>();
-            words.fill(filler);
-            rest.copy_from_slice(&filler[..rest.len()]);
-            let checksum = checksum(payload);
-            payload[16..20].copy_from_slice(&checksum.to_le_bytes());
-        }
+        let filler = (self.sequence ^ self.publisher.rotate_left(16)).to_le_bytes();
+        let (words, rest) = payload[STAMP_BYTES_MIN..].as_chunks_mut::<4>();
+        words.fill(filler);
+        rest.copy_from_slice(&filler[..rest.len()]);
+        let checksum = checksum(payload);
+        payload[16..20].copy_from_slice(&checksum.to_le_bytes());
     }
 
     /// Reads the stamp of `payload`. `None`: it is not what a publisher wrote.
@@ -50,13 +46,8 @@ impl Stamp {
             sequence: u32::from_le_bytes([head[4], head[5], head[6], head[7]]),
             due_ns: u64::from_le_bytes(head[8..16].try_into().ok()?),
         };
-        if payload.len() >= CHECKSUM_END {
-            let carried = u32::from_le_bytes(payload[16..20].try_into().ok()?);
-            if carried != checksum(payload) {
-                return None;
-            }
-        }
-        Some(stamp)
+        let carried = u32::from_le_bytes([head[16], head[17], head[18], head[19]]);
+        (carried == checksum(payload)).then_some(stamp)
     }
 }
 
@@ -65,7 +56,7 @@ fn checksum(payload: &[u8]) -> u32 {
     const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
     let mut sum = payload.len() as u64;
     let mut add = |word: u64| sum = (sum ^ word).wrapping_mul(FACTOR).rotate_left(29);
-    for part in [&payload[..16], &payload[CHECKSUM_END..]] {
+    for part in [&payload[..16], &payload[STAMP_BYTES_MIN..]] {
         let (words, rest) = part.as_chunks::<8>();
         for word in words {
             add(u64::from_le_bytes(*word));
@@ -99,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn every_flipped_bit_is_found_where_a_checksum_fits() {
+    fn every_flipped_bit_is_found() {
         let mut payload = vec![0; 61];
         Stamp {
             publisher: 3,

@@ -54,7 +54,7 @@ def limited(what, count):
         (["--duration", 0], ["--duration", "0.01"]),
         (["--members", 0], ["members"]),
         (["--publishers", 6], ["--publishers 6", "5 members"]),
-        (["--size", 3], ["--size", "16 to 1048576"]),
+        (["--size", 3], ["--size", "20 to 1048576"]),
         (["--size", "many"], ["--size", "128, 64-4096"]),
         (["--threads", 0], ["--threads", "at least 1"]),
         (["--threads", 9], ["9 threads for 5 connections", "--threads"]),

@@ -26,6 +26,8 @@ const TICK: Duration = Duration::from_millis(20);
 const INTERVAL_NS: u64 = 250_000_000;
 /// Bytes that may wait for one connection whose send is in flight.
 const PENDING_BYTES_MAX: usize = 1 << 20;
+/// After a close frame, the server has so long to end the stream.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
 /// After an order to stop, connections that are not closed by then are left to the end of the process.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 /// One worker.
@@ -50,6 +52,8 @@ pub struct Engine<B> {
     again: BinaryHeap<Reverse<(u64, u32)>>,
     /// Handshakes in the order of their beginning: moment, token.
     handshakes: VecDeque<(u64, u32)>,
+    /// Connections that are over but for the end of their stream: when we end it, token, when its connect began.
+    endings: VecDeque<(u64, u32, u64)>,
     reply: Reply,
     posts: Posts,
     member_next: u32,
@@ -88,6 +92,7 @@ impl<B: Behaviour> Engine<B> {
             paused: BinaryHeap::new(),
             again: BinaryHeap::new(),
             handshakes: VecDeque::new(),
+            endings: VecDeque::new(),
             reply: Reply {
                 masks: masks(1),
                 ..Reply::default()
@@ -188,6 +193,16 @@ impl<B: Behaviour> Engine<B> {
                     )
                 });
                 self.handshake_failed(token, Cause::Failed);
+                self.close(token);
+            }
+        }
+        while let Some((until_ns, token, started_ns)) = self.endings.front().copied() {
+            if now < until_ns {
+                break;
+            }
+            self.endings.pop_front();
+            let link = &self.links[token as usize];
+            if link.state == State::Ending && link.started_ns == started_ns {
                 self.close(token);
             }
         }
@@ -297,6 +312,9 @@ impl<B: Behaviour> Engine<B> {
 
     /// An open connection is no longer a member. True: that was to be expected.
     fn lost(&mut self, token: u32, cause: Cause, now: u64) -> bool {
+        let until_ns = now + CLOSE_PATIENCE.as_nanos() as u64;
+        let started_ns = self.links[token as usize].started_ns;
+        self.endings.push_back((until_ns, token, started_ns));
         let link = &mut self.links[token as usize];
         let local = link.local;
         link.state = State::Ending; // so that closing it does not count it again
@@ -511,7 +529,8 @@ impl<B: Behaviour> Engine<B> {
                     let bytes = std::mem::replace(&mut self.reply.bytes, next);
                     self.send(token, bytes);
                 }
-                match self.reply.pause_until_ns.take() {
+                let is_open = self.links[token as usize].state == State::Open;
+                match self.reply.pause_until_ns.take().filter(|_| is_open) {
                     None => {}
                     Some(u64::MAX) => {
                         self.ring.receive_pause(token);

@@ -10,9 +10,12 @@ use throng::protocol::client::ResponseError;
 use super::behaviour::Cause;
 use crate::histogram;
 use crate::report::{Report, latency_histogram};
+use crate::words::in_a_line;
 
 /// Kinds of refusals that are kept in words.
 const REFUSAL_KINDS_MAX: usize = 16;
+/// Characters of the first error.
+const ERROR_CHARS_MAX: usize = 400;
 /// Characters of each.
 const REFUSAL_CHARS_MAX: usize = 160;
 
@@ -27,7 +30,7 @@ pub struct Outcome {
     pub refused: BTreeMap<u16, u64>,
     /// Attempts that failed or were refused (by HTTP status; 0: neither) and were made again.
     pub retried: BTreeMap<u16, u64>,
-    /// Refusals in words (status, and the body's first line), whether or not tried again; the first kinds only.
+    /// Refusals in words (status, and the body's beginning), whether or not tried again; the first kinds only.
     pub refusals: BTreeMap<String, u64>,
     /// Open connections that the server closed, by close code (1006: without a close frame).
     pub closed_by_server: BTreeMap<u16, u64>,
@@ -65,7 +68,7 @@ impl Outcome {
     /// Keeps the first error in words.
     pub fn error(&mut self, text: impl FnOnce() -> String) {
         if self.first_error.is_none() {
-            self.first_error = Some(text());
+            self.first_error = Some(in_a_line(&text(), ERROR_CHARS_MAX));
         }
     }
 
@@ -88,9 +91,7 @@ impl Outcome {
 
     /// Counts a refusal by its words.
     pub fn refusal(&mut self, error: &ResponseError) {
-        let words = error.to_string();
-        let line = words.lines().next().unwrap_or_default();
-        let line: String = line.chars().take(REFUSAL_CHARS_MAX).collect();
+        let line = in_a_line(&error.to_string(), REFUSAL_CHARS_MAX);
         if let Some(count) = self.refusals.get_mut(&line) {
             *count += 1;
         } else if self.refusals.len() < REFUSAL_KINDS_MAX {

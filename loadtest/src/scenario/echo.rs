@@ -101,7 +101,10 @@ impl Echo {
         if stamp.publisher != number {
             return self.deliveries.misrouted();
         }
-        self.received += u64::from(self.deliveries.delivered(local, 0, stamp.sequence));
+        if !self.deliveries.delivered(local, 0, stamp.sequence) {
+            return; // a second copy is no answer
+        }
+        self.received += 1;
         let Some(timetable) = self.timetable else {
             return;
         };

@@ -32,6 +32,10 @@ struct Away {
     attempt: u32,
 }
 
+/// The longest that a client waits for, if a server advises it to.
+const ADVICE_MS_MAX: u64 = 3_600_000;
+/// After a return, a message that is due may take so long before its absence counts as silence.
+const SILENCE_NS: u64 = 1_000_000_000;
 const OPEN: u8 = 1;
 const WAS_OPEN: u8 = 2;
 /// How long a slow member that was cut off stays away, if it comes back.
@@ -54,6 +58,8 @@ pub struct Members {
     expect_close_from_ns: u64,
     away: HashMap<u32, Away>,
     advice_ns: HashMap<u32, u64>,
+    /// When readers came back that had been away while others published.
+    returned_ns: HashMap<u32, u64>,
     /// How many targets further a reader has gone.
     moved: HashMap<u32, u32>,
     /// When the churning members leave.
@@ -99,6 +105,7 @@ impl Members {
             expect_close_from_ns: u64::MAX,
             away: HashMap::new(),
             advice_ns: HashMap::new(),
+            returned_ns: HashMap::new(),
             moved: HashMap::new(),
             leaving: BinaryHeap::new(),
             random: Random::new(mix(cast.seed ^ u64::from(share.worker))),
@@ -132,6 +139,25 @@ impl Members {
     fn has_traffic(&self, now_ns: u64) -> bool {
         self.orders.timetable.is_some_and(|timetable| {
             (timetable.traffic_from_ns..timetable.measure_to_ns).contains(&now_ns)
+        })
+    }
+
+    /// Whether anything may have been published from `since_ns` to now.
+    fn was_published_since(&self, since_ns: u64, now_ns: u64) -> bool {
+        let by_timetable = self.orders.timetable.is_some_and(|timetable| {
+            since_ns < timetable.measure_to_ns && timetable.traffic_from_ns < now_ns
+        });
+        by_timetable || self.orders.bursts.0 > 0 && since_ns < self.orders.bursts.1
+    }
+
+    /// Whether a publisher that kept to the timetable published after `moment_ns`.
+    fn is_published_after(&self, moment_ns: u64) -> bool {
+        let interval_ns = self.cast.interval_ns.saturating_mul(2);
+        self.orders.timetable.is_some_and(|timetable| {
+            moment_ns
+                .saturating_add(interval_ns)
+                .saturating_add(SILENCE_NS)
+                < timetable.measure_to_ns
         })
     }
 
@@ -314,10 +340,11 @@ impl Behaviour for Members {
             }
             Kind::Crawling => {}
             Kind::Reader => {
-                if was_open && self.has_traffic(now_ns) {
-                    self.deliveries.forget(local);
-                }
                 if let Some(away) = self.away.remove(&local) {
+                    if was_open && self.was_published_since(away.since_ns, now_ns) {
+                        self.deliveries.forget(local);
+                        self.returned_ns.insert(local, now_ns);
+                    }
                     self.back
                         .saturating_record(now_ns.saturating_sub(away.since_ns));
                     let target = self.target(local);
@@ -339,7 +366,8 @@ impl Behaviour for Members {
             }
             Incoming::Reconnect { after_ms } => {
                 self.count("advised_to_reconnect", 1);
-                self.advice_ns.insert(local, after_ms * 1_000_000);
+                let after_ns = after_ms.min(ADVICE_MS_MAX) * 1_000_000;
+                self.advice_ns.insert(local, after_ns);
             }
             Incoming::Other => self.count("notices_ignored", 1),
         }
@@ -463,9 +491,16 @@ impl Behaviour for Members {
             let heard = self.cast.heard();
             let first = self.cast.room(self.share.number(local)) * heard;
             for index in 0..heard {
-                let count = published.get((first + index) as usize);
-                self.deliveries
-                    .close(local, index, count.copied().unwrap_or(0));
+                let count = published.get((first + index) as usize).copied();
+                let count = count.unwrap_or(0);
+                self.deliveries.close(local, index, count);
+                let returned_ns = self.returned_ns.get(&local);
+                if count > 0
+                    && returned_ns.is_some_and(|at_ns| self.is_published_after(*at_ns))
+                    && self.deliveries.is_silent(local, index)
+                {
+                    self.deliveries.silent();
+                }
             }
         }
         let mut tally = Tally {
@@ -511,6 +546,13 @@ mod tests {
     use crate::scenario::cast::Back;
 
     const MS: u64 = 1_000_000;
+    const AT_ONCE: Back = Back {
+        first_ns: 1,
+        max_ns: 1,
+        jitter: 0.0,
+        advice: true,
+        next_target: false,
+    };
 
     fn members(change: impl FnOnce(&mut Cast)) -> Members {
         let mut cast = Cast {
@@ -649,9 +691,37 @@ mod tests {
     }
 
     #[test]
+    fn who_comes_back_after_the_traffic_has_lost_nothing_and_who_then_hears_nothing_is_told() {
+        let back = |at_ms: u64| {
+            let mut members = members(|cast| cast.back = Some(AT_ONCE));
+            members.obey(&traffic(0, 5_000 * MS), 0);
+            deliver(&mut members, 1, 0, 0, MS);
+            members.closed(1, Cause::Closed(1012), 500 * MS);
+            members.opened(1, at_ms * MS, &mut Reply::default());
+            members.flags[0] = 0; // the publisher itself is not asked
+            members.tally(&[100, 0]).deliveries
+        };
+        let late = back(5_001);
+        assert_eq!((late.lost, late.silent_after_return), (0, 0), "{late:?}");
+        let early = back(600);
+        assert_eq!((early.lost, early.silent_after_return), (0, 1), "{early:?}");
+    }
+
+    #[test]
+    fn a_servers_advice_is_taken_for_an_hour_at_most() {
+        let mut members = members(|_| {});
+        let message = Message {
+            opcode: throng::protocol::OpCode::Text,
+            payload: br#"{"type":"reconnect","after_ms":18446744073709551615}"#,
+        };
+        members.message(1, message, 0, &mut Reply::default());
+        assert_eq!(members.advice_ns[&1], 3_600_000 * MS);
+    }
+
+    #[test]
     fn what_was_missed_while_away_counts_only_when_nothing_was_published_meanwhile() {
         let gap_on_return = |orders: Orders| {
-            let mut members = members(|_| {});
+            let mut members = members(|cast| cast.back = Some(AT_ONCE));
             members.obey(&orders, 0);
             deliver(&mut members, 1, 0, 0, MS);
             members.closed(1, Cause::Dropped, 2 * MS);

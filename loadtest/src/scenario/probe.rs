@@ -10,6 +10,7 @@ use throng::protocol::client::{ResponseError, encode_key, parse_response};
 use crate::clock::now_ns;
 use crate::failure::Failure;
 use crate::target::Target;
+use crate::words;
 
 /// For how long the rest of a refusal may be on its way.
 const BODY_PATIENCE: Duration = Duration::from_millis(500);
@@ -121,17 +122,8 @@ fn has_whole_body(bytes: &[u8]) -> bool {
 
 /// A refusal in one line that is safe to print: white space as one blank, no control characters, and not a whole page.
 fn in_a_line(error: &ResponseError) -> String {
-    let text = error.to_string();
-    let words: Vec<&str> = text
-        .split(|char: char| char.is_whitespace() || char.is_control())
-        .filter(|word| !word.is_empty())
-        .collect();
-    let line = words.join(" ");
-    if line.chars().count() <= BODY_CHARS_MAX {
-        return line.trim_end_matches(':').to_owned();
-    }
-    let begin: String = line.chars().take(BODY_CHARS_MAX).collect();
-    format!("{begin}…")
+    let line = words::in_a_line(&error.to_string(), BODY_CHARS_MAX);
+    line.trim_end_matches(':').to_owned()
 }
 
 #[cfg(test)]

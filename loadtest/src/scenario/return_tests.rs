@@ -105,3 +105,15 @@ fn in_a_closed_loop_the_next_message_waits_for_the_last() {
     assert_eq!(figure(&report, "delivered"), published * 4.0);
     assert!(figure(&report, "latency_p50_ms") >= 20.0 * 0.999);
 }
+
+#[test]
+fn a_second_copy_of_an_echo_is_not_answered() {
+    let server = Running::start("--delay constant:20ms --duplicate 1/2");
+    let report = run(&[&server], "echo --connections 1 --duration 1 --warm-up 0");
+    let delivered = figure(&report, "delivered");
+    // One on its way, 20 ms or more for each way around.
+    assert!((2.0..=52.0).contains(&delivered), "{}", report.text());
+    let tally = server.tally();
+    assert_eq!(figure(&report, "duplicated"), tally.duplicated as f64);
+    assert!(tally.duplicated > 0 && figure(&report, "lost") == 0.0);
+}

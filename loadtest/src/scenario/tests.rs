@@ -118,6 +118,15 @@ fn connections_come_and_go_either_way_and_a_rate_is_kept() {
 }
 
 #[test]
+fn a_server_that_never_ends_the_stream_after_a_close_frame_is_not_waited_for() {
+    let line =
+        "churn --connections 12 --warm-up 0 --concurrency 12 --end close-frame --patience 20";
+    let report = run(broadcast(|_, _, frame| frame.to_vec()), line).unwrap();
+    assert_eq!(report.verdict(), Ok(()), "{}", report.text());
+    assert_eq!(report.get("handshakes"), Some(12.0));
+}
+
+#[test]
 fn what_is_wrong_with_the_target_is_said_at_once() {
     let nobody = TcpListener::bind("127.0.0.1:0")
         .unwrap()
