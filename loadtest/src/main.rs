@@ -12,6 +12,8 @@ mod histogram;
 mod interrupt;
 mod meter;
 mod monitor;
+#[cfg(test)]
+mod page_tests;
 mod processor;
 mod progress;
 mod random;

@@ -121,22 +121,31 @@ const BYTES: [(&str, f64); 8] = [
 const THOUSANDS: [(&str, f64); 3] = [("G", 1e9), ("M", 1e6), ("k", 1e3)];
 
 impl Unit {
-    /// The unit that a figure's name tells: what stands before `_per_…`, or at the end.
+    /// The unit that a figure's name tells: what stands before `_per_…`, or at the end, a server's name left aside.
     pub fn of(name: &str) -> Self {
-        let (head, per_second) = match name.find("_per_") {
-            Some(at) => (&name[..at], &name[at..] == "_per_s"),
-            None => (name, false),
+        let name = without_server(name);
+        let Some(at) = name.find("_per_") else {
+            return Self::of_word(last_word(name));
         };
-        match (head.rsplit('_').next().unwrap_or(head), per_second) {
-            ("bytes", true) => Self::BytesPerSecond,
-            (_, true) => Self::PerSecond,
-            ("ns", _) => Self::Time(1),
-            ("us", _) => Self::Time(1_000),
-            ("ms", _) => Self::Time(1_000_000),
-            ("s" | "seconds", _) => Self::Time(1_000_000_000),
-            ("bytes", _) => Self::Bytes,
-            ("share" | "loss", _) => Self::Share,
-            ("ratio", _) => Self::Ratio,
+        let (head, tail) = name.split_at(at);
+        let per_second = tail == "_per_s" || tail.starts_with("_per_s_");
+        match Self::of_word(last_word(head)) {
+            Self::Bytes if per_second => Self::BytesPerSecond,
+            _ if per_second => Self::PerSecond,
+            Self::Count => Self::of_word(last_word(tail)),
+            unit => unit,
+        }
+    }
+
+    fn of_word(word: &str) -> Self {
+        match word {
+            "ns" => Self::Time(1),
+            "us" => Self::Time(1_000),
+            "ms" => Self::Time(1_000_000),
+            "s" | "seconds" => Self::Time(1_000_000_000),
+            "bytes" => Self::Bytes,
+            "share" | "loss" => Self::Share,
+            "ratio" => Self::Ratio,
             _ => Self::Count,
         }
     }
@@ -357,6 +366,23 @@ impl Section {
     }
 }
 
+/// A figure's name without the server's that may follow it: a process, as in `server_rss_after_bytes_4711`, or a host
+/// and port.
+fn without_server(name: &str) -> &str {
+    match name.rsplit_once('_') {
+        Some((figure, server))
+            if server.contains(':') || server.bytes().all(|byte| byte.is_ascii_digit()) =>
+        {
+            figure
+        }
+        _ => name,
+    }
+}
+
+fn last_word(name: &str) -> &str {
+    name.rsplit('_').next().unwrap_or(name)
+}
+
 /// Whether less of a figure is good news: of time, bytes, processor and faults it is; of things a second it is not; of
 /// other counts it is neither.
 pub fn less_is_better(name: &str) -> Option<bool> {
@@ -377,7 +403,7 @@ pub fn less_is_better(name: &str) -> Option<bool> {
         _ if name == "seconds" => None,
         Unit::PerSecond | Unit::BytesPerSecond => Some(false),
         Unit::Time(_) | Unit::Bytes | Unit::Share => Some(true),
-        _ if name.ends_with("cores_used") => Some(true),
+        _ if without_server(name).ends_with("cores_used") => Some(true),
         Unit::Ratio | Unit::Count => None,
     }
 }
@@ -396,6 +422,13 @@ mod tests {
             ("received_bytes_per_s", Unit::BytesPerSecond),
             ("server_rss_bytes_per_connection_from_none", Unit::Bytes),
             ("server_rss_at_4000_bytes", Unit::Bytes),
+            ("server_rss_after_bytes_4711", Unit::Bytes),
+            ("server_rss_after_bytes_127.0.0.1:8081", Unit::Bytes),
+            ("server_cpu_us_per_delivery_4711", Unit::Time(1_000)),
+            ("handshakes_per_s_to_4000", Unit::PerSecond),
+            ("process_memory_per_connection_bytes", Unit::Bytes),
+            ("closed_with_1012", Unit::Count),
+            ("capacity_per_gib", Unit::Count),
             ("client_cpu_share", Unit::Share),
             ("loss", Unit::Share),
             ("p99_ratio", Unit::Ratio),
@@ -510,5 +543,10 @@ mod tests {
         assert_eq!(less_is_better("deliveries_per_s"), Some(false));
         assert_eq!(less_is_better("lost"), Some(true));
         assert_eq!(less_is_better("published"), None);
+        assert_eq!(less_is_better("server_cores_used_4711"), Some(true));
+        assert_eq!(
+            less_is_better("server_pss_after_bytes_127.0.0.1:8081"),
+            Some(true)
+        );
     }
 }

@@ -155,7 +155,9 @@ impl Play for Arguments {
             meters.push((step, stage.meter()?));
         }
         stage.phase("hold");
+        let joined = stage.meter()?;
         stage.crew.sleep(self.hold);
+        let rested = stage.meter()?;
         let held = stage.crew.seen();
         stage.phase("broadcast");
         for number in 1..=self.messages {
@@ -201,6 +203,11 @@ impl Play for Arguments {
             );
         }
         stage.usage(&begin, last, "handshake", outcome.upgraded);
+        if self.hold > 0.0
+            && let Some(cores) = server::cores_used(&joined.server, &rested.server)
+        {
+            stage.report.figure("server_hold_cores_used", cores);
+        }
         Ok(())
     }
 }

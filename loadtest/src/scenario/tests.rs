@@ -92,6 +92,7 @@ fn idle_connections_are_opened_in_steps() {
     assert_eq!(report.verdict(), Ok(()), "{}", report.text());
     assert_eq!(report.get("upgraded"), Some(60.0));
     assert!(report.get("server_rss_bytes_per_connection").is_some());
+    assert!(report.get("server_hold_cores_used").is_some());
     assert!(report.get("handshake_p99_ms").unwrap() > 0.0);
 }
 

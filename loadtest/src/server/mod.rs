@@ -20,7 +20,7 @@ use clap::Args;
 
 pub use glance::Glance;
 pub use process::{Thread, busiest, threads};
-pub use usage::{Usage, report_memory, report_usage};
+pub use usage::{Usage, cores_used, report_memory, report_usage};
 
 use crate::clock::now_ns;
 use crate::failure::Failure;

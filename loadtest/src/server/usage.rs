@@ -92,6 +92,13 @@ fn cpu_ns(before: &Part, after: &Part) -> Option<u64> {
     Some(threads_ns.max(whole_ns.saturating_sub(TICKS_TOO_MANY * tick_ns())))
 }
 
+/// The processor time of all servers by wall time, 1 a full core. `None` unless each of them tells it.
+pub fn cores_used(before: &Sample, after: &Sample) -> Option<f64> {
+    let pairs = pairs(before, after);
+    let tell = |(before, after): &Pair<'_>| cpu_ns(before, after).is_some();
+    (!pairs.is_empty() && pairs.iter().all(tell)).then(|| Usage::of(&pairs).cores)
+}
+
 /// Adds what the servers used, their processor time for each of `count` things named `per`, and what they tell of
 /// themselves. Nothing without servers.
 pub fn report_usage(before: &Sample, after: &Sample, per: &str, count: u64, report: &mut Report) {
@@ -345,6 +352,27 @@ mod tests {
             "{name} is {found:?}, not {value}:\n{}",
             report.text()
         );
+    }
+
+    #[test]
+    fn cores_used_are_told_only_when_every_server_tells_its_part() {
+        let at = |at_s, cpu_ns| part("17", at_s, cpu_ns, Vec::new());
+        let other = |at_s, cpu_ns| Part {
+            name: "18".into(),
+            ..at(at_s, cpu_ns)
+        };
+        let both = |at_s, cpu_ns| sample(vec![at(at_s, cpu_ns), other(at_s, 2 * cpu_ns)], 0);
+        let alone = |at_s, cpu_ns| sample(vec![at(at_s, cpu_ns)], 0);
+        assert_eq!(cores_used(&alone(10, S), &alone(12, 2 * S)), Some(0.5));
+        assert_eq!(cores_used(&both(10, S), &both(12, 2 * S)), Some(1.5));
+        let silent = Part {
+            cpu_ns: None,
+            ..other(12, 0)
+        };
+        let half = sample(vec![at(12, 2 * S), silent], 0);
+        assert_eq!(cores_used(&both(10, S), &half), None);
+        let nobody = sample(Vec::new(), 0);
+        assert_eq!(cores_used(&nobody, &nobody), None);
     }
 
     #[test]
