@@ -1,0 +1,1 @@
+//! Nodes around a scripted Redis.
