@@ -144,8 +144,6 @@ pub struct ShardCounters {
     pub upgraded: u64,
     /// `GET /health` answered.
     pub health_checks: u64,
-    /// Messages of members that other nodes do not see, because Redis was away for too long.
-    pub messages_refused: u64,
     /// Upgrades refused, by [`RefusalKind`].
     pub refused: [u64; RefusalKind::ALL.len()],
     /// Connections ended, by [`CloseReason`].

@@ -74,7 +74,6 @@ impl Shard {
                 .take_while(|next| next.sender == first.sender);
             let run = run.count();
             messages = &messages[run..];
-            self.counters.messages_refused += run as u64;
             let sender = first
                 .sender
                 .and_then(|sender| self.connections.find(self.core, sender));

@@ -209,7 +209,7 @@ fn a_publish_is_encoded_and_handed_over() {
         answered(admin.handle_request(&long, &mut node, Tick(5))).status,
         413
     );
-    node.bus_full = true;
+    node.publishing = Err(NotPublished::BusFull);
     let answer = answered(admin.handle_request(&post, &mut node, Tick(5)));
     assert_eq!(
         (answer.status, &parsed(&answer)["error"]["code"]),

@@ -42,11 +42,11 @@ def clean_environment():
 class Server:
     """One running `throng serve`.
 
-    `settings` are TOML lines; `flags` go behind the harness's own. Stops at the end of the `with` block: a process that
+    `settings` are TOML lines; `flags` go behind the harness's own. `ready`: whether the start is awaited. Stops at the end of the `with` block: a process that
     does not end with `exit_code` by itself fails the test.
     """
 
-    def __init__(self, directory, settings="", flags=(), shards=2, env=None, admin_key=None, open_files=None):
+    def __init__(self, directory, settings="", flags=(), shards=2, env=None, admin_key=None, open_files=None, ready=True):
         self.directory = Path(directory)
         self.address = ("127.0.0.1", free_port())
         self.admin_address = ("127.0.0.1", free_port())
@@ -71,6 +71,7 @@ class Server:
         if admin_key:
             self.environment["THRONG_ADMIN_KEY"] = admin_key
         self.open_files = open_files
+        self.ready = ready
         self.process = None
         self.stopped = False
 
@@ -101,7 +102,8 @@ class Server:
                 env=self.environment,
                 preexec_fn=self._limit_open_files if self.open_files else None,
             )
-        eventually(self._ready, "readyz answers 200")
+        if self.ready:
+            eventually(self._ready, "readyz answers 200")
         return self
 
     def _limit_open_files(self):
