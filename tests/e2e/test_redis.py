@@ -14,7 +14,8 @@ def node(serve, redis):
 
     def start(name, settings="", **how):
         url = how.pop("url", redis.url)
-        return serve(settings, flags=["--redis", url, "--node-id", name], **how)
+        flags = ["--redis", url, "--node-id", name, "--drain-window-ms", "200", "--close-timeout-ms", "300"]
+        return serve(settings, flags=flags, **how)
 
     return start
 
@@ -131,8 +132,8 @@ def test_a_unix_socket_and_a_database_will_do(node, redis):
 
 def test_a_server_without_hello_is_spoken_to_in_resp2(serve, tmp_path):
     with Redis(tmp_path, ['rename-command HELLO ""', "requirepass secret"]) as older:
-        a = serve(flags=["--redis", older.url, "--node-id", "a"], env={"THRONG_REDIS_PASSWORD": "secret"})
-        b = serve(flags=["--redis", older.url, "--node-id", "b"], env={"THRONG_REDIS_PASSWORD": "secret"})
+        env = {"THRONG_REDIS_PASSWORD": "secret"}
+        a, b = (serve("drain_window_ms = 200\nclose_timeout_ms = 300\n", flags=["--redis", older.url], env=env) for _ in "ab")
         one, other = a.join("r"), b.join("r")
         for number in range(50):
             one.send_text(str(number))
@@ -148,7 +149,7 @@ def test_a_drain_closes_clients_first_then_leaves_redis(node, redis):
     leaving.send_text("last words")
     assert leaving.read_frame().text == "last words"
     a.signal(signal.SIGTERM)
-    assert json.loads(leaving.read_frame().text)["type"] == "reconnect"
+    assert json.loads(leaving.read_text())["type"] == "reconnect"
     assert leaving.read_close().code == 1012
     assert a.wait() == 0
     assert staying.read_frame().text == "last words"

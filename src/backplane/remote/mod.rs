@@ -498,8 +498,10 @@ impl Remote {
     /// Does what is due by time.
     pub fn handle_deadline(&mut self, now: Tick) {
         let timeout = self.timeout();
-        for role in Role::ALL {
-            if let Some(reason) = self.overdue(role, timeout, now) {
+        // Judged together: the failure of one takes the probe along that tells of the other.
+        let overdue = Role::ALL.map(|role| self.overdue(role, timeout, now));
+        for (role, overdue) in Role::ALL.into_iter().zip(overdue) {
+            if let Some(reason) = overdue {
                 self.link_failed(role, reason, now);
             }
             if self.closing.is_none() && self.link_mut(role).begin(now) {
@@ -695,6 +697,14 @@ impl Remote {
             return;
         }
         self.closing = Some(now.after(CLOSE_TIME));
+        let unsent = self.outgoing.iter().map(|entry| entry.batch.messages.len());
+        let unsent = unsent.sum::<usize>();
+        if unsent > 0 && !self.publishing.is_up() {
+            tracing::warn!(
+                unsent,
+                "messages that waited for Redis are lost with this node"
+            );
+        }
         if self.subscription.is_up() {
             self.counts.commands_unsubscribe += 1;
             self.subscription.command(&[b"UNSUBSCRIBE"]);
