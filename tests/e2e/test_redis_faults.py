@@ -110,10 +110,10 @@ def test_a_stopped_redis_is_found_told_and_healed(node, redis):
     assert one.read_text() == "meanwhile"
     redis.signal(signal.SIGCONT)
     heal(a, b)
-    texts, _ = read_until(other, "meanwhile")
-    assert texts == ["meanwhile"], "it was kept for them"
-    (texts, _), _ = exchange(one, other, "after")
-    assert texts == ["after"], "and is not heard twice here"
+    (texts, _), (others, notices) = exchange(one, other, "after")
+    assert texts == ["after"], "what was heard at once is not heard again"
+    # It was kept for the other node; who came back later than it did was told that something may be missing.
+    assert others == ["meanwhile", "after"] or any(notice["type"] == "gap" for notice in notices), (others, notices)
     texts, _ = read_until(mate, "after")
     assert texts == ["after"]
 
@@ -198,7 +198,7 @@ def test_what_does_not_fit_the_buffer_is_refused_to_its_publisher(node, redis):
         notices.append(json.loads(one.read_text()))
     refused = [notice for notice in notices if notice["type"] == "backplane"]
     assert refused and all(notice["local"] is True for notice in refused), notices
-    answer = a.admin("/v1/rooms/r/publish", "POST", body=b"x" * 1_000)
+    answer = a.admin("/v1/rooms/r/publish", "POST", body=b"x" * 60_000)
     assert answer.status == 503 and answer.json["error"]["code"] == "backplane_lost_local", answer
     assert a.metric("throng_redis_buffer_bytes") <= 65_536 + 70_000, "the bound, or the one batch that is larger"
     assert a.metric("throng_redis_messages_refused_total") >= sum(notice["refused"] for notice in refused)

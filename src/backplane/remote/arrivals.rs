@@ -10,16 +10,12 @@ struct Sequence {
     epoch: u32,
     /// The number that comes next.
     next: u64,
-    /// Something has come without a hole since the link was lost.
-    proven: bool,
 }
 
 /// All nodes' sequences on one channel, from the moment its subscription stood.
 #[derive(Debug, Default)]
 pub struct Arrivals {
     sequences: Vec<Sequence>,
-    /// The link was lost: whoever is heard for the first time may have begun meanwhile.
-    doubtful: bool,
 }
 
 /// What an arrival is.
@@ -29,8 +25,6 @@ pub enum Arrival {
     Next,
     /// It is new, and so many messages are missing before it.
     Hole(u64),
-    /// It is new, and its node was never heard before, though it had begun: something may be missing.
-    Unknown,
     /// It was here before.
     Duplicate,
 }
@@ -41,33 +35,18 @@ impl Arrivals {
         let next = first + u64::from(count);
         let known = self.sequences.iter_mut().find(|known| known.node == node);
         let Some(known) = known else {
-            let unknown = self.doubtful && first > 1;
             if self.sequences.len() == NODE_COUNT_MAX {
                 self.sequences.remove(0);
             }
-            self.sequences.push(Sequence {
-                node,
-                epoch,
-                next,
-                proven: true,
-            });
-            return if unknown {
-                Arrival::Unknown
-            } else {
-                Arrival::Next
-            };
+            self.sequences.push(Sequence { node, epoch, next });
+            return Arrival::Next;
         };
         // Another epoch is another sequence, and every sequence begins with 1.
         let expected = if known.epoch == epoch { known.next } else { 1 };
         if first < expected {
             return Arrival::Duplicate;
         }
-        *known = Sequence {
-            node,
-            epoch,
-            next,
-            proven: true,
-        };
+        *known = Sequence { node, epoch, next };
         match first - expected {
             0 => Arrival::Next,
             missed => Arrival::Hole(missed),
@@ -79,21 +58,6 @@ impl Arrivals {
     pub fn has(&self, node: u64, epoch: u32, first: u64) -> bool {
         let known = self.sequences.iter().find(|known| known.node == node);
         known.is_some_and(|known| known.epoch == epoch && first < known.next)
-    }
-
-    /// The link was lost: whatever is not proven anew may have been missed.
-    pub fn doubt(&mut self) {
-        self.doubtful = true;
-        for known in &mut self.sequences {
-            known.proven = false;
-        }
-    }
-
-    /// The time to prove it is over. Whether it was: every node that had been heard has been heard again, and nothing was
-    /// missing.
-    pub fn settle(&mut self) -> bool {
-        self.doubtful = false;
-        !self.sequences.is_empty() && self.sequences.iter().all(|known| known.proven)
     }
 }
 
@@ -120,25 +84,6 @@ mod tests {
         assert_eq!(arrivals.arrive(1, 1, 7, 1), Arrival::Next);
         assert_eq!(arrivals.arrive(1, 2, 1, 1), Arrival::Next);
         assert_eq!(arrivals.arrive(1, 3, 4, 1), Arrival::Hole(3));
-    }
-
-    #[test]
-    fn after_a_cut_only_who_is_heard_again_proves_that_nothing_was_missed() {
-        let mut arrivals = Arrivals::default();
-        arrivals.doubt();
-        assert!(!arrivals.settle(), "nobody was heard, so nobody can tell");
-        assert_eq!(arrivals.arrive(1, 1, 5, 1), Arrival::Next);
-        assert_eq!(arrivals.arrive(2, 1, 5, 1), Arrival::Next);
-        arrivals.doubt();
-        assert_eq!(arrivals.arrive(1, 1, 6, 1), Arrival::Next);
-        assert!(!arrivals.settle(), "node 2 was not heard");
-        arrivals.doubt();
-        assert_eq!(arrivals.arrive(1, 1, 7, 1), Arrival::Next);
-        assert_eq!(arrivals.arrive(2, 1, 6, 1), Arrival::Next);
-        assert_eq!(arrivals.arrive(3, 1, 1, 1), Arrival::Next, "its first");
-        assert!(arrivals.settle());
-        arrivals.doubt();
-        assert_eq!(arrivals.arrive(4, 1, 9, 1), Arrival::Unknown);
     }
 
     #[test]

@@ -27,8 +27,6 @@ pub const COMMAND_CHANNEL_COUNT_MAX: usize = 512;
 pub const ASKED_CHANNEL_COUNT_MAX: usize = 4 * COMMAND_CHANNEL_COUNT_MAX;
 /// Queued channels that nobody wants any more are forgotten once they are more than these and half of all.
 const ABANDONED_COUNT_MAX: usize = 1_024;
-/// From a new subscription after a lost link until its members are told that something may be missing.
-const PROOF_TIME: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -70,6 +68,8 @@ pub struct Stood {
     pub room: RoomName,
     /// Shards whose interest is to be answered.
     pub waiting: ShardSet,
+    /// It stood before the link was lost: members are in, and nobody knows what they missed.
+    pub was_lost: bool,
 }
 
 /// All channels of this node.
@@ -87,7 +87,6 @@ pub struct Channels {
     /// When each began to wait, oldest first; who waits no more is passed over.
     waits: VecDeque<(Tick, RoomName)>,
     holds: VecDeque<(Tick, RoomName)>,
-    doubts: VecDeque<(Tick, RoomName)>,
     /// When the next command may be sent, by the bounded rate.
     next_ask: Tick,
     hold: Duration,
@@ -108,7 +107,6 @@ impl Channels {
             waiting_count: 0,
             waits: VecDeque::new(),
             holds: VecDeque::new(),
-            doubts: VecDeque::new(),
             next_ask: Tick(0),
             hold: Duration::from_millis(u64::from(options.hold_ms)),
             join_timeout: Duration::from_millis(u64::from(options.join_timeout_ms)),
@@ -244,16 +242,16 @@ impl Channels {
         let was_lost = std::mem::replace(&mut channel.has_stood, true);
         if channel.wanted {
             channel.state = State::Standing;
-            if was_lost {
-                self.doubts.push_back((now.after(PROOF_TIME), room.clone()));
-            }
         } else {
             channel.state = State::Holding;
             channel.held_since = now;
             self.holds.push_back((now.after(self.hold), room.clone()));
         }
-        let room = room.clone();
-        Some(Stood { room, waiting })
+        Some(Stood {
+            room: room.clone(),
+            waiting,
+            was_lost: was_lost && channel.wanted,
+        })
     }
 
     /// The sequences of a room whose channel stands, and its name as everybody here shares it.
@@ -306,26 +304,11 @@ impl Channels {
         rooms
     }
 
-    /// Rooms of which nothing has proven, in time, that nothing was missed while the link was lost; one a call.
-    pub fn take_unproven(&mut self, now: Tick) -> Option<RoomName> {
-        while self.doubts.front().is_some_and(|(due, _)| *due <= now) {
-            let (_, room) = self.doubts.pop_front()?;
-            if let Some(channel) = self.rooms.get_mut(&room)
-                && channel.state == State::Standing
-                && !channel.arrivals.settle()
-            {
-                return Some(room);
-            }
-        }
-        None
-    }
-
     /// The link was lost: everything that is wanted is queued anew.
     pub fn lose(&mut self) {
         self.queued.clear();
         self.abandoned_count = 0;
         self.holds.clear();
-        self.doubts.clear();
         self.asked_count = 0;
         self.standing_count = 0;
         self.next_ask = Tick(0);
@@ -335,7 +318,6 @@ impl Channels {
                 return false;
             }
             channel.state = State::Queued;
-            channel.arrivals.doubt();
             queued.push_back(room.clone());
             true
         });
@@ -375,7 +357,6 @@ impl Channels {
             may_ask.then_some(self.next_ask),
             front(&self.waits),
             front(&self.holds).filter(|_| link_up),
-            front(&self.doubts),
         ]
         .into_iter()
         .flatten()
@@ -456,7 +437,8 @@ mod tests {
             stood,
             [Stood {
                 room: room("r"),
-                waiting
+                waiting,
+                was_lost: false
             }]
         );
         assert_eq!(channels.interest(A, &room("r"), Tick(0)), Interest::Stands);
@@ -585,14 +567,17 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_link_queues_what_is_wanted_and_doubts_it_until_it_is_proven() {
+    fn a_lost_link_queues_what_is_wanted_and_says_so_when_it_stands_again() {
         let mut channels = Channels::new(&options(), 1);
-        for name in ["kept", "quiet", "left"] {
+        for name in ["kept", "left"] {
             channels.interest(A, &room(name), Tick(0));
         }
-        stand_all(&mut channels, Tick(0));
+        assert!(
+            stand_all(&mut channels, Tick(0))
+                .iter()
+                .all(|stood| !stood.was_lost)
+        );
         channels.arrivals("kept").unwrap().1.arrive(9, 1, 1, 1);
-        channels.arrivals("quiet").unwrap().1.arrive(9, 1, 1, 1);
         channels.disinterest(A, &room("left"), true, Tick(1));
         channels.lose();
         channels.check_invariants();
@@ -600,17 +585,17 @@ mod tests {
             channels.arrivals("kept").is_none(),
             "what comes now is not ours"
         );
-        assert!(channels.arrivals_of_members("kept").is_some());
-        let mut stood = stand_all(&mut channels, Tick::from_ms(5));
-        stood.sort_by(|a, b| a.room.cmp(&b.room));
-        let rooms: Vec<_> = stood.iter().map(|stood| &*stood.room).collect();
-        assert_eq!(rooms, ["kept", "quiet"]);
-        channels.arrivals("kept").unwrap().1.arrive(9, 1, 2, 1);
-        assert_eq!(channels.take_unproven(Tick::from_ms(1_004)), None);
-        assert_eq!(
-            channels.take_unproven(Tick::from_ms(1_005)),
-            Some(room("quiet"))
+        let (stands, arrivals) = channels.arrivals_of_members("kept").unwrap();
+        assert!(
+            !stands && arrivals.has(9, 1, 1),
+            "what was heard is remembered"
         );
-        assert_eq!(channels.take_unproven(Tick::from_ms(1_005)), None);
+        let stood = stand_all(&mut channels, Tick::from_ms(5));
+        let expected = Stood {
+            room: room("kept"),
+            waiting: ShardSet::EMPTY,
+            was_lost: true,
+        };
+        assert_eq!(stood, [expected]);
     }
 }

@@ -79,9 +79,13 @@ impl Remote {
             self.probe_stands |= channel == self.probe_channel().as_bytes();
             return;
         };
-        if let Some(stood) = self.channels.stand(&room, now)
-            && !stood.waiting.is_empty()
-        {
+        let Some(stood) = self.channels.stand(&room, now) else {
+            return;
+        };
+        if stood.was_lost {
+            self.tell_gap(stood.room.clone(), None);
+        }
+        if !stood.waiting.is_empty() {
             let (room, shards) = (stood.room, stood.waiting);
             self.effects
                 .push_back(super::Effect::Joined { room, shards });

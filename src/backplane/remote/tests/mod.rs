@@ -1,1 +1,0 @@
-//! Nodes around a scripted Redis.
