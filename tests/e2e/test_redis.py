@@ -46,6 +46,9 @@ def test_everybody_gets_everything_once_and_in_one_order(node, node_count):
         assert metrics.sum("throng_redis_malformed_total") == 0
         assert metrics.sum("throng_redis_messages_received_total") == count * len(members)
         assert metrics.sum("throng_node_rooms_leased") == 0, "with Redis nobody orders by himself"
+        stats = one.stats()["backplane"]["redis"]
+        assert stats["ready"] and stats["subscription"] == {"up": True, "connects": 1, "losses": 0, "connect_failures": 0}
+        assert stats["lag"]["count"] > 0
 
 
 def test_kinds_echo_and_the_api_work_across_nodes(node):

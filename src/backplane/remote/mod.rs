@@ -251,8 +251,9 @@ impl Remote {
             self.refuse(from, batch, local);
             return Published::Refused { local };
         }
-        let entry = self.outgoing.push(room, batch, from, now).clone();
+        let entry = self.outgoing.push(room, batch, from, now);
         if degraded {
+            let entry = entry.clone();
             self.deliver_here(&entry);
         }
         self.send(now);

@@ -1,6 +1,7 @@
 //! The backplane with Redis: envelopes of shards into [`Remote`], its effects out to the shards.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Effect, LinkOrder, LinkTrouble, Options, Outlets, Published, Remote, Role};
 use crate::backplane::delivery::{Action, Backplane, LaneRoom, NotPublished, Offered};
@@ -15,12 +16,27 @@ use crate::time::Tick;
 pub struct RemoteSide {
     remote: Remote,
     outlets: Outlets,
+    /// Since when so much waits for some shard that publishers wait, too.
+    crowded_since: Option<Tick>,
 }
+
+/// Publishers wait so long for a shard that does not keep up. After that it loses what it cannot take, and nobody else
+/// waits for it.
+const CROWDED_MAX: Duration = Duration::from_secs(1);
 
 impl RemoteSide {
     /// Whether a publisher has to wait: Redis, or a shard here, does not keep up.
     fn must_pause(&self, batch: &Batch, now: Tick) -> bool {
-        self.outlets.is_crowded() || self.remote.must_pause(batch, now)
+        let crowded = self.outlets.is_crowded()
+            && self
+                .crowded_since
+                .is_none_or(|since| since.after(CROWDED_MAX) > now);
+        crowded || self.remote.must_pause(batch, now)
+    }
+
+    fn note_crowd(&mut self, now: Tick) {
+        let since = self.crowded_since.unwrap_or(now);
+        self.crowded_since = self.outlets.is_crowded().then_some(since);
     }
 
     fn has_to_wait(&self, envelope: &Upstream, now: Tick) -> bool {
@@ -45,6 +61,7 @@ impl Backplane {
         backplane.remote = Some(Box::new(RemoteSide {
             remote: Remote::new(redis, seed, now),
             outlets,
+            crowded_since: None,
         }));
         backplane
     }
@@ -214,6 +231,7 @@ impl Backplane {
 
     pub(in crate::backplane) fn handle_deadline_remote(&mut self, now: Tick) {
         if let Some(side) = &mut self.remote {
+            side.note_crowd(now);
             side.remote.handle_deadline(now);
             self.settle();
         }
@@ -275,5 +293,91 @@ impl Backplane {
             Route::Deliver(shards) => shards,
             Route::Order(holder) => ShardSet::of(holder),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Address;
+    use super::*;
+    use crate::backplane::{Options as Shards, Ports, turn};
+    use crate::bus::{BatchMessage, MessageKind};
+
+    /// Lanes of two shards, of which the first takes nothing.
+    struct Lanes {
+        up: Vec<Upstream>,
+        down: Vec<(CoreId, Downstream)>,
+    }
+
+    impl LaneRoom for Lanes {
+        fn fits(&self, shard: CoreId, _: u32) -> bool {
+            shard != CoreId(0)
+        }
+    }
+
+    impl Ports for Lanes {
+        fn take(&mut self, from: CoreId) -> Option<Upstream> {
+            if from == CoreId(1) {
+                self.up.pop()
+            } else {
+                None
+            }
+        }
+
+        fn perform(&mut self, action: Action) {
+            if let Action::Send { to, envelope, .. } = action {
+                self.down.push((to, envelope));
+            }
+        }
+    }
+
+    fn publish(bytes: usize) -> Upstream {
+        let message = BatchMessage {
+            end: bytes as u32,
+            header_bytes: 4,
+            kind: MessageKind::Binary,
+            sender: None,
+        };
+        Upstream::Publish {
+            room: "r".into(),
+            batch: Arc::new(Batch {
+                bytes: vec![0; bytes],
+                messages: vec![message],
+                published: Tick(0),
+            }),
+        }
+    }
+
+    #[test]
+    fn a_shard_that_takes_nothing_holds_publishers_up_for_a_second_and_no_longer() {
+        let redis = Options {
+            backlog_bytes_max: 10_000,
+            ..Options::new(Address::parse("redis://x").unwrap())
+        };
+        let mut backplane = Backplane::with_redis(Shards::new(2, 10), redis, 7, Tick(0));
+        let mut lanes = Lanes {
+            up: vec![publish(100)],
+            down: Vec::new(),
+        };
+        let side = backplane.remote.as_mut().unwrap();
+        for _ in 0..6_000 / 64 {
+            let room = RoomName::from("r");
+            side.outlets
+                .tell(CoreId(0), Downstream::JoinRefused { room }, 0);
+        }
+        turn(&mut backplane, &mut lanes, 0, Tick::from_ms(10));
+        assert!(backplane.has_stalled(), "it waits");
+        let settled = |backplane: &mut Backplane, lanes: &mut Lanes, ms| {
+            turn(backplane, lanes, 0, Tick::from_ms(ms));
+            !backplane.has_stalled()
+        };
+        assert!(!settled(&mut backplane, &mut lanes, 1_009));
+        assert!(settled(&mut backplane, &mut lanes, 1_010));
+        lanes.up.push(publish(100));
+        assert!(
+            settled(&mut backplane, &mut lanes, 5_000),
+            "nor does the next"
+        );
+        assert_eq!(backplane.snapshot(Tick::from_ms(5_000)).messages, 2);
     }
 }

@@ -75,11 +75,11 @@ impl Remote {
     }
 
     fn subscribed(&mut self, channel: &[u8], now: Tick) {
-        let Some(room) = self.room_of(channel) else {
+        let Some(room) = room_of(&self.options.prefix, channel) else {
             self.probe_stands |= channel == self.probe_channel().as_bytes();
             return;
         };
-        let Some(stood) = self.channels.stand(&room, now) else {
+        let Some(stood) = self.channels.stand(room, now) else {
             return;
         };
         if stood.was_lost {
@@ -92,19 +92,15 @@ impl Remote {
         }
     }
 
-    /// The room whose channel it is.
-    fn room_of(&self, channel: &[u8]) -> Option<String> {
-        let rest = channel.strip_prefix(self.options.prefix.as_bytes())?;
-        let room = rest.strip_prefix(ROOM_INFIX.as_bytes())?;
-        std::str::from_utf8(room).ok().map(str::to_owned)
-    }
-
     fn message(&mut self, channel: &[u8], payload: &[u8], now: Tick) {
-        match (wire::decode(payload), self.room_of(channel)) {
+        match (
+            wire::decode(payload),
+            room_of(&self.options.prefix, channel),
+        ) {
             (Ok(Parcel::Messages { stamp, count, body }), Some(room)) => {
                 self.counts.batches_received += 1;
                 self.counts.messages_received += u64::from(count);
-                self.messages(&room, &stamp, count, body, now);
+                self.messages(room, &stamp, count, body, now);
             }
             (Ok(Parcel::Probe(stamp)), None) if stamp.node == self.node => {
                 if self.pulse.returned(stamp.sequence) {
@@ -154,4 +150,11 @@ impl Remote {
             }
         }
     }
+}
+
+/// The room whose channel it is.
+fn room_of<'a>(prefix: &str, channel: &'a [u8]) -> Option<&'a str> {
+    let rest = channel.strip_prefix(prefix.as_bytes())?;
+    let room = rest.strip_prefix(ROOM_INFIX.as_bytes())?;
+    std::str::from_utf8(room).ok()
 }

@@ -71,11 +71,24 @@ mod tests {
             text(&notice_gap(3)),
             serde_json::json!({"type": "gap", "missed": 3})
         );
+        assert_eq!(
+            text(&notice_gap_unknown()),
+            serde_json::json!({"type": "gap", "missed": null})
+        );
+        assert_eq!(
+            text(&notice_backplane(7, true)),
+            serde_json::json!({"type": "backplane", "refused": 7, "local": true})
+        );
     }
 
     #[test]
     fn the_longest_notice_keeps_its_bound() {
-        for frame in [notice_reconnect(u32::MAX), notice_gap(u64::MAX)] {
+        for frame in [
+            notice_reconnect(u32::MAX),
+            notice_gap(u64::MAX),
+            notice_gap_unknown(),
+            notice_backplane(u32::MAX, false),
+        ] {
             assert!(frame.len() <= NOTICE_BYTES_MAX, "{} bytes", frame.len());
         }
         assert!(NOTICE_BYTES_MAX * 2 <= CONTROL_RESERVE_BYTES as usize);
