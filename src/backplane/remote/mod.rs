@@ -683,7 +683,7 @@ impl Remote {
         }
     }
 
-    /// The node ends: what waits is sent, subscriptions are dropped, links closed; within [`CLOSE_TIME`].
+    /// The node ends: what waits is sent, subscriptions are dropped, links closed; within a second.
     pub fn close(&mut self, now: Tick) {
         if self.closing.is_some() {
             return;
