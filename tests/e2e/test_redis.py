@@ -21,7 +21,7 @@ def node(serve, redis):
 
 
 def texts(wire, count):
-    return [wire.read_frame().text for _ in range(count)]
+    return [wire.read_text() for _ in range(count)]
 
 
 @pytest.mark.parametrize("node_count", [2, 3])
@@ -57,16 +57,16 @@ def test_kinds_echo_and_the_api_work_across_nodes(node):
     quiet.send_binary(b"\x00\xff")
     other.send_text("zwölf")
     assert b.admin("/v1/rooms/r/publish", "POST", body=b"api").status == 202
-    frames = [loud.read_frame() for _ in range(3)]
+    frames = [loud.read_message() for _ in range(3)]
     assert sorted((frame.opcode, frame.payload) for frame in frames) == sorted(
         [(2, b"\x00\xff"), (1, "zwölf".encode()), (1, b"api")]
     )
     assert sorted(texts(quiet, 2)) == ["api", "zwölf"], "not its own"
-    assert sorted(other.read_frame().payload for _ in range(2)) == [b"\x00\xff", b"api"], "not its own"
+    assert sorted(other.read_message().payload for _ in range(2)) == [b"\x00\xff", b"api"], "not its own"
     # A room that nobody on the publishing node is in.
     far = b.join("far")
     assert a.admin("/v1/rooms/far/publish", "POST", body=b"hello").status == 202
-    assert far.read_frame().text == "hello"
+    assert far.read_text() == "hello"
 
 
 def test_a_node_follows_the_rooms_of_its_members_and_no_others(node, redis):
@@ -90,7 +90,7 @@ def test_a_node_follows_the_rooms_of_its_members_and_no_others(node, redis):
     time.sleep(1.0)  # longer than the hold: what is checked is that nothing happens
     assert redis.subscribers("r") == 2
     other.send_text("still here")
-    assert back.read_frame().text == "still here"
+    assert back.read_text() == "still here"
     assert a.metric("throng_redis_commands_total", command="unsubscribe") == 1
 
 
@@ -101,7 +101,7 @@ def test_room_names_are_taken_as_they_are(node):
     for index, (one, _) in enumerate(pairs):
         one.send_text(str(index))
     for index, (_, other) in enumerate(pairs):
-        assert other.read_frame().text == str(index)
+        assert other.read_text() == str(index)
 
 
 def test_nodes_with_another_prefix_are_another_server(node, redis):
@@ -109,9 +109,9 @@ def test_nodes_with_another_prefix_are_another_server(node, redis):
     b = node("b", 'redis_prefix = "green"\n')
     one, other = a.join("r"), b.join("r")
     one.send_text("blue")
-    assert one.read_frame().text == "blue"
+    assert one.read_text() == "blue"
     other.send_text("green")
-    assert other.read_frame().text == "green", "and nothing before it"
+    assert other.read_text() == "green", "and nothing before it"
     assert redis.subscribers("r", "blue") == 1
 
 
@@ -122,14 +122,14 @@ def test_what_others_publish_on_a_channel_is_counted_and_dropped(node, redis):
         redis.command("PUBLISH", "throng:room:r", junk)
     a.await_metric("throng_redis_malformed_total", 4)
     member.send_text("fine")
-    assert member.read_frame().text == "fine"
+    assert member.read_text() == "fine"
 
 
 def test_a_unix_socket_and_a_database_will_do(node, redis):
     a, b = node("a", url=redis.unix_url), node("b", url=redis.url + "/7")
     one, other = a.join("r"), b.join("r")
     one.send_text("hi")
-    assert other.read_frame().text == "hi"
+    assert other.read_text() == "hi"
     assert redis.clients()["throng-b-publishing"]["db"] == "7"
 
 
@@ -150,12 +150,12 @@ def test_a_drain_closes_clients_first_then_leaves_redis(node, redis):
     a, b = node("a"), node("b")
     leaving, staying = a.join("r"), b.join("r")
     leaving.send_text("last words")
-    assert leaving.read_frame().text == "last words"
+    assert leaving.read_text() == "last words"
     a.signal(signal.SIGTERM)
     assert json.loads(leaving.read_text())["type"] == "reconnect"
     assert leaving.read_close().code == 1012
     assert a.wait() == 0
-    assert staying.read_frame().text == "last words"
+    assert staying.read_text() == "last words"
     assert redis.subscribers("r") == 1, "only the node that stays"
     assert not any(name.startswith("throng-a-") for name in redis.clients())
 
@@ -238,7 +238,7 @@ def test_the_permissions_that_are_documented_are_enough(serve, redis):
     a = serve(flags=["--redis", redis.url.replace("://", "://app:pw@")])
     member = a.join("r")
     member.send_text("hi")
-    assert member.read_frame().text == "hi"
+    assert member.read_text() == "hi"
     assert "pw@" not in a.log()
 
 
