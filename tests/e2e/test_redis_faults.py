@@ -312,3 +312,20 @@ def test_a_node_that_dies_leaves_the_others_as_they_are(node, redis):
     assert is_ready(a) and is_ready(c)
     assert a.metric("throng_redis_gaps_total") == 0
     lost.cut()
+
+
+@pytest.mark.parametrize("fault", ["killed", "stopped"])
+def test_a_node_stops_in_time_whatever_redis_does(node, redis, fault):
+    a = node("a")
+    member = a.join("r")
+    if fault == "killed":
+        redis.kill()
+        eventually(lambda: not is_ready(a), "it is not ready", 3)
+    else:
+        redis.signal(signal.SIGSTOP)
+    member.send_text("to nobody")
+    began = time.monotonic()
+    assert a.stop() == 0
+    assert time.monotonic() - began < 4
+    if fault == "killed":
+        assert "are lost with this node" in a.log()
