@@ -313,7 +313,11 @@ impl Backplane {
             rooms: self.table.room_count() as u64,
             rooms_leased: self.table.leased_count() as u64,
             lanes_stalled: self.stalled.count() as u64,
-            stalled_us: self.stalled.oldest().map_or(0, |since| now.since(since)),
+            stalled_us: self
+                .stalled
+                .oldest()
+                .map_or(0, |since| now.since(since))
+                .max(self.remote.as_ref().map_or(0, |side| side.crowded_us(now))),
             probe_round_trip: self.probes.round_trip().clone(),
             redis: self.snapshot_remote(now),
             ..self.counts.clone()

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_lite::future;
 
-use super::bridge::Bridge;
+use super::bridge::{Bridge, NAP};
 use super::clock::Clock;
 use super::http::{self, PendingAnswers};
 use super::process::ProcessReader;
@@ -137,7 +137,10 @@ pub(super) async fn run(core: BackplaneCore, mut around: Surroundings) -> Result
         let rests = match pause {
             Pause::None => false,
             // A nap lets nobody else run: it does not count as a rest, however it ends.
-            Pause::Nap => core.borrow().lanes_are_empty() && !bridge.nap(duration),
+            // After a nap up to a deadline the deadline is due.
+            Pause::Nap => {
+                core.borrow().lanes_are_empty() && !bridge.nap(duration) && duration >= NAP
+            }
             Pause::Rest => {
                 if !is_idle || !core.borrow().lanes_are_empty() {
                     around.wake.wake(); // to be back as soon as the others have had their turn

@@ -386,6 +386,7 @@ impl Remote {
                 role.label()
             )));
         }
+        let was_up = self.link(role).is_up();
         let random = &mut self.random;
         match role {
             Role::Publishing => {
@@ -401,8 +402,9 @@ impl Remote {
         }
         self.pulse.lost();
         self.orders.push_back(LinkOrder::Close(role));
-        if self.options.degraded == Degraded::Local {
-            // What would have come back through Redis, and now may not, or much later.
+        if was_up && self.options.degraded == Degraded::Local {
+            // What would have come back through Redis, and now may not, or much later. (What was published since a link
+            // was lost was delivered as it came.)
             let waiting: Vec<Entry> = self.outgoing.iter().cloned().collect();
             for entry in &waiting {
                 self.deliver_here(entry);

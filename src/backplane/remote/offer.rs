@@ -34,6 +34,11 @@ impl RemoteSide {
         crowded || self.remote.must_pause(batch, now)
     }
 
+    /// For how long some shard has had too much waiting for it, microseconds.
+    pub(in crate::backplane) fn crowded_us(&self, now: Tick) -> u64 {
+        self.crowded_since.map_or(0, |since| now.since(since))
+    }
+
     fn note_crowd(&mut self, now: Tick) {
         let since = self.crowded_since.unwrap_or(now);
         self.crowded_since = self.outlets.is_crowded().then_some(since);
@@ -378,6 +383,7 @@ mod tests {
             settled(&mut backplane, &mut lanes, 5_000),
             "nor does the next"
         );
-        assert_eq!(backplane.snapshot(Tick::from_ms(5_000)).messages, 2);
+        let snapshot = backplane.snapshot(Tick::from_ms(5_000));
+        assert_eq!((snapshot.messages, snapshot.stalled_us), (2, 4_990_000));
     }
 }
