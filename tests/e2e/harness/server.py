@@ -22,10 +22,19 @@ def binary():
     return str(path)
 
 
+_ports_given = set()
+
+
 def free_port():
-    """A port that nobody has: below the ephemeral range, so that no outgoing connection takes it meanwhile."""
+    """A port that nobody has: below the ephemeral range, so that no outgoing connection takes it meanwhile.
+
+    Never the same one twice: it is bound only later, by a process.
+    """
     while True:
         port = random.randint(20_000, 32_000)
+        if port in _ports_given:
+            continue
+        _ports_given.add(port)
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
