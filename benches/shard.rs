@@ -45,6 +45,7 @@ fn options() -> Options {
         message_timeout_ms: 30_000,
         write_stall_timeout_ms: 30_000,
         handshake_timeout_ms: 5_000,
+        join_timeout_ms: 0,
         close_timeout_ms: 5_000,
         handshake_bytes_max: 8_192,
         handshake_header_count_max: 64,

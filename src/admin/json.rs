@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 use super::exchange::MergedRoom;
 use crate::bus::{ConnectionInfo, CoreId, RoomInfo, RoomName};
 use crate::metrics::{
-    BackplaneSnapshot, DropPolicy, Log2Histogram, NodeSnapshot, ProcessSnapshot, RefusalKind,
-    ShardReport, ShardSnapshot,
+    BackplaneSnapshot, DropPolicy, Log2Histogram, NodeSnapshot, ProcessSnapshot, RedisSnapshot,
+    RefusalKind, ShardReport, ShardSnapshot,
 };
 use crate::protocol::CloseReason;
 use crate::time::Tick;
@@ -265,6 +265,36 @@ fn backplane(backplane: &BackplaneSnapshot) -> Value {
         "stalled_us": backplane.stalled_us,
         "probe": histogram(&backplane.probe_round_trip),
         "turn": histogram(&backplane.turn),
+        "redis": backplane.redis.configured.then(|| redis(&backplane.redis)),
+    })
+}
+
+fn redis(redis: &RedisSnapshot) -> Value {
+    let [publishing, subscription] = redis.links.each_ref().map(|link| {
+        json!({
+            "up": link.up,
+            "connects": link.connects,
+            "losses": link.lost,
+            "connect_failures": link.failures,
+        })
+    });
+    json!({
+        "ready": redis.ready,
+        "publishing": publishing,
+        "subscription": subscription,
+        "lag": histogram(&redis.lag),
+        "messages_published": redis.messages_published,
+        "messages_received": redis.messages_received,
+        "messages_duplicate": redis.duplicates,
+        "messages_missed": redis.messages_missed,
+        "messages_refused": redis.messages_refused,
+        "gaps": redis.gaps,
+        "malformed": redis.malformed,
+        "buffer_bytes": redis.buffer_bytes,
+        "subscriptions": redis.subscriptions,
+        "joins_waiting": redis.joins_waiting,
+        "backlog_bytes": redis.backlog_bytes,
+        "backlog_dropped": redis.backlog_dropped,
     })
 }
 

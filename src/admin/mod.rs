@@ -7,7 +7,7 @@
 //! | method and path | answer |
 //! |---|---|
 //! | `GET /livez` | 200 while this core turns |
-//! | `GET /readyz` | 200, or 503 with the reasons: stopping, a stalled shard, an overfull bus |
+//! | `GET /readyz` | 200, or 503 with the reasons: stopping, a stalled shard, an overfull bus, a link to Redis that carries nothing |
 //! | `GET /metrics` | the Prometheus text format, OpenMetrics for those who ask for it |
 //! | `GET /v1/stats` | figures of the node and of each shard, JSON |
 //! | `GET /v1/rooms?prefix=&limit=` | rooms and their members, merged over the shards |
@@ -28,4 +28,4 @@ mod route;
 mod router;
 
 pub use answer::{Answer, Request};
-pub use router::{Admin, Figures, Health, Node, Options, Outcome};
+pub use router::{Admin, Figures, Health, LinkTrouble, Node, NotPublished, Options, Outcome};

@@ -48,12 +48,45 @@ pub struct Options {
 pub trait Node {
     /// Asks a shard; its answer comes to [`Admin::handle_reply`]. False: it owes too many answers already.
     fn ask(&mut self, to: CoreId, request: u64, question: Question) -> bool;
-    /// Publishes to everybody in `room`. False: the bus is full, and nothing was published.
-    fn publish(&mut self, room: &RoomName, batch: &Arc<Batch>) -> bool;
+    /// Publishes to everybody in `room`.
+    ///
+    /// # Errors
+    /// Why it was not published, or not to everybody.
+    fn publish(
+        &mut self,
+        room: &RoomName,
+        batch: &Arc<Batch>,
+        now: Tick,
+    ) -> Result<(), NotPublished>;
     /// What readiness depends on. Cheap.
     fn health(&mut self, now: Tick) -> Health;
     /// The node's own figures; reads `/proc`.
     fn figures(&mut self, now: Tick) -> Figures;
+}
+
+/// Why a message of the API was not published to everybody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotPublished {
+    /// The bus is full, and nothing was published.
+    BusFull,
+    /// Redis cannot be reached: other nodes will not see it.
+    BackplaneLost {
+        /// Members on this node got it.
+        local: bool,
+    },
+}
+
+/// A link to Redis that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkTrouble {
+    /// Which.
+    pub link: &'static str,
+    /// What it does.
+    pub state: &'static str,
+    /// For how long, microseconds.
+    pub since_us: u64,
+    /// Why, in words.
+    pub reason: String,
 }
 
 /// What readiness depends on.
@@ -65,6 +98,8 @@ pub struct Health {
     pub stalled_shards: Vec<CoreId>,
     /// How long the oldest waiting lane has waited, microseconds; 0 when none waits.
     pub bus_stalled_us: u64,
+    /// Links to Redis that are not proven to carry messages.
+    pub link_troubles: Vec<LinkTrouble>,
 }
 
 /// The node's own figures.
@@ -198,13 +233,20 @@ impl Admin {
                     self.options.message_bytes_max,
                     now,
                 )?;
-                return Err(if node.publish(&room, &batch) {
-                    Answer::json(202, &json!({ "accepted": true }))
-                } else {
-                    Answer::busy(
+                return Err(match node.publish(&room, &batch, now) {
+                    Ok(()) => Answer::json(202, &json!({ "accepted": true })),
+                    Err(NotPublished::BusFull) => Answer::busy(
                         "bus_full",
                         "the bus to a shard of this room is full: try again",
-                    )
+                    ),
+                    Err(NotPublished::BackplaneLost { local: false }) => Answer::busy(
+                        "backplane_lost",
+                        "Redis cannot be reached, and the buffer for it is full: nobody got it, try again",
+                    ),
+                    Err(NotPublished::BackplaneLost { local: true }) => Answer::busy(
+                        "backplane_lost_local",
+                        "Redis cannot be reached, and the buffer for it is full: members on this node got it, others did not",
+                    ),
                 });
             }
             // Before the figures are taken: a refusal costs nothing.
@@ -298,6 +340,15 @@ impl Admin {
                 "code": "bus_overfull",
                 "message": "deliveries wait for room in the bus",
                 "waited_ms": health.bus_stalled_us / 1_000,
+            }));
+        }
+        for trouble in &health.link_troubles {
+            reasons.push(json!({
+                "code": "redis_link",
+                "message": format!("the {} link to Redis carries nothing: {}", trouble.link, trouble.reason),
+                "link": trouble.link,
+                "state": trouble.state,
+                "since_ms": trouble.since_us / 1_000,
             }));
         }
         let ready = reasons.is_empty();

@@ -168,7 +168,7 @@ impl World {
                 };
                 if self
                     .backplane
-                    .publish(&ROOMS[room].into(), &batch, &wires)
+                    .publish(&ROOMS[room].into(), &batch, &wires, Tick(0))
                     .is_err()
                 {
                     // Refused: as if it had never been.

@@ -15,6 +15,8 @@
 //!                  A: LeaseReturned (or Disinterest) ──▶ Joined{leased: false} to B: the bus orders
 //! ```
 //!
+//! With Redis there are no leases: every publish goes through it and comes back, and the order is Redis' ([`remote`]).
+//!
 //! # Why nothing waits for ever
 //! An envelope is handled when every lane that it would write to has room, else its own lane *stalls* with it and the
 //! other lanes go on. Stalled lanes wait only for room in lanes to shards, and a shard reads its lane whatever the
@@ -27,6 +29,8 @@
 mod delivery;
 mod interest;
 mod probe;
+pub mod remote;
+mod resp;
 mod shard_set;
 mod stall;
 mod turn;
@@ -34,6 +38,6 @@ mod turn;
 #[cfg(test)]
 mod crossings;
 
-pub use delivery::{Action, Backplane, BusFull, LaneRoom, Offered, Options};
+pub use delivery::{Action, Backplane, LaneRoom, NotPublished, Offered, Options};
 pub use shard_set::ShardSet;
 pub use turn::{Ports, TurnReport, perform_actions, turn};

@@ -37,6 +37,7 @@ pub fn turn(
     let mut report = TurnReport::default();
     backplane.handle_deadline(now);
     perform_actions(backplane, ports);
+    report.handled_count += deliver_all(backplane, ports);
     while backplane.has_stalled() && backplane.retry(ports, now) {
         report.handled_count += 1;
         perform_actions(backplane, ports);
@@ -47,8 +48,19 @@ pub fn turn(
         let from = CoreId(u8::try_from(from).expect("a shard id is a byte"));
         report.more |= turn_lane(backplane, ports, from, now, &mut report.handled_count);
     }
-    report.stalled = backplane.has_stalled();
+    report.handled_count += deliver_all(backplane, ports);
+    report.stalled = backplane.has_stalled() || backplane.has_backlog();
     report
+}
+
+/// Moves what waits for the shards into their lanes, as far as these take it. How many envelopes.
+fn deliver_all(backplane: &mut Backplane, ports: &mut impl Ports) -> usize {
+    let mut count = 0;
+    while backplane.deliver_next(ports) {
+        perform_actions(backplane, ports);
+        count += 1;
+    }
+    count
 }
 
 /// Whether the lane may have more that can be handled.

@@ -207,6 +207,26 @@ pub enum Downstream {
         /// The messages.
         batch: Arc<Batch>,
     },
+    /// The answer to an interest that does not hold: the room cannot be followed now. Whoever waits for it is refused,
+    /// and with the last of them the shard's [`Upstream::Disinterest`] goes up.
+    JoinRefused {
+        /// The room.
+        room: RoomName,
+    },
+    /// Messages of `room` were lost before this point of the lane: its members are to be told.
+    Gap {
+        /// The room.
+        room: RoomName,
+        /// How many; `None`: nobody knows, and it may be none.
+        missed: Option<u64>,
+    },
+    /// Messages of this shard that other nodes will not see: their senders are to be told.
+    Refused {
+        /// The messages.
+        batch: Arc<Batch>,
+        /// Members on this node got them all the same.
+        local: bool,
+    },
     /// Answer with [`Upstream::ProbeReply`] as soon as it is read.
     Probe {
         /// The probe's number.

@@ -1,6 +1,8 @@
 //! Every setting, once. Flags, variables, file keys, `throng config` and the reference all derive from this table.
 
+use crate::backplane::remote::{Address, AtStart, Degraded, without_password};
 use crate::config::draft::Draft;
+use crate::config::group::Group;
 use crate::config::rooms::origin_is_allowed;
 use crate::config::settings::LogFormat;
 use crate::config::value::{Kind, Range, Unit, Value};
@@ -27,60 +29,6 @@ pub struct Definition {
     pub secret: bool,
     /// Puts a value in place.
     pub(super) apply: fn(&mut Draft, &Value),
-}
-
-/// The parts of the reference.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Group {
-    /// Where it listens and who may come.
-    Listeners,
-    /// Cores and identity.
-    Cores,
-    /// Limits of the node and its shards.
-    NodeLimits,
-    /// Limits of one connection.
-    ConnectionLimits,
-    /// Life of a connection.
-    Life,
-    /// Kernel sockets.
-    Sockets,
-    /// The socket engine.
-    Engine,
-    /// Stopping.
-    Stopping,
-    /// Logs.
-    Logs,
-}
-
-impl Group {
-    /// All of them, in the order of the reference.
-    pub const ALL: [Self; 9] = [
-        Self::Listeners,
-        Self::Cores,
-        Self::NodeLimits,
-        Self::ConnectionLimits,
-        Self::Life,
-        Self::Sockets,
-        Self::Engine,
-        Self::Stopping,
-        Self::Logs,
-    ];
-
-    /// The heading.
-    #[must_use]
-    pub const fn title(self) -> &'static str {
-        match self {
-            Self::Listeners => "Listeners",
-            Self::Cores => "Cores and identity",
-            Self::NodeLimits => "Limits of the node",
-            Self::ConnectionLimits => "Limits of a connection",
-            Self::Life => "Life of a connection",
-            Self::Sockets => "Kernel sockets",
-            Self::Engine => "Socket engine",
-            Self::Stopping => "Stopping",
-            Self::Logs => "Logs",
-        }
-    }
 }
 
 impl Definition {
@@ -535,6 +483,164 @@ pub static DEFINITIONS: &[Definition] = &[
             let number = value.u32().and_then(|number| u16::try_from(number).ok());
             draft.settings.ring.receive_buffer_count = number.unwrap_or_default();
         },
+    ),
+    setting(
+        "redis",
+        Group::Redis,
+        Kind::Checked {
+            range: "redis://[USER:PASSWORD@]HOST:PORT[/DB] or unix:///PATH[?db=N]",
+            check: |url| Address::parse(url).map(|_| ()),
+            shown: without_password,
+        },
+        "none",
+        "The Redis that joins this node with others: everything published goes through it. Others read a command line: give a password by redis_password.",
+        |draft, value| draft.redis_url = value.text(),
+    )
+    .or("none"),
+    setting(
+        "redis_password",
+        Group::Redis,
+        Kind::Text {
+            range: "1 to 1024 characters",
+            accepts: |text| (1..=1_024).contains(&text.len()),
+        },
+        "none",
+        "The password at Redis; it counts over one in the URL. It has no flag, since others can read a command line.",
+        |draft, value| draft.redis_password = value.text(),
+    )
+    .or("none")
+    .kept_secret(),
+    setting(
+        "redis_password_file",
+        Group::Redis,
+        Kind::Text {
+            range: "the path of a file that holds nothing but the password",
+            accepts: |text| !text.is_empty(),
+        },
+        "none",
+        "Reads the password from a file, as systemd credentials and Kubernetes secrets give it.",
+        |draft, value| draft.redis_password_file = value.text(),
+    )
+    .or("none"),
+    setting(
+        "redis_prefix",
+        Group::Redis,
+        Kind::Text {
+            range: "1 to 64 of A-Z, a-z, 0-9, `.`, `_`, `:` and `-`",
+            accepts: |text| {
+                (1..=64).contains(&text.len())
+                    && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte))
+            },
+        },
+        "throng",
+        "What all channels begin with: nodes with the same prefix are one server.",
+        |draft, value| draft.redis.prefix = value.text().unwrap_or_default(),
+    ),
+    setting(
+        "redis_at_start",
+        Group::Redis,
+        Kind::Choice(&["wait", "fail"]),
+        "wait",
+        "When Redis cannot be used at the start: run, be not ready and go on trying (wait), or end and say why (fail).",
+        |draft, value| {
+            draft.redis.at_start = match value.text().as_deref() {
+                Some("fail") => AtStart::Fail,
+                _ => AtStart::Wait,
+            }
+        },
+    ),
+    setting(
+        "redis_degraded",
+        Group::Redis,
+        Kind::Choice(&["local", "refuse"]),
+        "local",
+        "While Redis cannot be reached: members of this node hear each other at once (local), or nobody before Redis is back (refuse).",
+        |draft, value| {
+            draft.redis.degraded = match value.text().as_deref() {
+                Some("refuse") => Degraded::Refuse,
+                _ => Degraded::Local,
+            }
+        },
+    ),
+    setting(
+        "redis_flush_us",
+        Group::Redis,
+        count("microseconds", any(0, 100_000)),
+        "100",
+        "Under load, what is written to Redis is gathered for so long; the first write after a rest goes at once.",
+        |draft, value| set(&mut draft.redis.flush_us, value),
+    ),
+    setting(
+        "redis_hold_ms",
+        Group::Redis,
+        ms(any(0, HOUR_MS)),
+        "5s",
+        "From a room's last member on this node until its channel is left.",
+        |draft, value| set(&mut draft.redis.hold_ms, value),
+    ),
+    setting(
+        "redis_subscribes_per_s_max",
+        Group::Redis,
+        count("channels/s", any(1, 10_000_000)),
+        "50000",
+        "Channels subscribed to a second; joins wait meanwhile.",
+        |draft, value| set(&mut draft.redis.subscribes_per_s_max, value),
+    ),
+    setting(
+        "redis_joins_waiting_max",
+        Group::Redis,
+        count("rooms", any(1, 16_777_216)),
+        "100000",
+        "Rooms whose joins wait for their subscription; beyond it an upgrade into a new room is answered 503.",
+        |draft, value| set(&mut draft.redis.joins_waiting_max, value),
+    ),
+    setting(
+        "redis_join_timeout_ms",
+        Group::Redis,
+        ms(any(100, HOUR_MS)),
+        "10s",
+        "How long a join waits for its room's subscription; then the upgrade is answered 503.",
+        |draft, value| set(&mut draft.redis.join_timeout_ms, value),
+    ),
+    setting(
+        "redis_buffer_bytes_max",
+        Group::Redis,
+        bytes(any(64 << 10, 1 << 40)),
+        "64MiB",
+        "Messages that Redis has not acknowledged. Full, publishers wait while Redis answers, and are refused while it does not.",
+        |draft, value| draft.redis.buffer_bytes_max = value.number().unwrap_or_default(),
+    ),
+    setting(
+        "redis_buffer_age_ms",
+        Group::Redis,
+        ms(any(100, 30_000)),
+        "10s",
+        "While Redis cannot be reached: how long a message waits for it, before its publisher is told that other nodes do not see it.",
+        |draft, value| set(&mut draft.redis.buffer_age_ms, value),
+    ),
+    setting(
+        "redis_backlog_bytes_max",
+        Group::Redis,
+        bytes(any(64 << 10, 1 << 40)),
+        "64MiB",
+        "What waits for one shard beyond its lane; beyond it messages are dropped, and their members told of the gap.",
+        |draft, value| draft.redis.backlog_bytes_max = value.number().unwrap_or_default(),
+    ),
+    setting(
+        "redis_probe_interval_ms",
+        Group::Redis,
+        ms(any(100, HOUR_MS)),
+        "5s",
+        "A link that was silent for so long is probed by a message of our own, through Redis and back.",
+        |draft, value| set(&mut draft.redis.probe_interval_ms, value),
+    ),
+    setting(
+        "redis_probe_timeout_ms",
+        Group::Redis,
+        ms(any(100, 60_000)),
+        "3s",
+        "From a probe, a command or a connection attempt to giving the link up.",
+        |draft, value| set(&mut draft.redis.probe_timeout_ms, value),
     ),
     setting(
         "drain_delay_ms",

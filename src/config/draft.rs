@@ -1,5 +1,6 @@
 //! Values on their way to [`Settings`]: what was given is put in place, then `auto` is worked out for this machine.
 
+use crate::backplane::remote;
 use crate::config::capacity;
 use crate::config::settings::{Keepalive, Log, LogFormat, Machine, Settings, SocketOptions};
 use crate::runtime::ring::Descriptors;
@@ -8,6 +9,9 @@ use crate::{drain, limits, runtime::ring, shard};
 
 /// Probes that the kernel's keepalive sends before it gives a peer up.
 const KEEPALIVE_PROBE_COUNT: u32 = 3;
+
+/// Bytes of one reply of Redis at most. No batch comes near it: other nodes may have larger messages than this one.
+const REPLY_BYTES_MAX: usize = 64 << 20;
 
 /// Settings of which some are still to be worked out. `None`: `auto`.
 #[derive(Debug)]
@@ -20,6 +24,11 @@ pub struct Draft {
     pub(super) node_bytes_max: Option<u64>,
     pub(super) user_timeout_ms: Option<u32>,
     pub(super) admin_key_file: Option<String>,
+    /// What holds if there is a Redis; its address is put in place last.
+    pub(super) redis: remote::Options,
+    pub(super) redis_url: Option<String>,
+    pub(super) redis_password: Option<String>,
+    pub(super) redis_password_file: Option<String>,
 }
 
 impl Draft {
@@ -50,6 +59,7 @@ impl Draft {
                     keepalive: None,
                     user_timeout_ms: 0,
                 },
+                redis: None,
                 drain: drain::Options {
                     delay_ms: 0,
                     window_ms: 0,
@@ -68,11 +78,23 @@ impl Draft {
             node_bytes_max: None,
             user_timeout_ms: None,
             admin_key_file: None,
+            redis: remote::Options::new(remote::Address {
+                endpoint: remote::Endpoint::Unix {
+                    path: String::new(),
+                },
+                user: None,
+                password: None,
+                database: 0,
+            }),
+            redis_url: None,
+            redis_password: None,
+            redis_password_file: None,
         }
     }
 
     /// Works out what is `auto`, for `machine`.
-    pub(super) fn finish(self, machine: &Machine) -> Settings {
+    pub(super) fn finish(mut self, machine: &Machine) -> Settings {
+        let redis = self.redis();
         let mut settings = self.settings;
         let processor_count = match settings.cores.len() {
             0 => machine.processors.len(),
@@ -123,7 +145,30 @@ impl Draft {
         settings.socket.user_timeout_ms =
             self.user_timeout_ms
                 .unwrap_or(if tcp { silence_ms } else { 0 });
+
+        settings.redis = redis.map(|redis| remote::Options {
+            client_name: format!("throng-{}", settings.node_id),
+            ..redis
+        });
+        settings.shard.join_timeout_ms = settings
+            .redis
+            .as_ref()
+            .map_or(0, |redis| redis.join_timeout_ms);
         settings
+    }
+
+    /// The backplane's options, if there is a Redis.
+    fn redis(&mut self) -> Option<remote::Options> {
+        let mut address = remote::Address::parse(self.redis_url.as_deref()?).ok()?;
+        if let Some(password) = self.redis_password.take() {
+            address.password = Some(password);
+        }
+        let message_bytes = self.settings.shard.message_bytes_max as usize;
+        Some(remote::Options {
+            address,
+            reply_bytes_max: REPLY_BYTES_MAX.max(2 * message_bytes),
+            ..self.redis.clone()
+        })
     }
 }
 
@@ -172,6 +217,7 @@ fn shard_options_empty() -> shard::Options {
         message_timeout_ms: 0,
         write_stall_timeout_ms: 0,
         handshake_timeout_ms: 0,
+        join_timeout_ms: 0,
         close_timeout_ms: 0,
         handshake_bytes_max: 0,
         handshake_header_count_max: 0,

@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use crate::config::definitions::{DEFINITIONS, Definition, Group};
+use crate::config::definitions::{DEFINITIONS, Definition};
+use crate::config::group::Group;
 use crate::config::load::default;
 use crate::config::mistake::{Mistake, Source};
 use crate::config::settings::Settings;
@@ -34,7 +35,7 @@ pub struct Entry {
 }
 
 impl Effective {
-    /// Commented TOML that `--config` reads to the same settings. The admin key is left out.
+    /// Commented TOML that `--config` reads to the same settings. Secrets are left out.
     #[must_use]
     pub fn to_toml(&self) -> String {
         let mut out = String::from(
@@ -125,7 +126,11 @@ impl Entry {
         );
         match (&self.value, definition.secret) {
             (Value::Word, _) | (_, false) => {
-                let _ = write!(out, "{} = {}", definition.key, self.value.toml(word));
+                let (value, hides) = definition.kind.shown(&self.value);
+                let _ = write!(out, "{} = {}", definition.key, value.toml(word));
+                if hides {
+                    out.push_str(" # its password is not printed");
+                }
                 if let Some(human) = definition.kind.human(&self.value) {
                     let _ = write!(out, " # {human}");
                 }

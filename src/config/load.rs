@@ -14,7 +14,7 @@ use crate::config::value::{Raw, Value};
 
 /// The variable that names the file.
 const CONFIG_VARIABLE: &str = "THRONG_CONFIG";
-/// Bytes of an admin key's file at most.
+/// Bytes of a secret's file at most.
 const KEY_FILE_BYTES_MAX: usize = 4_096;
 
 /// What the command line says about settings.
@@ -29,7 +29,7 @@ pub struct ServeArgs {
 /// Works the settings out.
 ///
 /// `environment` may hold anything; only names that begin with `THRONG_` are looked at. `read_file` is asked for the
-/// settings file and for the admin key's.
+/// settings file and for those that secrets are in.
 ///
 /// # Errors
 /// Every mistake there is: unknown keys, values that cannot be, contradictions.
@@ -67,9 +67,22 @@ pub fn load(
         });
     }
     draft.settings.shard.rooms = content.rules.iter().map(|at| at.rule.clone()).collect();
-    if let Some(path) = draft.admin_key_file.clone() {
-        read_key_file(&path, &read_file, &mut draft, &mut mistakes);
+    let read = SecretFile {
+        key: "admin_key",
+        what: "a key",
+        path: draft.admin_key_file.clone(),
+        given: draft.settings.admin_key.is_some(),
     }
+    .read(&read_file, &mut mistakes);
+    draft.settings.admin_key = read.or(draft.settings.admin_key);
+    let read = SecretFile {
+        key: "redis_password",
+        what: "a password",
+        path: draft.redis_password_file.clone(),
+        given: draft.redis_password.is_some(),
+    }
+    .read(&read_file, &mut mistakes);
+    draft.redis_password = read.or(draft.redis_password);
 
     mistakes.sort_by_key(line);
     let settings = draft.finish(machine);
@@ -227,45 +240,54 @@ fn read_content(path: Option<&str>, read_file: impl Fn(&str) -> io::Result<Strin
     }
 }
 
-fn read_key_file(
-    path: &str,
-    read_file: impl Fn(&str) -> io::Result<String>,
-    draft: &mut Draft,
-    mistakes: &mut Vec<Mistake>,
-) {
-    let mut wrong = |problem: String, instead: &str| {
-        mistakes.push(Mistake {
-            place: "admin_key_file".into(),
-            problem,
-            instead: instead.into(),
-        });
-    };
-    if draft.settings.admin_key.is_some() {
-        return wrong("admin_key is given, too".into(), "give one of the two");
-    }
-    let key = match read_file(path) {
-        Ok(text) if text.len() <= KEY_FILE_BYTES_MAX => text.trim().to_owned(),
-        Ok(_) => {
-            return wrong(
-                format!("{path} is too long for a key"),
-                "put nothing but the key into it",
-            );
+/// A secret that a file may hold.
+struct SecretFile {
+    /// The setting that it is a value of; the file's own is called the same with `_file`.
+    key: &'static str,
+    what: &'static str,
+    path: Option<String>,
+    /// Whether the secret is given itself.
+    given: bool,
+}
+
+impl SecretFile {
+    fn read(
+        self,
+        read_file: impl Fn(&str) -> io::Result<String>,
+        mistakes: &mut Vec<Mistake>,
+    ) -> Option<String> {
+        let path = self.path.as_deref()?;
+        let Self { key, what, .. } = self;
+        let definition = find(key)?;
+        let mut wrong = |problem: String, instead: String| {
+            mistakes.push(Mistake {
+                place: format!("{key}_file"),
+                problem,
+                instead,
+            });
+            None
+        };
+        if self.given {
+            let problem = format!("{key} is given, too");
+            return wrong(problem, "give one of the two".into());
         }
-        Err(error) => {
-            return wrong(
-                format!("{path} cannot be read: {error}"),
-                "write the path of a readable file",
-            );
+        let text = match read_file(path) {
+            Ok(text) if text.len() <= KEY_FILE_BYTES_MAX => text.trim().to_owned(),
+            Ok(_) => {
+                let instead = format!("put nothing but {what} into it");
+                return wrong(format!("{path} is too long for {what}"), instead);
+            }
+            Err(error) => {
+                let problem = format!("{path} cannot be read: {error}");
+                return wrong(problem, "write the path of a readable file".into());
+            }
+        };
+        match definition.kind.read(&Raw::Text(text)) {
+            Ok(Value::Text(secret)) => Some(secret),
+            _ => wrong(
+                format!("{path} does not hold {what}"),
+                format!("put one of {} into it", definition.kind.range()),
+            ),
         }
-    };
-    let Some(definition) = find("admin_key") else {
-        return;
-    };
-    match definition.kind.read(&Raw::Text(key)) {
-        Ok(Value::Text(key)) => draft.settings.admin_key = Some(key),
-        _ => wrong(
-            format!("{path} holds no key"),
-            "put one of 8 to 256 visible ASCII characters into it",
-        ),
     }
 }

@@ -10,6 +10,7 @@ mod definitions;
 mod draft;
 mod effective;
 mod file;
+mod group;
 mod load;
 mod mistake;
 mod rooms;
@@ -19,8 +20,9 @@ mod value;
 #[cfg(test)]
 mod tests;
 
-pub use definitions::{DEFINITIONS, Definition, Group, VARIABLE_PREFIX, find};
+pub use definitions::{DEFINITIONS, Definition, VARIABLE_PREFIX, find};
 pub use effective::{Effective, Entry, reference_markdown};
+pub use group::Group;
 pub use load::{ServeArgs, load};
 pub use mistake::{Mistake, Source};
 pub use rooms::ROOM_RULE_COUNT_MAX;

@@ -26,13 +26,15 @@ pub struct Settings {
     pub ring: ring::Options,
     /// What is set on every listening socket, and inherited by what it accepts.
     pub socket: SocketOptions,
+    /// The Redis that makes this node one of several, if there is one.
+    pub redis: Option<crate::backplane::remote::Options>,
     /// How the node stops.
     pub drain: drain::Options,
     /// What is logged.
     pub log: Log,
 }
 
-/// All but the key.
+/// All but the secrets.
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Settings")
@@ -45,6 +47,7 @@ impl fmt::Debug for Settings {
             .field("shard", &self.shard)
             .field("ring", &self.ring)
             .field("socket", &self.socket)
+            .field("redis", &self.redis)
             .field("drain", &self.drain)
             .field("log", &self.log)
             .finish()

@@ -384,6 +384,38 @@ fn the_admin_key_may_come_from_a_file_and_is_never_printed() {
 }
 
 #[test]
+fn a_redis_password_comes_from_the_url_the_environment_or_a_file_and_is_never_printed() {
+    let password = |settings: &Settings| settings.redis.clone().unwrap().address.password;
+    let url = [("redis", "redis://u:in-the-url@h:1/2")];
+    let (settings, effective) = load_all(&args(&url), &[], "").unwrap();
+    assert_eq!(password(&settings).as_deref(), Some("in-the-url"));
+    let printed = effective.to_toml();
+    assert!(printed.contains("redis = \"redis://u@h:1/2\" # its password is not printed"));
+    let environment = [("THRONG_REDIS_PASSWORD", "in-the-environment")];
+    let (settings, _) = load_all(&args(&url), &environment, "").unwrap();
+    assert_eq!(password(&settings).as_deref(), Some("in-the-environment"));
+    let file = [url[0], ("redis_password_file", "/run/key")];
+    let (settings, _) = load_all(&args(&file), &[], "").unwrap();
+    assert_eq!(password(&settings).as_deref(), Some("a-key-from-a-file"));
+    assert!(!format!("{settings:?}").contains("a-key-from-a-file"));
+    let wrong = mistake_of("redis = \"redis://u:hunter2@h:x\"");
+    assert!(
+        wrong.contains("port") && !wrong.contains("hunter2"),
+        "{wrong}"
+    );
+}
+
+#[test]
+fn redis_is_off_by_default_and_what_it_takes_longer_is_granted() {
+    let settings = from_file("");
+    assert_eq!((settings.redis, settings.shard.join_timeout_ms), (None, 0));
+    let settings =
+        from_file("redis = \"redis://h\"\nnode_id = \"n\"\nredis_join_timeout_ms = \"2s\"");
+    assert_eq!(settings.shard.join_timeout_ms, 2_000);
+    assert_eq!(settings.redis.unwrap().client_name, "throng-n");
+}
+
+#[test]
 fn the_tcp_heartbeat_sets_the_kernels_keepalive() {
     let socket = from_file("heartbeat = \"tcp\"").socket;
     assert_eq!(
@@ -438,6 +470,9 @@ fn every_setting_reaches_its_option() {
             "1.2.3.4:5",
             "https://a.b",
             "some-text",
+            "fail",
+            "refuse",
+            "redis://host",
         ];
         let read = |text: &&str| definition.kind.read(&value::Raw::Text((*text).into())).ok();
         let changes = samples.iter().filter_map(read).any(|value| {

@@ -44,6 +44,15 @@ pub enum Kind {
         /// Whether it is.
         accepts: fn(&str) -> bool,
     },
+    /// Text that the rule accepts, or says what is wrong with, and that may hold a secret.
+    Checked {
+        /// What is accepted, in words.
+        range: &'static str,
+        /// What is wrong with it, in words that do not repeat it.
+        check: fn(&str) -> Result<(), String>,
+        /// What of it may be shown.
+        shown: fn(&str) -> String,
+    },
     /// The same for a list of texts.
     Texts {
         /// What is accepted, in words.
@@ -123,6 +132,10 @@ impl Kind {
             Self::Boolean => text.parse().map(Value::Boolean).map_err(|_| wrong()),
             Self::Choice(words) if words.contains(&text) => Ok(Value::Text(text.into())),
             Self::Text { accepts, .. } if accepts(text) => Ok(Value::Text(text.into())),
+            Self::Checked { check, .. } => match check(text) {
+                Ok(()) => Ok(Value::Text(text.into())),
+                Err(problem) => Err((problem, self.advice())),
+            },
             Self::Address => {
                 let address = read_address(text).ok_or_else(wrong)?;
                 Ok(Value::Address(address))
@@ -166,7 +179,7 @@ impl Kind {
             Self::Number(..) => "a whole number",
             Self::Boolean => "true or false",
             Self::Choice(_) => "one of its words",
-            Self::Text { .. } => "a text that is allowed here",
+            Self::Text { .. } | Self::Checked { .. } => "a text that is allowed here",
             Self::Texts { .. } => "an entry that is allowed here",
             Self::Address | Self::Addresses => "an address with a port",
             Self::Processors => "a processor number or a range of them",
@@ -210,7 +223,7 @@ impl Kind {
             Self::Number(Unit::Seconds, _) => "s",
             Self::Boolean => "boolean",
             Self::Choice(_) => "word",
-            Self::Text { .. } => "text",
+            Self::Text { .. } | Self::Checked { .. } => "text",
             Self::Texts { .. } => "list of texts",
             Self::Address => "address",
             Self::Addresses => "list of addresses",
@@ -225,7 +238,9 @@ impl Kind {
             Self::Number(unit, range) => range.words(*unit),
             Self::Boolean => "true or false".into(),
             Self::Choice(words) => words.join(", "),
-            Self::Text { range, .. } | Self::Texts { range, .. } => (*range).into(),
+            Self::Text { range, .. } | Self::Checked { range, .. } | Self::Texts { range, .. } => {
+                (*range).into()
+            }
             Self::Address => "IPV4:PORT or [IPV6]:PORT, port 0: the kernel chooses".into(),
             Self::Addresses => {
                 "one or more of IPV4:PORT or [IPV6]:PORT, port 0: the kernel chooses".into()
@@ -233,6 +248,19 @@ impl Kind {
             Self::Processors => {
                 format!("numbers 0 to {PROCESSOR_MAX} and ranges, such as 0-3,6; empty: all")
             }
+        }
+    }
+
+    /// The value without what is not to be shown, and whether there is more to it.
+    #[must_use]
+    pub fn shown(&self, value: &Value) -> (Value, bool) {
+        match (self, value) {
+            (Self::Checked { shown, .. }, Value::Text(text)) => {
+                let shown = shown(text);
+                let hides = shown != *text;
+                (Value::Text(shown), hides)
+            }
+            _ => (value.clone(), false),
         }
     }
 

@@ -1,6 +1,6 @@
 //! What the backplane core counts, and the snapshot of it.
 
-use super::Log2Histogram;
+use super::{Log2Histogram, RedisSnapshot};
 
 /// A copy of all the backplane core knows of itself.
 #[derive(Debug, Clone, Default)]
@@ -27,6 +27,8 @@ pub struct BackplaneSnapshot {
     pub stalled_us: u64,
     /// From a probe to its answer.
     pub probe_round_trip: Log2Histogram,
+    /// Redis, and the way there.
+    pub redis: RedisSnapshot,
     /// Time of a turn of the core's loop; the runtime's to fill in.
     pub turn: Log2Histogram,
 }

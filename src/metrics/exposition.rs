@@ -11,7 +11,10 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncod
 use prometheus_client::registry::Registry;
 
 use super::names::{self, Name};
-use super::{DropPolicy, Log2Histogram, NodeSnapshot, RefusalKind, ShardReport, ShardSnapshot};
+use super::{
+    DropPolicy, Log2Histogram, NodeSnapshot, RedisLinkSnapshot, RedisSnapshot, RefusalKind,
+    ShardReport, ShardSnapshot,
+};
 use crate::protocol::CloseReason;
 
 /// `Content-Type` of [`open_metrics_text`].
@@ -83,6 +86,7 @@ impl Collector for Scrape {
         encode_heartbeats(&mut families, node)?;
         encode_loops(&mut families, node)?;
         encode_bus(&mut families, node)?;
+        encode_redis(&mut families, &node.backplane.redis)?;
         encode_ring(&mut families)?;
         families.shards_gauge(&names::DRAIN_PHASE, |shard| shard.gauges.drain_phase)?;
         let answers = node
@@ -217,6 +221,84 @@ fn encode_bus(families: &mut Families<'_, '_>, node: &NodeSnapshot) -> fmt::Resu
     families.shards_counter(&names::PUBLISHER_PAUSES, |shard| {
         shard.counters.publishers_paused
     })
+}
+
+fn encode_redis(families: &mut Families<'_, '_>, redis: &RedisSnapshot) -> fmt::Result {
+    families.gauge(&names::REDIS_READY, u64::from(redis.ready))?;
+    families.labelled_gauge(
+        &names::REDIS_LINK_UP,
+        "link",
+        by_link(redis, |link| u64::from(link.up)),
+    )?;
+    families.labelled_counter(
+        &names::REDIS_CONNECTS,
+        "link",
+        by_link(redis, |link| link.connects),
+    )?;
+    families.labelled_counter(
+        &names::REDIS_LOSSES,
+        "link",
+        by_link(redis, |link| link.lost),
+    )?;
+    families.labelled_counter(
+        &names::REDIS_CONNECT_FAILURES,
+        "link",
+        by_link(redis, |link| link.failures),
+    )?;
+    families.labelled_counter(
+        &names::REDIS_SENT_BYTES,
+        "link",
+        by_link(redis, |link| link.sent_bytes),
+    )?;
+    families.labelled_counter(
+        &names::REDIS_RECEIVED_BYTES,
+        "link",
+        by_link(redis, |link| link.received_bytes),
+    )?;
+    families.labelled_counter(
+        &names::REDIS_WRITES,
+        "link",
+        by_link(redis, |link| link.writes),
+    )?;
+    let commands = [
+        ("publish", redis.commands_publish),
+        ("subscribe", redis.commands_subscribe),
+        ("unsubscribe", redis.commands_unsubscribe),
+    ];
+    families.labelled_counter(&names::REDIS_COMMANDS, "command", commands)?;
+    families.histogram(&names::REDIS_LAG, &redis.lag)?;
+    families.counter(&names::REDIS_PROBES, redis.probes)?;
+    families.gauge_ratio(&names::REDIS_PROBE_AGE, seconds(redis.probe_age_us))?;
+    families.counter(&names::REDIS_BATCHES_PUBLISHED, redis.batches_published)?;
+    families.counter(&names::REDIS_MESSAGES_PUBLISHED, redis.messages_published)?;
+    families.counter(&names::REDIS_BATCHES_RECEIVED, redis.batches_received)?;
+    families.counter(&names::REDIS_MESSAGES_RECEIVED, redis.messages_received)?;
+    families.counter(&names::REDIS_DUPLICATES, redis.duplicates)?;
+    families.counter(&names::REDIS_MALFORMED, redis.malformed)?;
+    families.counter(&names::REDIS_GAPS, redis.gaps)?;
+    families.counter(&names::REDIS_MESSAGES_MISSED, redis.messages_missed)?;
+    families.counter(&names::REDIS_BATCHES_LOCAL, redis.local_batches)?;
+    families.counter(&names::REDIS_MESSAGES_REFUSED, redis.messages_refused)?;
+    families.gauge(&names::REDIS_BUFFER_BYTES, redis.buffer_bytes)?;
+    families.gauge(&names::REDIS_BUFFER_MAX_BYTES, redis.buffer_bytes_max)?;
+    families.gauge_ratio(&names::REDIS_BUFFER_AGE, seconds(redis.buffer_age_us))?;
+    families.gauge(&names::REDIS_SUBSCRIPTIONS, redis.subscriptions)?;
+    families.gauge(&names::REDIS_JOINS_WAITING, redis.joins_waiting)?;
+    families.counter(&names::REDIS_JOINS_REFUSED, redis.joins_refused)?;
+    families.gauge(&names::REDIS_BACKLOG_BYTES, redis.backlog_bytes)?;
+    families.counter(&names::REDIS_BACKLOG_DROPPED, redis.backlog_dropped)
+}
+
+/// A figure of each link, by its name.
+fn by_link(
+    redis: &RedisSnapshot,
+    figure: impl Fn(&RedisLinkSnapshot) -> u64,
+) -> [(&'static str, u64); 2] {
+    let [publishing, subscription] = &redis.links;
+    [
+        ("publishing", figure(publishing)),
+        ("subscription", figure(subscription)),
+    ]
 }
 
 fn encode_ring(families: &mut Families<'_, '_>) -> fmt::Result {

@@ -10,10 +10,12 @@ mod histogram;
 pub mod names;
 mod node;
 mod process;
+mod redis;
 mod shard;
 
 pub use backplane::BackplaneSnapshot;
 pub use histogram::Log2Histogram;
 pub use node::{NodeSnapshot, ShardLanes, ShardReport};
 pub use process::{ProcessSnapshot, TcpSnapshot};
+pub use redis::{RedisLinkSnapshot, RedisSnapshot};
 pub use shard::{DropPolicy, RefusalKind, RingCounters, ShardCounters, ShardGauges, ShardSnapshot};

@@ -92,6 +92,37 @@ names! {
     PUBLISHERS_PAUSED: Gauge "throng_publishers_paused", "Publishers whose messages wait because the bus, the memory budget or their room's batch of the turn is full, by shard.";
     PUBLISHER_PAUSES: Counter "throng_publisher_pauses", "Times a publisher had to wait because the bus, the memory budget or its room's batch of the turn was full, by shard.";
 
+    REDIS_READY: Gauge "throng_redis_ready", "1 when a probe has come through both links to Redis since they came up last; 0 without Redis, too.";
+    REDIS_LINK_UP: Gauge "throng_redis_link_up", "1 when commands may be sent, by link: publishing, subscription.";
+    REDIS_CONNECTS: Counter "throng_redis_connects", "Times a link came up, by link.";
+    REDIS_LOSSES: Counter "throng_redis_losses", "Times a link was lost that was up, by link.";
+    REDIS_CONNECT_FAILURES: Counter "throng_redis_connect_failures", "Times a link could not be brought up, by link.";
+    REDIS_SENT_BYTES: Counter "throng_redis_sent_bytes", "Bytes written to Redis, by link.";
+    REDIS_RECEIVED_BYTES: Counter "throng_redis_received_bytes", "Bytes read from Redis, by link.";
+    REDIS_WRITES: Counter "throng_redis_writes", "Writes to Redis, each of all commands that were gathered, by link.";
+    REDIS_COMMANDS: Counter "throng_redis_commands", "Commands sent, by command.";
+    REDIS_LAG: Histogram "throng_redis_lag_seconds", "From publishing to the return through Redis, of probes and of this node's own batches.";
+    REDIS_PROBES: Counter "throng_redis_probes", "Probes sent.";
+    REDIS_PROBE_AGE: Gauge "throng_redis_probe_age_seconds", "How long the probe has been on its way that has not come back; 0 when none is.";
+    REDIS_BATCHES_PUBLISHED: Counter "throng_redis_batches_published", "Batches sent to Redis, those that were sent again included.";
+    REDIS_MESSAGES_PUBLISHED: Counter "throng_redis_messages_published", "Messages sent to Redis, those that were sent again included.";
+    REDIS_BATCHES_RECEIVED: Counter "throng_redis_batches_received", "Batches that came from Redis, this node's own and duplicates included.";
+    REDIS_MESSAGES_RECEIVED: Counter "throng_redis_messages_received", "Messages that came from Redis, this node's own and duplicates included.";
+    REDIS_DUPLICATES: Counter "throng_redis_messages_duplicate", "Messages from Redis that were here before: sent again after a lost link, or delivered here while Redis was away.";
+    REDIS_MALFORMED: Counter "throng_redis_malformed", "What came on this node's channels and could not be read.";
+    REDIS_GAPS: Counter "throng_redis_gaps", "Gaps in rooms that members were told of, those of unknown size included.";
+    REDIS_MESSAGES_MISSED: Counter "throng_redis_messages_missed", "Messages missing in the gaps whose size is known.";
+    REDIS_BATCHES_LOCAL: Counter "throng_redis_batches_local", "Batches delivered on this node while Redis was away.";
+    REDIS_MESSAGES_REFUSED: Counter "throng_redis_messages_refused", "Messages that other nodes do not see, because Redis was away for too long.";
+    REDIS_BUFFER_BYTES: Gauge "throng_redis_buffer_bytes", "Messages that Redis has not acknowledged.";
+    REDIS_BUFFER_MAX_BYTES: Gauge "throng_redis_buffer_max_bytes", "Those at most; 0 without Redis.";
+    REDIS_BUFFER_AGE: Gauge "throng_redis_buffer_age_seconds", "How long the oldest of them has waited.";
+    REDIS_SUBSCRIPTIONS: Gauge "throng_redis_subscriptions", "Rooms whose subscription stands.";
+    REDIS_JOINS_WAITING: Gauge "throng_redis_joins_waiting", "Rooms whose joins wait for their subscription.";
+    REDIS_JOINS_REFUSED: Counter "throng_redis_joins_refused", "Rooms whose joins were refused because they could not be subscribed to in time, or too many waited.";
+    REDIS_BACKLOG_BYTES: Gauge "throng_redis_backlog_bytes", "What waits for shards beyond their lanes.";
+    REDIS_BACKLOG_DROPPED: Counter "throng_redis_backlog_dropped", "Messages dropped because a shard could not take them, once a shard.";
+
     RING_ENTERS: Counter "throng_ring_enters", "Calls of io_uring_enter, by shard.";
     RING_COMPLETIONS: Counter "throng_ring_completions", "Completions handled, by shard.";
     RING_SLEEPS: Counter "throng_ring_sleeps", "Times the shard slept, by shard.";

@@ -33,11 +33,13 @@ pub enum RefusalKind {
     OverBudget,
     /// 503: the node is stopping.
     Draining,
+    /// 503: the room cannot be followed at Redis now.
+    Backplane,
 }
 
 impl RefusalKind {
     /// All kinds, in the order of their discriminants.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::BadRequest,
         Self::OriginForbidden,
         Self::NotFound,
@@ -51,6 +53,7 @@ impl RefusalKind {
         Self::HandshakeRate,
         Self::OverBudget,
         Self::Draining,
+        Self::Backplane,
     ];
 
     /// The HTTP status.
@@ -66,7 +69,11 @@ impl RefusalKind {
             Self::UpgradeRequired => 426,
             Self::AddressFull => 429,
             Self::HeadersTooLarge => 431,
-            Self::NodeFull | Self::HandshakeRate | Self::OverBudget | Self::Draining => 503,
+            Self::NodeFull
+            | Self::HandshakeRate
+            | Self::OverBudget
+            | Self::Draining
+            | Self::Backplane => 503,
         }
     }
 
@@ -87,6 +94,7 @@ impl RefusalKind {
             Self::HandshakeRate => "handshake_rate",
             Self::OverBudget => "over_budget",
             Self::Draining => "draining",
+            Self::Backplane => "backplane",
         }
     }
 }

@@ -9,14 +9,15 @@ use std::time::Duration;
 
 use futures_lite::future;
 
-use super::bridge::Bridge;
+use super::bridge::{Bridge, NAP};
 use super::clock::Clock;
 use super::http::{self, PendingAnswers};
 use super::process::ProcessReader;
+use super::redis::RedisSockets;
 use super::ring::WakeHandle;
 use super::shard_core::Waker;
 use crate::admin::{self, Admin, Figures, Health, Outcome};
-use crate::backplane::{self, Action, Backplane, LaneRoom, Ports};
+use crate::backplane::{self, Action, Backplane, LaneRoom, NotPublished, Ports};
 use crate::bus::{
     Batch, Bell, CoreId, Downstream, LaneReader, LaneWriter, Question, RoomName, Upstream,
 };
@@ -55,6 +56,8 @@ pub(super) struct BackplaneCore {
     pub drain: Drain,
     pub admin: Admin,
     pub process: ProcessReader,
+    /// The sockets to Redis, if there is one.
+    pub redis: Option<RedisSockets>,
     pub turn: Log2Histogram,
     /// The shard whose lane is looked at first; another one each turn.
     pub first: usize,
@@ -79,8 +82,13 @@ pub(super) type AdminListener = (std::net::TcpListener, http::Options);
 
 /// Runs until the node has stopped. Returns the process's exit code.
 pub(super) async fn run(core: BackplaneCore, mut around: Surroundings) -> Result<u8, String> {
-    let mut bridge = Bridge::new(around.wake.fd())
-        .map_err(|error| format!("cannot duplicate a descriptor: {error}"))?;
+    // With Redis one descriptor tells of its sockets and of the eventfd.
+    let woken_by = core
+        .redis
+        .as_ref()
+        .map_or(around.wake.fd(), RedisSockets::fd);
+    let mut bridge =
+        Bridge::new(woken_by).map_err(|error| format!("cannot duplicate a descriptor: {error}"))?;
     let core = Rc::new(RefCell::new(core));
     let answers = PendingAnswers::new();
     if let Some((listener, options)) = around.admin_listener.take() {
@@ -102,10 +110,17 @@ pub(super) async fn run(core: BackplaneCore, mut around: Surroundings) -> Result
                 this.end_shards(&around);
                 return Err("a shard has died; the log says why".to_owned());
             }
-            if let Some(code) = this.stop_progress(&mut stopping, &around, now) {
+            if let Some(code) = this.stop_progress(&mut stopping, &around, now)
+                && this.has_left_redis(now)
+            {
+                this.end_shards(&around);
                 return Ok(code);
             }
             let is_idle = this.turn(now);
+            if let Some(reason) = this.redis.as_mut().and_then(RedisSockets::take_fatal) {
+                this.end_shards(&around);
+                return Err(reason);
+            }
             while let Some((request, answer)) = this.admin.poll_answer() {
                 answers.complete(request, answer);
             }
@@ -122,7 +137,10 @@ pub(super) async fn run(core: BackplaneCore, mut around: Surroundings) -> Result
         let rests = match pause {
             Pause::None => false,
             // A nap lets nobody else run: it does not count as a rest, however it ends.
-            Pause::Nap => core.borrow().lanes_are_empty() && !bridge.nap(duration),
+            // After a nap up to a deadline the deadline is due.
+            Pause::Nap => {
+                core.borrow().lanes_are_empty() && !bridge.nap(duration) && duration >= NAP
+            }
             Pause::Rest => {
                 if !is_idle || !core.borrow().lanes_are_empty() {
                     around.wake.wake(); // to be back as soon as the others have had their turn
@@ -186,6 +204,7 @@ fn admin_handler(
             drain,
             admin,
             process,
+            redis: _,
             turn,
             first: _,
         } = &mut *this;
@@ -221,8 +240,17 @@ impl admin::Node for AdminNode<'_> {
         self.backplane.ask(to, request, question)
     }
 
-    fn publish(&mut self, room: &RoomName, batch: &Arc<Batch>) -> bool {
-        self.backplane.publish(room, batch, self.links).is_ok()
+    fn publish(
+        &mut self,
+        room: &RoomName,
+        batch: &Arc<Batch>,
+        now: Tick,
+    ) -> Result<(), admin::NotPublished> {
+        let published = self.backplane.publish(room, batch, self.links, now);
+        published.map_err(|reason| match reason {
+            NotPublished::BusFull => admin::NotPublished::BusFull,
+            NotPublished::BackplaneLost { local } => admin::NotPublished::BackplaneLost { local },
+        })
     }
 
     fn health(&mut self, now: Tick) -> Health {
@@ -230,6 +258,17 @@ impl admin::Node for AdminNode<'_> {
             phase: self.drain.phase(),
             stalled_shards: self.backplane.stalled_shards(now),
             bus_stalled_us: self.backplane.snapshot(now).stalled_us,
+            link_troubles: self
+                .backplane
+                .link_troubles(now)
+                .into_iter()
+                .map(|trouble| admin::LinkTrouble {
+                    link: trouble.link,
+                    state: trouble.state,
+                    since_us: trouble.since_us,
+                    reason: trouble.reason,
+                })
+                .collect(),
         }
     }
 
@@ -301,7 +340,7 @@ impl Ports for Wires<'_> {
 }
 
 impl BackplaneCore {
-    /// Takes requests to stop in, says which phase has come, and ends the shards when the last has. Then the exit code.
+    /// Takes requests to stop in, and says which phase has come. When the last has: the exit code.
     fn stop_progress(
         &mut self,
         stopping: &mut Stopping,
@@ -323,9 +362,15 @@ impl BackplaneCore {
                 tracing::info!(phase = phase.label(), "stopping");
             }
         }
-        let code = self.drain.exit_code()?;
-        self.end_shards(around);
-        Some(code)
+        self.drain.exit_code()
+    }
+
+    /// Leaves Redis, once all clients are gone: what they published is sent, subscriptions are dropped. Whether it is done.
+    fn has_left_redis(&mut self, now: Tick) -> bool {
+        self.backplane.remote().is_none_or(|remote| {
+            remote.close(now);
+            remote.is_closed(now)
+        })
     }
 
     fn end_shards(&self, around: &Surroundings) {
@@ -349,6 +394,10 @@ impl BackplaneCore {
         }
         self.admin.handle_deadline(now);
         self.perform(now);
+        let mut redis_busy = false;
+        if let Some(redis) = &mut self.redis {
+            redis_busy |= redis.receive(&mut self.backplane, now);
+        }
         let first = self.first;
         self.first = first.wrapping_add(1);
         let (backplane, mut wires) = self.split(now);
@@ -359,7 +408,10 @@ impl BackplaneCore {
                 link.waker.wake();
             }
         }
-        report.handled_count == 0 && !report.more
+        if let Some(redis) = &mut self.redis {
+            redis_busy |= redis.work(&mut self.backplane, now);
+        }
+        report.handled_count == 0 && !report.more && !redis_busy
     }
 
     fn perform(&mut self, now: Tick) {
@@ -384,7 +436,17 @@ impl BackplaneCore {
             .backplane
             .has_stalled()
             .then_some(Tick(now.0 + STALL_RETRY_US));
+        let backlog = self
+            .backplane
+            .has_backlog()
+            .then_some(Tick(now.0 + STALL_RETRY_US));
+        let flush = self
+            .redis
+            .as_ref()
+            .and_then(|redis| self.backplane.flush_deadline(|role| redis.may_write(role)));
         [
+            backlog,
+            flush,
             self.drain.next_deadline(),
             self.admin.next_deadline(),
             retry,

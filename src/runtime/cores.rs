@@ -16,6 +16,7 @@ use super::bridge::Bridge;
 use super::clock::Clock;
 use super::executor::{Ended, join, spawn};
 use super::process::ProcessReader;
+use super::redis::RedisSockets;
 use super::ring::{self, Ring, WakeHandle};
 use super::shard_core::{ShardCore, Waker};
 use super::{host, http, listener};
@@ -80,8 +81,8 @@ pub fn serve(settings: Settings) -> Result<u8, String> {
             settings.shard.address_connection_count_max,
             seed,
         )),
-        delivery: match shard_count {
-            1 => Delivery::Inline,
+        delivery: match (shard_count, &settings.redis) {
+            (1, None) => Delivery::Inline,
             _ => Delivery::Bus,
         },
         backplane: Waker {
@@ -276,12 +277,25 @@ fn start_backplane(
         answer_timeout_ms: ADMIN_ANSWER_TIMEOUT_MS,
         bus_stall_ms_max: ADMIN_BUS_STALL_MS_MAX,
     };
+    let redis = match &settings.redis {
+        Some(_) => Some(
+            RedisSockets::new(&common.backplane.handle)
+                .map_err(|error| format!("cannot make an epoll instance: {error}"))?,
+        ),
+        None => None,
+    };
     let http_options = http::Options::new(settings.shard.message_bytes_max as usize);
     let common = common.clone();
     spawn("backplane", processor, move || async move {
         let _ended = Ended::new(Core::Backplane, &common.ended);
+        let now = common.clock.now();
+        let backplane = match settings.redis {
+            Some(redis) => Backplane::with_redis(backplane_options, redis, common.seed, now),
+            None => Backplane::new(backplane_options, common.seed, now),
+        };
         let core = BackplaneCore {
-            backplane: Backplane::new(backplane_options, common.seed, common.clock.now()),
+            backplane,
+            redis,
             links,
             drain: Drain::new(settings.drain, settings.shards),
             admin: Admin::new(admin_options),

@@ -280,7 +280,7 @@ impl Shard {
     }
 
     /// The connection's outbox, made if there is none.
-    fn outbox(&mut self, index: u32) -> &mut Outbox {
+    pub(super) fn outbox(&mut self, index: u32) -> &mut Outbox {
         let connection = &mut self.connections[index];
         if connection.outbox.is_none() {
             self.ledger.charge_owed(Outbox::BYTES);

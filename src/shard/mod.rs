@@ -17,6 +17,7 @@ mod deliver;
 mod inbox;
 mod ledger;
 mod life;
+mod loss;
 mod node;
 mod options;
 mod outbox;
@@ -49,7 +50,7 @@ pub use options::{HeartbeatMode, Options, RoomRule};
 /// Who puts this shard's messages in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Delivery {
-    /// The shard itself: it is the only one, and there is no other node.
+    /// The shard itself: it is the only one, and there is no Redis.
     Inline,
     /// The backplane core.
     Bus,
@@ -408,7 +409,10 @@ impl Shard {
             Downstream::Delivery { room, batch } => self.delivered(&room, &batch),
             Downstream::Publish { room, batch } => self.publish_from_bus(&room, &batch),
             Downstream::Joined { room, leased } => self.joined(&room, leased),
+            Downstream::JoinRefused { room } => self.join_refused(&room),
             Downstream::LeaseRevoke { room } => self.lease_revoked(room),
+            Downstream::Gap { room, missed } => self.gap(&room, missed),
+            Downstream::Refused { batch, local } => self.publishes_refused(&batch, local),
             Downstream::Probe { sequence } => self.forward(Upstream::ProbeReply { sequence }, 0),
             Downstream::Ask { request, question } => self.asked(request, &question),
             Downstream::Drain(order) => self.drain_ordered(order),

@@ -59,6 +59,8 @@ pub struct Options {
     pub write_stall_timeout_ms: u32,
     /// From accept to the whole request.
     pub handshake_timeout_ms: u32,
+    /// What a request may take longer because its room has to be subscribed to at Redis; 0 without one.
+    pub join_timeout_ms: u32,
     /// From our close frame to the peer's end of the stream.
     pub close_timeout_ms: u32,
     /// Bytes of a request, line and headers.

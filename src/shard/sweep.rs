@@ -204,7 +204,10 @@ impl Shard {
                 }
             }
             State::Joining => {
-                if marked_ms_ago >= options.handshake_timeout_ms {
+                let longest_ms = options
+                    .handshake_timeout_ms
+                    .saturating_add(options.join_timeout_ms);
+                if marked_ms_ago >= longest_ms {
                     self.cut(index, CloseReason::HandshakeTimeout);
                 }
             }

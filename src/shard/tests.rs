@@ -6,6 +6,7 @@ mod drain;
 mod frames;
 mod life;
 mod limits;
+mod loss;
 mod policies;
 mod rooms;
 mod time;

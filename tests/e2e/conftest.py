@@ -4,7 +4,7 @@ import asyncio
 import inspect
 
 import pytest
-from harness import Server
+from harness import Redis, Server, has_redis
 
 TEST_TIMEOUT_S = 90
 
@@ -34,6 +34,15 @@ def server(tmp_path_factory):
     with Server(tmp_path_factory.mktemp("server"), shards=3) as shared:
         yield shared
         shared.await_open(0)
+
+
+@pytest.fixture
+def redis(tmp_path):
+    """A Redis of the test's own; it outlives the servers that `serve` starts."""
+    if not has_redis():
+        pytest.skip("there is no redis-server on this host")
+    with Redis(tmp_path) as one:
+        yield one
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ mod lane;
 mod oracle;
 mod plan;
 mod random;
+mod redis;
+mod redis_server;
 mod run;
 mod socket;
 mod world;
@@ -21,6 +23,9 @@ use run::Run;
 
 /// Seeds that every test run looks at.
 const RUNS: u64 = 150;
+
+/// Seeds of nodes around a Redis.
+const REDIS_RUNS: u64 = 30;
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
@@ -55,6 +60,34 @@ fn nodes_keep_their_promises_under_faults() {
     for seed in first..first + number("THRONG_SIM_RUNS").unwrap_or(RUNS) {
         run(seed);
     }
+}
+
+/// The same for several nodes around a Redis.
+fn run_redis(seed: u64) -> u64 {
+    let mut world = redis::World::new(seed);
+    match catch_unwind(AssertUnwindSafe(|| world.all())) {
+        Ok(()) => world.trace,
+        Err(panic) => {
+            eprintln!(
+                "Redis seed {seed} failed in step {}: THRONG_SIM_SEED={seed} cargo test --test sim redis",
+                world.step
+            );
+            resume_unwind(panic)
+        }
+    }
+}
+
+#[test]
+fn nodes_on_a_failing_redis_lose_nothing_in_silence() {
+    if let Some(seed) = number("THRONG_SIM_SEED") {
+        run_redis(seed);
+        return;
+    }
+    let first = number("THRONG_SIM_FIRST").unwrap_or(0);
+    for seed in first..first + number("THRONG_SIM_RUNS").unwrap_or(REDIS_RUNS) {
+        run_redis(seed);
+    }
+    assert_eq!(run_redis(first), run_redis(first), "the same seed");
 }
 
 #[test]

@@ -61,6 +61,7 @@ impl Plan {
             message_timeout_ms: 30_000,
             write_stall_timeout_ms: 3_000,
             handshake_timeout_ms: 2_000,
+            join_timeout_ms: 0,
             close_timeout_ms: 1_000,
             handshake_bytes_max: 4_096,
             handshake_header_count_max: 20,

@@ -253,7 +253,7 @@ impl World {
                     drained: &mut self.drained,
                     questions_open: &mut self.questions_open,
                 };
-                let published = backplane.publish(&name, &batch, &wires).is_ok();
+                let published = backplane.publish(&name, &batch, &wires, self.now).is_ok();
                 while let Some(action) = backplane.poll_action() {
                     wires.perform(action);
                 }

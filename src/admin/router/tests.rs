@@ -8,7 +8,8 @@ struct FakeNode {
     asked: Vec<(u8, u64, Question)>,
     refuses: Vec<u8>,
     published: Vec<(RoomName, Arc<Batch>)>,
-    bus_full: bool,
+    /// Why nothing is published, where nothing is.
+    publishing: Result<(), NotPublished>,
     health: Health,
 }
 
@@ -18,12 +19,13 @@ impl FakeNode {
             phase: Phase::Running,
             stalled_shards: Vec::new(),
             bus_stalled_us: 0,
+            link_troubles: Vec::new(),
         };
         Self {
             asked: Vec::new(),
             refuses: Vec::new(),
             published: Vec::new(),
-            bus_full: false,
+            publishing: Ok(()),
             health,
         }
     }
@@ -37,11 +39,16 @@ impl Node for FakeNode {
         }
         asked
     }
-    fn publish(&mut self, room: &RoomName, batch: &Arc<Batch>) -> bool {
-        if !self.bus_full {
+    fn publish(
+        &mut self,
+        room: &RoomName,
+        batch: &Arc<Batch>,
+        _: Tick,
+    ) -> Result<(), NotPublished> {
+        if self.publishing.is_ok() {
             self.published.push((room.clone(), Arc::clone(batch)));
         }
-        !self.bus_full
+        self.publishing
     }
     fn health(&mut self, _: Tick) -> Health {
         self.health.clone()
@@ -150,6 +157,12 @@ fn readiness_names_every_reason_against_it() {
         phase: Phase::Closing,
         stalled_shards: vec![CoreId(1)],
         bus_stalled_us: 1_000_001,
+        link_troubles: vec![LinkTrouble {
+            link: "subscription",
+            state: "resting",
+            since_us: 7_000_000,
+            reason: "Redis has closed the connection".into(),
+        }],
     };
     let answer = answered(get(&mut admin, &mut node, "/readyz"));
     assert_eq!(answer.status, 503);
@@ -160,7 +173,12 @@ fn readiness_names_every_reason_against_it() {
         .iter()
         .map(|reason| &reason["code"])
         .collect();
-    assert_eq!(codes, ["draining", "shard_stalled", "bus_overfull"]);
+    assert_eq!(
+        codes,
+        ["draining", "shard_stalled", "bus_overfull", "redis_link"]
+    );
+    assert_eq!(value["reasons"][3]["link"], "subscription");
+    assert_eq!(value["reasons"][3]["since_ms"], 7_000);
     assert_eq!(value["reasons"][1]["shards"], json!([1]));
     assert_eq!(answered(get(&mut admin, &mut node, "/livez")).status, 200);
 }
@@ -191,7 +209,7 @@ fn a_publish_is_encoded_and_handed_over() {
         answered(admin.handle_request(&long, &mut node, Tick(5))).status,
         413
     );
-    node.bus_full = true;
+    node.publishing = Err(NotPublished::BusFull);
     let answer = answered(admin.handle_request(&post, &mut node, Tick(5)));
     assert_eq!(
         (answer.status, &parsed(&answer)["error"]["code"]),

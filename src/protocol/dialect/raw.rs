@@ -20,8 +20,27 @@ pub fn notice_gap(missed: u64) -> Vec<u8> {
     notice("gap", "missed", missed)
 }
 
+/// The text frame `{"type":"gap","missed":null}`: messages may have been dropped here, and nobody knows how many; perhaps
+/// none.
+#[must_use]
+pub fn notice_gap_unknown() -> Vec<u8> {
+    notice_text(r#"{"type":"gap","missed":null}"#)
+}
+
+/// The text frame `{"type":"backplane","refused":N,"local":L}`: that many messages of this client are not seen on other
+/// nodes, because these cannot be reached. `local`: members on this node got them.
+#[must_use]
+pub fn notice_backplane(refused: u32, local: bool) -> Vec<u8> {
+    notice_text(&format!(
+        r#"{{"type":"backplane","refused":{refused},"local":{local}}}"#
+    ))
+}
+
 fn notice(kind: &str, name: &str, value: u64) -> Vec<u8> {
-    let text = format!(r#"{{"type":"{kind}","{name}":{value}}}"#);
+    notice_text(&format!(r#"{{"type":"{kind}","{name}":{value}}}"#))
+}
+
+fn notice_text(text: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(NOTICE_BYTES_MAX);
     encode_header(&mut out, true, OpCode::Text, text.len());
     out.extend_from_slice(text.as_bytes());
@@ -52,11 +71,24 @@ mod tests {
             text(&notice_gap(3)),
             serde_json::json!({"type": "gap", "missed": 3})
         );
+        assert_eq!(
+            text(&notice_gap_unknown()),
+            serde_json::json!({"type": "gap", "missed": null})
+        );
+        assert_eq!(
+            text(&notice_backplane(7, true)),
+            serde_json::json!({"type": "backplane", "refused": 7, "local": true})
+        );
     }
 
     #[test]
     fn the_longest_notice_keeps_its_bound() {
-        for frame in [notice_reconnect(u32::MAX), notice_gap(u64::MAX)] {
+        for frame in [
+            notice_reconnect(u32::MAX),
+            notice_gap(u64::MAX),
+            notice_gap_unknown(),
+            notice_backplane(u32::MAX, false),
+        ] {
             assert!(frame.len() <= NOTICE_BYTES_MAX, "{} bytes", frame.len());
         }
         assert!(NOTICE_BYTES_MAX * 2 <= CONTROL_RESERVE_BYTES as usize);

@@ -109,7 +109,8 @@ const fn phrase(kind: RefusalKind) -> &'static str {
         RefusalKind::NodeFull
         | RefusalKind::HandshakeRate
         | RefusalKind::OverBudget
-        | RefusalKind::Draining => "Service Unavailable",
+        | RefusalKind::Draining
+        | RefusalKind::Backplane => "Service Unavailable",
     }
 }
 

@@ -75,6 +75,9 @@ impl Refusal {
             RefusalKind::Draining => {
                 "this node is stopping: connect again, to another one if there is one"
             }
+            RefusalKind::Backplane => {
+                "this node cannot follow the room at Redis now: try again later, or on another node"
+            }
         };
         Self { kind, detail }
     }

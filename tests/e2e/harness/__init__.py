@@ -5,6 +5,7 @@ from .frozen import frozen
 from .load import Load, load
 from .metrics import Metrics
 from .peer import Peer, Scripted, has_node_ws
+from .redis import Redis, RedisError, StallingProxy, has_redis
 from .server import Server, free_port, run
 from .wire import Closed, Frame, Response, Wire, http_get, raw_exchange
 
@@ -14,14 +15,18 @@ __all__ = [
     "Load",
     "Metrics",
     "Peer",
+    "Redis",
+    "RedisError",
     "Response",
     "Scripted",
     "Server",
+    "StallingProxy",
     "Wire",
     "eventually",
     "free_port",
     "frozen",
     "has_node_ws",
+    "has_redis",
     "http_get",
     "load",
     "raw_exchange",

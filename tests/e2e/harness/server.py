@@ -22,10 +22,19 @@ def binary():
     return str(path)
 
 
+_ports_given = set()
+
+
 def free_port():
-    """A port that nobody has: below the ephemeral range, so that no outgoing connection takes it meanwhile."""
+    """A port that nobody has: below the ephemeral range, so that no outgoing connection takes it meanwhile.
+
+    Never the same one twice: it is bound only later, by a process.
+    """
     while True:
         port = random.randint(20_000, 32_000)
+        if port in _ports_given:
+            continue
+        _ports_given.add(port)
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
@@ -42,11 +51,11 @@ def clean_environment():
 class Server:
     """One running `throng serve`.
 
-    `settings` are TOML lines; `flags` go behind the harness's own. Stops at the end of the `with` block: a process that
+    `settings` are TOML lines; `flags` go behind the harness's own. `ready`: whether the start is awaited. Stops at the end of the `with` block: a process that
     does not end with `exit_code` by itself fails the test.
     """
 
-    def __init__(self, directory, settings="", flags=(), shards=2, env=None, admin_key=None, open_files=None):
+    def __init__(self, directory, settings="", flags=(), shards=2, env=None, admin_key=None, open_files=None, ready=True):
         self.directory = Path(directory)
         self.address = ("127.0.0.1", free_port())
         self.admin_address = ("127.0.0.1", free_port())
@@ -71,6 +80,7 @@ class Server:
         if admin_key:
             self.environment["THRONG_ADMIN_KEY"] = admin_key
         self.open_files = open_files
+        self.ready = ready
         self.process = None
         self.stopped = False
 
@@ -101,7 +111,8 @@ class Server:
                 env=self.environment,
                 preexec_fn=self._limit_open_files if self.open_files else None,
             )
-        eventually(self._ready, "readyz answers 200")
+        if self.ready:
+            eventually(self._ready, "readyz answers 200")
         return self
 
     def _limit_open_files(self):

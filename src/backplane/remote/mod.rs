@@ -1,0 +1,755 @@
+//! Redis between the nodes: every publish goes through it, and comes back to every node that follows the room.
+//!
+//! Rule of this room: bytes, time and news of sockets come in, bytes and orders go out; it knows no socket and no clock,
+//! and what shards are told leaves as [`Effect`]s, in the order in which members are to see it.
+//!
+//! ```text
+//! publish ─▶ Outgoing (numbered, kept) ─▶ publishing link ─PUBLISH─▶ Redis ─▶ other nodes
+//!                   ▲ acknowledged ◀──────────────┘                    │
+//! interest ─▶ Channels ─SUBSCRIBE─▶ subscription link ◀──message───────┘
+//!                                        └─▶ Arrivals: holes, duplicates ─▶ Effect::Deliver, Effect::Gap
+//! ```
+//!
+//! # One order
+//! The order of a room's messages is Redis' order, on every node, this one included. While Redis cannot be reached and
+//! [`Degraded::Local`] holds, members of this node hear each other in this core's order, and nobody else.
+//!
+//! # Loss is never silent
+//! A batch stays in the buffer until Redis has it, and is sent again under its old number when the link was lost. A
+//! receiver drops what it has, counts what is missing, and tells the members. After a lost subscription they are told
+//! that something may be missing: a node that was never heard may have published meanwhile, and no sequence shows that.
+#![forbid(unsafe_code)]
+
+mod address;
+mod arrivals;
+mod channels;
+mod greeting;
+mod link;
+pub(super) mod offer;
+mod options;
+mod outgoing;
+mod outlets;
+mod pulse;
+mod replies;
+pub mod wire;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use address::{Address, Endpoint, without_password};
+pub use link::Role;
+pub use options::{AtStart, Degraded, Options};
+pub(super) use outlets::Outlets;
+
+use self::arrivals::Arrival;
+use self::channels::{Channels, Interest};
+use self::link::{Link, Random};
+use self::outgoing::{Entry, Outgoing};
+use self::pulse::Pulse;
+use super::ShardSet;
+use crate::bus::{Batch, CoreId, RoomName};
+use crate::metrics::RedisSnapshot;
+use crate::time::Tick;
+
+/// Encoded commands that wait for their socket, at most: what is beyond stays in the buffer.
+const OUT_BYTES_MAX: usize = 256 << 10;
+/// While Redis answers, a full buffer makes publishers wait; so long without an answer, it refuses them.
+const STALL_MAX: Duration = Duration::from_secs(1);
+/// At a stop, what waits is given so long to leave.
+const CLOSE_TIME: Duration = Duration::from_secs(1);
+
+/// What the shards are to be told, or some of them.
+#[derive(Debug)]
+pub enum Effect {
+    /// The interest of these shards holds.
+    Joined {
+        /// The room.
+        room: RoomName,
+        /// Who waited.
+        shards: ShardSet,
+    },
+    /// The interest of these shards does not hold.
+    JoinRefused {
+        /// The room.
+        room: RoomName,
+        /// Who waited.
+        shards: ShardSet,
+    },
+    /// Messages for whoever has members of the room.
+    Deliver {
+        /// The room.
+        room: RoomName,
+        /// The messages.
+        batch: Arc<Batch>,
+    },
+    /// Messages are missing here.
+    Gap {
+        /// The room.
+        room: RoomName,
+        /// How many; `None`: nobody knows.
+        missed: Option<u64>,
+    },
+    /// Other nodes will not see these messages.
+    Refused {
+        /// Whose they are.
+        to: CoreId,
+        /// The messages.
+        batch: Arc<Batch>,
+        /// Members on this node got them.
+        local: bool,
+    },
+}
+
+/// Work for the shell's sockets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkOrder {
+    /// Connect, and say `connected` or `failed`.
+    Connect(Role),
+    /// Close the socket, if there is one; its news are not wanted any more.
+    Close(Role),
+    /// Redis cannot be used at the start, and the node is not to wait for it.
+    Fatal(String),
+}
+
+/// What becomes of a publish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Published {
+    /// It was taken.
+    Taken,
+    /// Redis cannot be reached and the buffer is full: other nodes will not see it.
+    Refused {
+        /// Members on this node got it.
+        local: bool,
+    },
+}
+
+/// A link that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkTrouble {
+    /// Which.
+    pub link: &'static str,
+    /// What it does.
+    pub state: &'static str,
+    /// Since when, microseconds ago.
+    pub since_us: u64,
+    /// Why, in words.
+    pub reason: String,
+}
+
+/// What is expected on the publishing link, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Expected {
+    Batch,
+    Probe,
+}
+
+/// The state machine. After each input, drain [`Self::poll_effect`] and [`Self::poll_order`].
+#[derive(Debug)]
+pub struct Remote {
+    options: Options,
+    /// Names this process to the others.
+    node: u64,
+    random: Random,
+    publishing: Link,
+    subscription: Link,
+    outgoing: Outgoing,
+    /// Answers that the publishing link owes, and when each was asked for.
+    expected: VecDeque<(Expected, Tick)>,
+    channels: Channels,
+    /// The subscription to the probe channel stands.
+    probe_stands: bool,
+    /// When a command was sent last on the subscription link whose answers are still due.
+    asked_at: Tick,
+    pulse: Pulse,
+    effects: VecDeque<Effect>,
+    orders: VecDeque<LinkOrder>,
+    counts: RedisSnapshot,
+    /// Redis could be used once.
+    started: bool,
+    closing: Option<Tick>,
+    scratch: Vec<u8>,
+}
+
+impl Remote {
+    /// A backplane whose links are to be connected. `seed` is its only source of randomness.
+    #[must_use]
+    pub fn new(options: Options, seed: u64, now: Tick) -> Self {
+        let mut random = Random::new(seed);
+        let node = random.up_to(u64::MAX - 1);
+        Self {
+            node,
+            publishing: Link::new(Role::Publishing, now),
+            subscription: Link::new(Role::Subscription, now),
+            outgoing: Outgoing::new(node, seed),
+            expected: VecDeque::new(),
+            channels: Channels::new(&options, seed),
+            probe_stands: false,
+            asked_at: now,
+            pulse: Pulse::new(&options),
+            effects: VecDeque::new(),
+            orders: VecDeque::new(),
+            counts: RedisSnapshot {
+                configured: true,
+                buffer_bytes_max: options.buffer_bytes_max,
+                ..RedisSnapshot::default()
+            },
+            started: false,
+            closing: None,
+            scratch: Vec::new(),
+            random,
+            options,
+        }
+    }
+
+    // --- the shards' side -------------------------------------------------------------------------------------------
+
+    /// A shard has its first member in a room.
+    pub fn interest(&mut self, shard: CoreId, room: &RoomName, now: Tick) {
+        let (room, shards) = (room.clone(), ShardSet::of(shard));
+        match self.channels.interest(shard, &room, now) {
+            Interest::Stands => self.effects.push_back(Effect::Joined { room, shards }),
+            Interest::Waits => self.ask(now),
+            Interest::Refused => {
+                self.counts.joins_refused += 1;
+                self.effects.push_back(Effect::JoinRefused { room, shards });
+            }
+        }
+    }
+
+    /// A shard's last member has left a room; `is_last`: nobody here is in it any more.
+    pub fn disinterest(&mut self, shard: CoreId, room: &RoomName, is_last: bool, now: Tick) {
+        if self.channels.disinterest(shard, room, is_last, now) {
+            let (room, shards) = (room.clone(), ShardSet::of(shard));
+            self.effects.push_back(Effect::Joined { room, shards });
+        }
+    }
+
+    /// Whether a publisher has to wait: the buffer is full, and Redis empties it.
+    #[must_use]
+    pub fn must_pause(&self, batch: &Batch, now: Tick) -> bool {
+        self.is_full(batch) && self.is_flowing(now)
+    }
+
+    fn is_full(&self, batch: &Batch) -> bool {
+        let bytes = self.outgoing.bytes() + Outgoing::cost(batch);
+        bytes > self.options.buffer_bytes_max && !self.outgoing.is_empty()
+    }
+
+    /// Messages for a room, from a shard or (`None`) from the admin API. A full buffer refuses them: see
+    /// [`Self::must_pause`].
+    pub fn publish(
+        &mut self,
+        room: &RoomName,
+        batch: &Arc<Batch>,
+        from: Option<CoreId>,
+        now: Tick,
+    ) -> Published {
+        let degraded = self.options.degraded == Degraded::Local && !self.delivers(room);
+        if self.is_full(batch) {
+            let local = degraded && self.deliver_unnumbered(room, batch);
+            self.refuse(from, batch, local);
+            return Published::Refused { local };
+        }
+        let entry = self.outgoing.push(room, batch, from, now);
+        if degraded {
+            let entry = entry.clone();
+            self.deliver_here(&entry);
+        }
+        self.send(now);
+        Published::Taken
+    }
+
+    /// Whether what is published comes back by itself: both links are up, and the room's channel stands if it has
+    /// members here.
+    fn delivers(&mut self, room: &str) -> bool {
+        self.publishing.is_up()
+            && self.subscription.is_up()
+            && self
+                .channels
+                .arrivals_of_members(room)
+                .is_none_or(|(stands, _)| stands)
+    }
+
+    /// Whether Redis acknowledges what it is sent.
+    fn is_flowing(&self, now: Tick) -> bool {
+        let oldest = self.outgoing.oldest().unwrap_or(now);
+        self.publishing.is_up() && oldest.max(self.publishing.heard()).after(STALL_MAX) > now
+    }
+
+    /// Delivers to the members on this node, whatever has become of Redis. What comes back later is a duplicate then.
+    fn deliver_here(&mut self, entry: &Entry) {
+        let Stamped { first, count } = Stamped::of(entry);
+        let stamp = entry.stamp;
+        let Some((_, arrivals)) = self.channels.arrivals_of_members(&entry.room) else {
+            return; // nobody here is in
+        };
+        if arrivals.has(stamp.node, stamp.epoch, first) {
+            return;
+        }
+        let arrival = arrivals.arrive(stamp.node, stamp.epoch, first, count);
+        self.counts.local_batches += 1;
+        self.arrived(arrival, entry.room.clone(), Arc::clone(&entry.batch));
+    }
+
+    /// The same for what nobody else will ever see.
+    fn deliver_unnumbered(&mut self, room: &RoomName, batch: &Arc<Batch>) -> bool {
+        if self.channels.arrivals_of_members(room).is_none() {
+            return false;
+        }
+        self.counts.local_batches += 1;
+        let (room, batch) = (room.clone(), Arc::clone(batch));
+        self.effects.push_back(Effect::Deliver { room, batch });
+        true
+    }
+
+    /// Says of an arrival what is to be said, and delivers it.
+    fn arrived(&mut self, arrival: Arrival, room: RoomName, batch: Arc<Batch>) {
+        match arrival {
+            Arrival::Next => {}
+            Arrival::Hole(missed) => self.tell_gap(room.clone(), Some(missed)),
+            Arrival::Duplicate => return,
+        }
+        self.effects.push_back(Effect::Deliver { room, batch });
+    }
+
+    fn tell_gap(&mut self, room: RoomName, missed: Option<u64>) {
+        self.counts.gaps += 1;
+        self.counts.messages_missed += missed.unwrap_or_default();
+        self.effects.push_back(Effect::Gap { room, missed });
+    }
+
+    fn refuse(&mut self, from: Option<CoreId>, batch: &Arc<Batch>, local: bool) {
+        self.counts.messages_refused += batch.messages.len() as u64;
+        if let Some(to) = from {
+            let batch = Arc::clone(batch);
+            self.effects.push_back(Effect::Refused { to, batch, local });
+        }
+    }
+
+    // --- the links' side --------------------------------------------------------------------------------------------
+
+    /// Where Redis is.
+    #[must_use]
+    pub fn address(&self) -> &Address {
+        &self.options.address
+    }
+
+    /// The socket that [`LinkOrder::Connect`] asked for is connected.
+    pub fn connected(&mut self, role: Role, now: Tick) {
+        let options = &self.options;
+        match role {
+            Role::Publishing => self.publishing.connected(options, now),
+            Role::Subscription => self.subscription.connected(options, now),
+        }
+    }
+
+    /// The socket could not be connected, or has ended.
+    pub fn failed(&mut self, role: Role, reason: String, now: Tick) {
+        self.link_failed(role, reason, now);
+    }
+
+    /// What is to be written to the link's socket now.
+    #[must_use]
+    pub fn output(&self, role: Role, now: Tick) -> &[u8] {
+        self.link(role).output(now)
+    }
+
+    /// So much of it was written.
+    pub fn written(&mut self, role: Role, bytes: usize, now: Tick) {
+        let gather = Duration::from_micros(u64::from(self.options.flush_us));
+        self.link_mut(role).written(bytes, gather, now);
+        if role == Role::Publishing {
+            self.send(now);
+        }
+    }
+
+    fn link(&self, role: Role) -> &Link {
+        match role {
+            Role::Publishing => &self.publishing,
+            Role::Subscription => &self.subscription,
+        }
+    }
+
+    fn link_mut(&mut self, role: Role) -> &mut Link {
+        match role {
+            Role::Publishing => &mut self.publishing,
+            Role::Subscription => &mut self.subscription,
+        }
+    }
+
+    fn link_failed(&mut self, role: Role, reason: String, now: Tick) {
+        if self.options.at_start == AtStart::Fail && !self.started && self.closing.is_none() {
+            self.orders.push_back(LinkOrder::Fatal(format!(
+                "Redis at {} cannot be used ({} link): {reason}",
+                self.options.address.endpoint,
+                role.label()
+            )));
+        }
+        let was_up = self.link(role).is_up();
+        let random = &mut self.random;
+        match role {
+            Role::Publishing => {
+                self.publishing.fail(reason, now, random);
+                self.expected.clear();
+                self.outgoing.rewind();
+            }
+            Role::Subscription => {
+                self.subscription.fail(reason, now, random);
+                self.probe_stands = false;
+                self.channels.lose();
+            }
+        }
+        self.pulse.lost();
+        self.orders.push_back(LinkOrder::Close(role));
+        if was_up && self.options.degraded == Degraded::Local {
+            // What would have come back through Redis, and now may not, or much later. (What was published since a link
+            // was lost was delivered as it came.)
+            let waiting: Vec<Entry> = self.outgoing.iter().cloned().collect();
+            for entry in &waiting {
+                self.deliver_here(entry);
+            }
+        }
+    }
+
+    /// A link may be used from now on.
+    fn link_ready(&mut self, role: Role, now: Tick) {
+        match role {
+            Role::Publishing => self.send(now),
+            Role::Subscription => {
+                let channel = self.probe_channel();
+                self.subscription
+                    .command(&[b"SUBSCRIBE", channel.as_bytes()]);
+                self.counts.commands_subscribe += 1;
+                self.asked_at = now;
+                self.ask(now);
+            }
+        }
+    }
+
+    fn probe_channel(&self) -> String {
+        format!("{}:probe:{:016x}", self.options.prefix, self.node)
+    }
+
+    fn room_channel(prefix: &str, room: &str) -> Vec<u8> {
+        let mut channel = Vec::with_capacity(prefix.len() + ROOM_INFIX.len() + room.len());
+        channel.extend_from_slice(prefix.as_bytes());
+        channel.extend_from_slice(ROOM_INFIX.as_bytes());
+        channel.extend_from_slice(room.as_bytes());
+        channel
+    }
+
+    /// Moves what may go from the buffer to the publishing link.
+    fn send(&mut self, now: Tick) {
+        if !self.publishing.is_up() || !self.may_send() {
+            return;
+        }
+        while self.publishing.out_bytes() < OUT_BYTES_MAX {
+            let Some(entry) = self.outgoing.send_next() else {
+                break;
+            };
+            let channel = Self::room_channel(&self.options.prefix, &entry.room);
+            self.scratch.clear();
+            wire::encode_batch(&mut self.scratch, &entry.stamp, &entry.batch);
+            self.publishing
+                .command(&[b"PUBLISH", &channel, &self.scratch]);
+            self.expected.push_back((Expected::Batch, now));
+            self.counts.commands_publish += 1;
+            self.counts.batches_published += 1;
+            self.counts.messages_published += entry.batch.messages.len() as u64;
+        }
+    }
+
+    /// Where nothing was delivered here meanwhile, what waits is sent only once it comes back to the members here.
+    fn may_send(&self) -> bool {
+        self.options.degraded == Degraded::Local
+            || self.closing.is_some()
+            || self.subscription.is_up() && self.channels.is_settled()
+    }
+
+    /// Subscribes to what is queued, as much as may be by now.
+    fn ask(&mut self, now: Tick) {
+        if !self.subscription.is_up() || self.closing.is_some() {
+            return;
+        }
+        let rooms = self.channels.take_asks(now);
+        if rooms.is_empty() {
+            return;
+        }
+        self.asked_at = now;
+        self.counts.commands_subscribe += 1;
+        self.channel_command(b"SUBSCRIBE", &rooms);
+    }
+
+    fn channel_command(&mut self, command: &[u8], rooms: &[RoomName]) {
+        let prefix = &self.options.prefix;
+        let channels = rooms.iter().map(|room| Self::room_channel(prefix, room));
+        let channels: Vec<Vec<u8>> = channels.collect();
+        let mut words = vec![command];
+        words.extend(channels.iter().map(Vec::as_slice));
+        self.subscription.command(&words);
+    }
+
+    // --- time -------------------------------------------------------------------------------------------------------
+
+    /// Does what is due by time.
+    pub fn handle_deadline(&mut self, now: Tick) {
+        let timeout = self.timeout();
+        // Judged together: the failure of one takes the probe along that tells of the other.
+        let overdue = Role::ALL.map(|role| self.overdue(role, timeout, now));
+        for (role, overdue) in Role::ALL.into_iter().zip(overdue) {
+            if let Some(reason) = overdue {
+                self.link_failed(role, reason, now);
+            }
+            if self.closing.is_none() && self.link_mut(role).begin(now) {
+                self.orders.push_back(LinkOrder::Connect(role));
+            }
+        }
+        self.probe(now);
+        self.ask(now);
+        let left = self.channels.take_left(now);
+        if !left.is_empty() && self.subscription.is_up() {
+            self.counts.commands_unsubscribe += 1;
+            self.channel_command(b"UNSUBSCRIBE", &left);
+        }
+        while let Some((room, shards)) = self.channels.take_overdue(now) {
+            self.counts.joins_refused += 1;
+            self.effects.push_back(Effect::JoinRefused { room, shards });
+        }
+        if !self.publishing.is_up() || !self.may_send() {
+            let age = Duration::from_millis(u64::from(self.options.buffer_age_ms));
+            let limit = Tick(now.0.saturating_sub(age.as_micros() as u64));
+            while let Some(entry) = self.outgoing.expire(limit) {
+                let local = self.options.degraded == Degraded::Local;
+                self.refuse(entry.from, &entry.batch, local);
+            }
+        }
+        self.outgoing.forget_idle(now);
+        self.send(now);
+        self.close_progress();
+    }
+
+    fn timeout(&self) -> Duration {
+        Duration::from_millis(u64::from(self.options.probe_timeout_ms))
+    }
+
+    /// Why a link is to be given up now.
+    fn overdue(&self, role: Role, timeout: Duration, now: Tick) -> Option<String> {
+        let link = self.link(role);
+        if let Some(reason) = link.overdue(&self.options.address, timeout, now) {
+            return Some(reason);
+        }
+        let since = link.up_since()?;
+        let ms = timeout.as_millis();
+        let late = |asked: Tick| asked.max(link.heard()).max(since).after(timeout) <= now;
+        match role {
+            Role::Publishing => {
+                let (_, asked) = self.expected.front()?;
+                late(*asked)
+                    .then(|| format!("Redis does not acknowledge what it is sent within {ms} ms"))
+            }
+            Role::Subscription => {
+                let due = self.channels.has_asked() || !self.probe_stands;
+                if due && late(self.asked_at) {
+                    return Some(format!("Redis does not answer SUBSCRIBE within {ms} ms"));
+                }
+                let probe = self.pulse.overdue(now)?;
+                Some(format!(
+                    "a probe was published {} ms ago and has not come back",
+                    now.since(probe) / 1_000
+                ))
+            }
+        }
+    }
+
+    /// Publishes a probe if it is time for one.
+    fn probe(&mut self, now: Tick) {
+        let Some(number) = self.pulse.take_due(self.probe_ready(), self.heard(), now) else {
+            return;
+        };
+        let channel = self.probe_channel();
+        self.scratch.clear();
+        let stamp = wire::Stamp {
+            node: self.node,
+            epoch: 0,
+            sequence: number,
+            sent: now,
+        };
+        wire::encode_probe(&mut self.scratch, &stamp);
+        self.publishing
+            .command(&[b"PUBLISH", channel.as_bytes(), &self.scratch]);
+        self.expected.push_back((Expected::Probe, now));
+        self.counts.commands_publish += 1;
+        self.counts.probes += 1;
+    }
+
+    fn probe_ready(&self) -> bool {
+        self.publishing.is_up()
+            && self.probe_stands
+            && self.channels.is_settled()
+            && self.closing.is_none()
+    }
+
+    /// When the link that was silent for longer was heard last.
+    fn heard(&self) -> Tick {
+        self.subscription.heard().min(self.publishing.heard())
+    }
+
+    /// When [`Self::output`] of the link has something to write.
+    #[must_use]
+    pub fn flush_deadline(&self, role: Role) -> Option<Tick> {
+        self.link(role).flush_deadline()
+    }
+
+    /// When [`Self::handle_deadline`] has something to do.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Tick> {
+        let timeout = self.timeout();
+        let expected = self.expected.front();
+        let answer =
+            expected.map(|(_, asked)| (*asked).max(self.publishing.heard()).after(timeout));
+        let due = self.subscription.is_up() && (self.channels.has_asked() || !self.probe_stands);
+        let subscribed = due.then(|| self.asked_at.max(self.subscription.heard()).after(timeout));
+        let age = Duration::from_millis(u64::from(self.options.buffer_age_ms) + 1);
+        let stuck = !self.publishing.is_up() || !self.may_send();
+        let expires = self.outgoing.oldest_unsent().filter(|_| stuck);
+        let may_ask = self.subscription.is_up() && self.closing.is_none();
+        [
+            self.publishing.deadline(timeout),
+            self.subscription.deadline(timeout),
+            answer,
+            subscribed,
+            self.pulse.deadline(self.probe_ready(), self.heard()),
+            self.channels.deadline(may_ask),
+            expires.map(|taken| taken.after(age)),
+            self.outgoing.idle_deadline(),
+            self.closing,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    // --- what comes out ---------------------------------------------------------------------------------------------
+
+    /// The next thing that shards are to be told.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    /// The next thing that the sockets are to do.
+    pub fn poll_order(&mut self) -> Option<LinkOrder> {
+        self.orders.pop_front()
+    }
+
+    /// The links that are not proven to work, and why.
+    #[must_use]
+    pub fn troubles(&self, now: Tick) -> Vec<LinkTrouble> {
+        let of = |link: &Link| {
+            let (since, reason) = link.trouble()?;
+            let reason = match link.is_up() {
+                true if link.role() == Role::Subscription && !self.channels.is_settled() => {
+                    format!(
+                        "{} rooms are to be subscribed to",
+                        self.channels.missing_count()
+                    )
+                }
+                true => "its first probe has not come back".to_owned(),
+                false => reason.to_owned(),
+            };
+            Some(LinkTrouble {
+                link: link.role().label(),
+                state: link.state_label(),
+                since_us: now.since(since),
+                reason,
+            })
+        };
+        [&self.publishing, &self.subscription]
+            .into_iter()
+            .filter_map(of)
+            .collect()
+    }
+
+    /// Everything counted, and what is held now.
+    #[must_use]
+    pub fn snapshot(&self, now: Tick) -> RedisSnapshot {
+        RedisSnapshot {
+            links: [self.publishing.snapshot(), self.subscription.snapshot()],
+            ready: self.publishing.trouble().is_none() && self.subscription.trouble().is_none(),
+            buffer_bytes: self.outgoing.bytes(),
+            buffer_age_us: self.outgoing.oldest().map_or(0, |taken| now.since(taken)),
+            subscriptions: self.channels.standing_count() as u64,
+            joins_waiting: self.channels.waiting_count() as u64,
+            probe_age_us: self.pulse.pending().map_or(0, |sent| now.since(sent)),
+            ..self.counts.clone()
+        }
+    }
+
+    /// The node ends: what waits is sent, subscriptions are dropped, links closed; within a second.
+    pub fn close(&mut self, now: Tick) {
+        if self.closing.is_some() {
+            return;
+        }
+        self.closing = Some(now.after(CLOSE_TIME));
+        let unsent = self.outgoing.iter().map(|entry| entry.batch.messages.len());
+        let unsent = unsent.sum::<usize>();
+        if unsent > 0 && !self.publishing.is_up() {
+            tracing::warn!(
+                unsent,
+                "messages that waited for Redis are lost with this node"
+            );
+        }
+        if self.subscription.is_up() {
+            self.counts.commands_unsubscribe += 1;
+            self.subscription.command(&[b"UNSUBSCRIBE"]);
+        }
+        self.send(now);
+        self.close_progress();
+    }
+
+    /// Whether the node may end.
+    #[must_use]
+    pub fn is_closed(&self, now: Tick) -> bool {
+        let left = self.publishing.is_up() && !self.expected.is_empty()
+            || self.subscription.is_up() && self.channels.standing_count() > 0;
+        self.closing.is_some_and(|until| !left || until <= now)
+    }
+
+    fn close_progress(&mut self) {
+        let nothing_left = self.expected.is_empty() && !self.outgoing.has_unsent();
+        if self.closing.is_some() && nothing_left && self.publishing.is_up() {
+            self.publishing.close();
+            self.orders.push_back(LinkOrder::Close(Role::Publishing));
+        }
+    }
+
+    /// Checks what must hold between inputs. For tests: O(rooms).
+    ///
+    /// # Panics
+    /// When something does not hold.
+    pub fn check_invariants(&self) {
+        self.channels.check_invariants();
+        let batches = self.expected.iter();
+        let batches = batches.filter(|(expected, _)| *expected == Expected::Batch);
+        assert!(batches.count() <= self.outgoing.iter().count());
+        assert!(self.publishing.is_up() || self.expected.is_empty());
+    }
+}
+
+/// Between the prefix and the room in a channel's name.
+const ROOM_INFIX: &str = ":room:";
+
+/// An entry's place in its sequence.
+struct Stamped {
+    first: u64,
+    count: u32,
+}
+
+impl Stamped {
+    fn of(entry: &Entry) -> Self {
+        Self {
+            first: entry.stamp.sequence,
+            count: u32::try_from(entry.batch.messages.len()).expect("fewer than bytes"),
+        }
+    }
+}

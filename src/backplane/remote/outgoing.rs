@@ -1,0 +1,301 @@
+//! What was published and Redis has not acknowledged: numbered, in order, bounded by bytes and age.
+//!
+//! Nothing leaves the buffer before Redis has said that it has it, so that a lost link loses nothing: what was on its way
+//! is sent again under its old number, and who had it already drops it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+
+use super::wire::Stamp;
+use crate::bus::{Batch, CoreId, RoomName};
+use crate::time::Tick;
+
+/// A room that was not published to for so long begins a new sequence. Long enough for what was lost to be noticed.
+const SEQUENCE_IDLE: Duration = Duration::from_secs(60);
+/// What an entry costs beside its batch.
+const ENTRY_BYTES: u64 = size_of::<Entry>() as u64;
+
+/// A batch that is not acknowledged.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Its room.
+    pub room: RoomName,
+    /// The messages.
+    pub batch: Arc<Batch>,
+    /// Its number.
+    pub stamp: Stamp,
+    /// The shard that it came from; `None`: the admin API.
+    pub from: Option<CoreId>,
+    /// When it was taken.
+    pub taken: Tick,
+}
+
+impl Entry {
+    fn bytes(&self) -> u64 {
+        self.batch.weight_bytes() as u64 + ENTRY_BYTES
+    }
+}
+
+#[derive(Debug)]
+struct Sequence {
+    epoch: u32,
+    next: u64,
+    used: Tick,
+}
+
+/// The buffer, and the sequences that number what goes into it.
+#[derive(Debug)]
+pub struct Outgoing {
+    node: u64,
+    epoch_next: u32,
+    sequences: HashMap<RoomName, Sequence, FixedState>,
+    /// When each sequence is to be looked at for its last use, oldest first.
+    idle: VecDeque<(Tick, RoomName)>,
+    queue: VecDeque<Entry>,
+    /// Entries at the front that are on their way.
+    sent_count: usize,
+    bytes: u64,
+}
+
+impl Outgoing {
+    /// An empty buffer of the node `node`.
+    pub fn new(node: u64, seed: u64) -> Self {
+        Self {
+            node,
+            epoch_next: 1,
+            sequences: HashMap::with_hasher(FixedState::with_seed(seed)),
+            idle: VecDeque::new(),
+            queue: VecDeque::new(),
+            sent_count: 0,
+            bytes: 0,
+        }
+    }
+
+    /// Takes a batch in and numbers it.
+    pub fn push(
+        &mut self,
+        room: &RoomName,
+        batch: &Arc<Batch>,
+        from: Option<CoreId>,
+        now: Tick,
+    ) -> &Entry {
+        let sequence = match self.sequences.get_mut(room) {
+            Some(sequence) => sequence,
+            None => {
+                let epoch = self.epoch_next;
+                self.epoch_next = self.epoch_next.wrapping_add(1);
+                self.idle
+                    .push_back((now.after(SEQUENCE_IDLE), room.clone()));
+                self.sequences.entry(room.clone()).or_insert(Sequence {
+                    epoch,
+                    next: 1,
+                    used: now,
+                })
+            }
+        };
+        let stamp = Stamp {
+            node: self.node,
+            epoch: sequence.epoch,
+            sequence: sequence.next,
+            sent: batch.published,
+        };
+        sequence.next += batch.messages.len() as u64;
+        sequence.used = now;
+        let entry = Entry {
+            room: room.clone(),
+            batch: Arc::clone(batch),
+            stamp,
+            from,
+            taken: now,
+        };
+        self.bytes += entry.bytes();
+        self.queue.push_back(entry);
+        &self.queue[self.queue.len() - 1]
+    }
+
+    /// The next entry to be sent; it counts as sent.
+    pub fn send_next(&mut self) -> Option<&Entry> {
+        let entry = self.queue.get(self.sent_count)?;
+        self.sent_count += 1;
+        Some(entry)
+    }
+
+    /// Redis has the oldest that is on its way.
+    pub fn acknowledge(&mut self) -> Option<Entry> {
+        self.sent_count = self.sent_count.checked_sub(1)?;
+        self.pop()
+    }
+
+    /// The link was lost: everything is to be sent again.
+    pub fn rewind(&mut self) {
+        self.sent_count = 0;
+    }
+
+    /// Takes the oldest out if it was taken before `limit` and is not on its way.
+    pub fn expire(&mut self, limit: Tick) -> Option<Entry> {
+        if self.oldest_unsent()? >= limit {
+            return None;
+        }
+        self.pop()
+    }
+
+    fn pop(&mut self) -> Option<Entry> {
+        let entry = self.queue.pop_front()?;
+        self.bytes -= entry.bytes();
+        Some(entry)
+    }
+
+    /// Forgets the sequences of rooms that were not published to for a while.
+    pub fn forget_idle(&mut self, now: Tick) {
+        while self.idle.front().is_some_and(|(due, _)| *due <= now) {
+            let Some((_, room)) = self.idle.pop_front() else {
+                return;
+            };
+            let due = self
+                .sequences
+                .get(&room)
+                .map(|sequence| sequence.used.after(SEQUENCE_IDLE));
+            if due.is_some_and(|due| due > now) {
+                // Looked at again an idle time from now at the latest: the list stays in order.
+                self.idle.push_back((now.after(SEQUENCE_IDLE), room));
+            } else {
+                self.sequences.remove(&room);
+            }
+        }
+    }
+
+    /// When [`Self::forget_idle`] is due.
+    pub fn idle_deadline(&self) -> Option<Tick> {
+        self.idle.front().map(|(due, _)| *due)
+    }
+
+    /// What waits, oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = &Entry> {
+        self.queue.iter()
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// What a batch would add to them.
+    pub fn cost(batch: &Batch) -> u64 {
+        batch.weight_bytes() as u64 + ENTRY_BYTES
+    }
+
+    /// When the oldest was taken.
+    pub fn oldest(&self) -> Option<Tick> {
+        self.queue.front().map(|entry| entry.taken)
+    }
+
+    /// The same, if it is not on its way.
+    pub fn oldest_unsent(&self) -> Option<Tick> {
+        self.oldest().filter(|_| self.sent_count == 0)
+    }
+
+    /// Whether some are not on their way.
+    pub fn has_unsent(&self) -> bool {
+        self.sent_count < self.queue.len()
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::{BatchMessage, MessageKind};
+
+    fn batch(count: usize) -> Arc<Batch> {
+        let message = BatchMessage {
+            end: 0,
+            header_bytes: 0,
+            kind: MessageKind::Text,
+            sender: None,
+        };
+        Arc::new(Batch {
+            bytes: Vec::new(),
+            messages: vec![message; count],
+            published: Tick(3),
+        })
+    }
+
+    fn numbers(outgoing: &Outgoing) -> Vec<(String, u32, u64)> {
+        outgoing
+            .iter()
+            .map(|entry| {
+                (
+                    entry.room.to_string(),
+                    entry.stamp.epoch,
+                    entry.stamp.sequence,
+                )
+            })
+            .collect()
+    }
+
+    #[test]
+    fn each_room_counts_its_own_messages_and_a_lost_link_sends_them_again() {
+        let mut outgoing = Outgoing::new(7, 1);
+        let (one, two) = (RoomName::from("one"), RoomName::from("two"));
+        for (room, count) in [(&one, 2), (&two, 1), (&one, 3)] {
+            outgoing.push(room, &batch(count), None, Tick(0));
+        }
+        let expected = [
+            ("one".into(), 1, 1),
+            ("two".into(), 2, 1),
+            ("one".into(), 1, 3),
+        ];
+        assert_eq!(numbers(&outgoing), expected);
+        assert!(outgoing.send_next().is_some() && outgoing.send_next().is_some());
+        assert_eq!(&*outgoing.acknowledge().unwrap().room, "one");
+        outgoing.rewind();
+        assert!(outgoing.acknowledge().is_none(), "nothing is on its way");
+        assert_eq!(&*outgoing.send_next().unwrap().room, "two");
+        assert_eq!(outgoing.send_next().unwrap().stamp.sequence, 3);
+        assert!(outgoing.send_next().is_none());
+        while outgoing.acknowledge().is_some() {}
+        assert_eq!((outgoing.bytes(), outgoing.is_empty()), (0, true));
+    }
+
+    #[test]
+    fn only_what_is_old_and_not_on_its_way_expires() {
+        let mut outgoing = Outgoing::new(7, 1);
+        let room = RoomName::from("one");
+        outgoing.push(&room, &batch(1), None, Tick(10));
+        outgoing.push(&room, &batch(1), None, Tick(20));
+        assert!(outgoing.expire(Tick(10)).is_none());
+        outgoing.send_next();
+        assert!(outgoing.expire(Tick(30)).is_none());
+        outgoing.rewind();
+        assert_eq!(outgoing.expire(Tick(11)).unwrap().taken, Tick(10));
+        assert!(outgoing.expire(Tick(11)).is_none());
+    }
+
+    #[test]
+    fn a_room_that_rests_begins_a_new_sequence_and_one_in_use_does_not() {
+        let mut outgoing = Outgoing::new(7, 1);
+        let (quiet, busy) = (RoomName::from("quiet"), RoomName::from("busy"));
+        outgoing.push(&quiet, &batch(1), None, Tick(0));
+        outgoing.push(&busy, &batch(1), None, Tick(0));
+        outgoing.push(&busy, &batch(1), None, Tick::from_ms(59_000));
+        outgoing.forget_idle(Tick::from_ms(60_000));
+        let epoch = outgoing
+            .push(&quiet, &batch(1), None, Tick::from_ms(60_000))
+            .stamp;
+        assert_eq!((epoch.epoch, epoch.sequence), (3, 1));
+        let stamp = outgoing
+            .push(&busy, &batch(1), None, Tick::from_ms(60_000))
+            .stamp;
+        assert_eq!((stamp.epoch, stamp.sequence), (2, 3));
+        outgoing.forget_idle(Tick::from_ms(1_000_000));
+        assert_eq!(outgoing.idle_deadline(), None);
+    }
+}

@@ -1,0 +1,160 @@
+//! What comes from Redis: acknowledgements, and what other nodes and this one have published.
+
+use std::sync::Arc;
+
+use super::arrivals::Arrival;
+use super::link::Wants;
+use super::wire::{self, Parcel, Stamp};
+use super::{Degraded, Expected, ROOM_INFIX, Remote, Role};
+use crate::backplane::resp::Reply;
+use crate::time::Tick;
+
+impl Remote {
+    /// Bytes came on a link.
+    pub fn received(&mut self, role: Role, bytes: &[u8], now: Tick) {
+        self.link_mut(role).feed(bytes, now);
+        if let Err(reason) = self.replies(role, now) {
+            self.link_failed(role, reason, now);
+            return;
+        }
+        match role {
+            Role::Publishing => self.send(now),
+            Role::Subscription => {
+                self.ask(now);
+                if self.options.degraded == Degraded::Refuse {
+                    self.send(now); // it may have waited for its channel
+                }
+            }
+        }
+        self.probe(now);
+        self.close_progress();
+    }
+
+    fn replies(&mut self, role: Role, now: Tick) -> Result<(), String> {
+        let bytes_max = self.options.reply_bytes_max;
+        while let Some(reply) = self.link_mut(role).next_reply(bytes_max)? {
+            let link = match role {
+                Role::Publishing => &mut self.publishing,
+                Role::Subscription => &mut self.subscription,
+            };
+            if !link.is_up() {
+                if link.greet(&reply, &self.options, now)? == Wants::Ready {
+                    self.link_ready(role, now);
+                }
+                continue;
+            }
+            match (role, reply) {
+                (_, Reply::Error(error)) => return Err(super::greeting::explain(&error)),
+                (Role::Publishing, Reply::Number(_)) => self.acknowledged()?,
+                (Role::Subscription, Reply::Message { channel, payload }) => {
+                    self.message(&channel, &payload, now);
+                }
+                (Role::Subscription, Reply::Subscribed { channel }) => {
+                    self.subscribed(&channel, now);
+                }
+                (Role::Subscription, Reply::Unsubscribed { .. }) if self.closing.is_some() => {
+                    self.subscription.close();
+                }
+                (Role::Subscription, Reply::Unsubscribed { .. }) => {}
+                _ => return Err("Redis says what nobody asked for".into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Redis has the oldest that it was sent.
+    fn acknowledged(&mut self) -> Result<(), String> {
+        match self.expected.pop_front() {
+            Some((Expected::Batch, _)) => {
+                self.outgoing.acknowledge();
+                Ok(())
+            }
+            Some((Expected::Probe, _)) => Ok(()),
+            None => Err("Redis acknowledges what it was not sent".into()),
+        }
+    }
+
+    fn subscribed(&mut self, channel: &[u8], now: Tick) {
+        let Some(room) = room_of(&self.options.prefix, channel) else {
+            self.probe_stands |= channel == self.probe_channel().as_bytes();
+            return;
+        };
+        let Some(stood) = self.channels.stand(room, now) else {
+            return;
+        };
+        if stood.was_lost {
+            self.tell_gap(stood.room.clone(), None);
+        }
+        if !stood.waiting.is_empty() {
+            let (room, shards) = (stood.room, stood.waiting);
+            self.effects
+                .push_back(super::Effect::Joined { room, shards });
+        }
+    }
+
+    fn message(&mut self, channel: &[u8], payload: &[u8], now: Tick) {
+        match (
+            wire::decode(payload),
+            room_of(&self.options.prefix, channel),
+        ) {
+            (Ok(Parcel::Messages { stamp, count, body }), Some(room)) => {
+                self.counts.batches_received += 1;
+                self.counts.messages_received += u64::from(count);
+                self.messages(room, &stamp, count, body, now);
+            }
+            (Ok(Parcel::Probe(stamp)), None) if stamp.node == self.node => {
+                if self.pulse.returned(stamp.sequence) {
+                    self.counts.lag.record(now.since(stamp.sent), 1);
+                    self.proven(now);
+                }
+            }
+            _ => self.counts.malformed += 1,
+        }
+    }
+
+    /// Both links work: a probe has come through them.
+    fn proven(&mut self, now: Tick) {
+        if let Some((since, _)) = self.subscription.trouble() {
+            let rooms = self.channels.standing_count();
+            let ms = now.since(since) / 1_000;
+            tracing::info!(rooms, ms, "Redis carries messages");
+        }
+        self.started = true;
+        self.publishing.proven();
+        self.subscription.proven();
+    }
+
+    fn messages(&mut self, room: &str, stamp: &Stamp, count: u32, body: &[u8], now: Tick) {
+        let own = stamp.node == self.node;
+        let published = if own { stamp.sent } else { now };
+        let Some((room, arrivals)) = self.channels.arrivals(room) else {
+            return; // left, or lost and not ours yet: the members are told of what they missed
+        };
+        if arrivals.has(stamp.node, stamp.epoch, stamp.sequence) {
+            // What was delivered here while Redis was away comes back by design; anything else came twice.
+            self.counts.duplicates += u64::from(count);
+            return;
+        }
+        // Read before it counts as seen: what cannot be read is a hole, and told as one with the next.
+        let Ok(batch) = wire::decode_batch(body, count, own, published) else {
+            self.counts.malformed += 1;
+            return;
+        };
+        match arrivals.arrive(stamp.node, stamp.epoch, stamp.sequence, count) {
+            Arrival::Duplicate => self.counts.duplicates += u64::from(count),
+            arrival => {
+                if own {
+                    self.counts.lag.record(now.since(stamp.sent), 1);
+                }
+                self.arrived(arrival, room, Arc::clone(&batch));
+            }
+        }
+    }
+}
+
+/// The room whose channel it is.
+fn room_of<'a>(prefix: &str, channel: &'a [u8]) -> Option<&'a str> {
+    let rest = channel.strip_prefix(prefix.as_bytes())?;
+    let room = rest.strip_prefix(ROOM_INFIX.as_bytes())?;
+    std::str::from_utf8(room).ok()
+}
