@@ -99,18 +99,20 @@ impl Muster {
         Ok(muster)
     }
 
-    /// Has the other generators start their workers, after the `thread_count` of this process.
+    /// Has the other generators start their workers, after the `thread_count` of this process, for a run of `member_count`
+    /// members.
     ///
     /// # Errors
     /// When one could not.
-    pub fn start(&self, thread_count: u32) -> Result<Others, Failure> {
+    pub fn start(&self, thread_count: u32, member_count: u32) -> Result<Others, Failure> {
         let (mut seats, mut troupes) = (Vec::new(), Vec::new());
         let Some(session) = &self.session else {
             return Ok((seats, troupes));
         };
         let mut worker_first = thread_count;
         for (index, link) in session.links.iter().enumerate() {
-            let (shared, troupe) = link.start_workers(self.run, worker_first, self.worker_count);
+            let (shared, troupe) =
+                link.start_workers(self.run, worker_first, self.worker_count, member_count);
             worker_first += self.thread_counts[index];
             troupes.push(Box::new(troupe) as Box<dyn Troupe>);
             seats.push(Seat {

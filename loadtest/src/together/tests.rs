@@ -332,6 +332,136 @@ fn a_generator_that_is_killed_in_the_middle_is_a_fault_and_hinders_nobody() {
     assert_eq!(honest.join().unwrap(), Ok(()));
 }
 
+/// What a coordinator says of one that lies in answer to orders to stop, in a run of four members.
+fn verdict_of_a_run_with_a_liar(lie: impl FnOnce(&mut Played, u32) + Send + 'static) -> String {
+    let server = Running::start("");
+    let address = free_address();
+    let played = thread::spawn(move || {
+        let mut played = Played::join(address, "liar");
+        let run = played.start();
+        let seen = Seen {
+            upgraded: 2,
+            open: 2,
+            ..Seen::default()
+        };
+        played.progress(run, seen);
+        while !played.orders().stop {}
+        lie(&mut played, run);
+        // It is shown the door.
+        while wire::receive::<ToJoiner>(&mut played.stream, 1 << 20).is_ok() {}
+    });
+    let report = coordinate(
+        server.address,
+        address,
+        "fanout --members 4 --rate 50 --warm-up 0 --duration 0.1 --patience 0.5",
+    )
+    .unwrap();
+    played.join().unwrap();
+    assert_eq!(figure(&report, "delivered"), 10.0, "{}", report.text());
+    match report.verdict() {
+        Err(Failure::Broken(text)) => text,
+        other => panic!("it is a fault, not {other:?}"),
+    }
+}
+
+#[test]
+fn a_generator_that_tells_of_publishers_that_the_run_does_not_have_is_not_trusted() {
+    for publisher in [4, u32::MAX - 1] {
+        let text = verdict_of_a_run_with_a_liar(move |played, run| {
+            played.say(&FromJoiner::Reply {
+                run,
+                reply: Reply::Published {
+                    counts: vec![(publisher, 1)],
+                    last: true,
+                },
+            });
+        });
+        let words =
+            format!("it is not to be trusted: it tells of publisher {publisher} in a run of 4");
+        assert!(
+            text.contains("generator liar left") && text.contains(&words),
+            "{text}"
+        );
+    }
+    let text = verdict_of_a_run_with_a_liar(|played, run| {
+        let counts = vec![(3, 0); 5];
+        let reply = Reply::Published {
+            counts,
+            last: false,
+        };
+        played.say(&FromJoiner::Reply { run, reply });
+    });
+    assert!(text.contains("tells of 5 publishers"), "{text}");
+}
+
+#[test]
+fn a_generator_that_tells_numbers_that_no_run_can_count_is_not_trusted() {
+    let text = verdict_of_a_run_with_a_liar(|played, run| {
+        let seen = Seen {
+            received: u64::MAX,
+            ..Seen::default()
+        };
+        played.progress(run, seen);
+    });
+    assert!(text.contains("a number that no run can count"), "{text}");
+    let text = verdict_of_a_run_with_a_liar(|played, run| {
+        let counts = Vec::new();
+        let reply = Reply::Published { counts, last: true };
+        played.say(&FromJoiner::Reply { run, reply });
+        assert!(matches!(played.hear(), ToJoiner::Published { .. }));
+        let mut tally = crate::client::Tally::default();
+        tally.counts.insert("churned".into(), u64::MAX);
+        let reply = Reply::Tally(Box::new((crate::client::Outcome::new(), tally)));
+        played.say(&FromJoiner::Reply { run, reply });
+    });
+    assert!(text.contains("a number that no run can count"), "{text}");
+}
+
+#[test]
+fn a_generator_of_impossible_threads_or_clock_is_not_trusted() {
+    let server = Running::start("");
+    for (thread_count, core_count) in [(0, 1.0), (u32::MAX, 1.0), (1, 0.0), (1, -1.0), (1, 2.0)] {
+        let address = free_address();
+        let played = thread::spawn(move || {
+            let mut played = Played::join(address, "liar");
+            let ToJoiner::Prepare { run, .. } = played.hear() else {
+                panic!("it is to take part")
+            };
+            let reply = Reply::Ready {
+                thread_count,
+                core_count,
+            };
+            played.say(&FromJoiner::Reply { run, reply });
+        });
+        let refused = coordinate(server.address, address, "idle --connections 4");
+        let Err(Failure::Broken(text)) = refused else {
+            panic!("{thread_count} threads on {core_count} processors")
+        };
+        assert!(text.contains("it is not to be trusted"), "{text}");
+        played.join().unwrap();
+    }
+    let address = free_address();
+    let played = thread::spawn(move || {
+        let mut stream = connect(address);
+        introduce(&mut stream, &Secret::default(), "liar").unwrap();
+        while !matches!(
+            wire::receive(&mut stream, 1 << 20).unwrap(),
+            ToJoiner::Ping { .. }
+        ) {}
+        let pong = FromJoiner::Pong {
+            sent_ns: 0,
+            at_ns: 0,
+        };
+        wire::send(&mut stream, &pong).unwrap();
+    });
+    let refused = coordinate(server.address, address, "idle --connections 4");
+    let Err(Failure::Broken(text)) = refused else {
+        panic!("it would have been waited for as long as this machine runs")
+    };
+    assert!(text.contains("a ping that was not sent"), "{text}");
+    played.join().unwrap();
+}
+
 #[test]
 fn a_coordinator_that_vanishes_ends_the_connections_of_those_who_joined() {
     let server = Running::start("--connections-max 7");
