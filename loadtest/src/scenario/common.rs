@@ -2,7 +2,7 @@
 
 use std::fs::{File, remove_file};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use clap::Args;
@@ -15,6 +15,7 @@ use crate::client::Plan;
 use crate::clock::now_ns;
 use crate::dialect::Dialect;
 use crate::failure::Failure;
+use crate::random::mix;
 use crate::report::check_expectations;
 use crate::server::Beside;
 use crate::target::{Target, sources};
@@ -88,6 +89,10 @@ pub struct Common {
     /// Where random choices come from [default: the clock]
     #[arg(long, value_name = "N", help_heading = "Run")]
     pub seed: Option<u64>,
+    /// Where they come from without --seed: drawn once a run.
+    #[arg(skip)]
+    #[serde(skip)]
+    drawn_seed: OnceLock<u64>,
     /// An expectation on a figure, as lost=0 or latency_p99_ms<5; exit code 1 when it is not met. Repeatable
     #[arg(long, value_name = "NAME<VALUE", help_heading = "Report")]
     #[serde(skip)]
@@ -176,10 +181,24 @@ impl Common {
         Duration::from_secs_f64(self.patience.min(self.handshake_timeout))
     }
 
-    /// Where random choices come from.
+    /// Where random choices come from: the same whenever it is asked for.
     pub fn seed(&self) -> u64 {
+        let draw = || mix(now_ns() ^ u64::from(std::process::id()) << 40);
         self.seed
-            .unwrap_or_else(|| now_ns() ^ u64::from(std::process::id()) << 40)
+            .unwrap_or_else(|| *self.drawn_seed.get_or_init(draw))
+    }
+
+    /// Sets the seed to what was drawn, as another generator is told.
+    #[cfg(test)]
+    pub fn fix_seed(&mut self) {
+        self.seed = Some(self.seed());
+        self.drawn_seed = OnceLock::new();
+    }
+
+    /// Tells the rooms of runs apart that load the same servers at the same time: 24 bits of the seed, the same on all
+    /// generators of a run.
+    pub fn run_id(&self) -> String {
+        format!("{:06x}", mix(self.seed()) >> 40)
     }
 
     /// Checks what concerns the whole run.
@@ -279,6 +298,7 @@ impl Common {
                 receive_buffer_bytes: 2048,
                 receive_buffer_count: 2048,
             },
+            run_id: self.run_id(),
             seed: self.seed(),
         };
         Ok(Arc::new(plan))
@@ -385,6 +405,21 @@ mod tests {
             panic!("no ring holds so many")
         };
         assert!(text.contains("--threads"), "{text}");
+    }
+
+    #[test]
+    fn runs_have_rooms_of_their_own_and_all_generators_of_a_run_the_same() {
+        let common = |line: &str| Line::parse_from(line.split_whitespace()).common;
+        let line = "load --target ws://127.0.0.1:9";
+        let (one, other) = (common(line), common(line));
+        assert_ne!(one.run_id(), other.run_id());
+        assert_eq!(one.seed(), one.seed());
+        let plan = one.plan(Extent::new(4), 1, 2).unwrap();
+        assert_eq!((plan.seed, &plan.run_id), (one.seed(), &one.run_id()));
+        let told = common(&format!("{line} --seed {}", one.seed()));
+        assert_eq!(told.run_id(), one.run_id());
+        let id = common(&format!("{line} --seed 1")).run_id();
+        assert!(id.len() == 6 && id.bytes().all(|byte| byte.is_ascii_hexdigit()));
     }
 
     #[test]

@@ -127,12 +127,13 @@ impl Muster {
         Ok((seats, troupes))
     }
 
-    /// Says in the report who took part, and how well their clocks agreed. Nothing, if nobody joined.
-    pub fn report(&self, seats: &[Seat], report: &mut Report) {
+    /// Says in the report who took part in which rooms, and how well their clocks agreed. Nothing, if nobody joined.
+    pub fn report(&self, seats: &[Seat], run_id: &str, report: &mut Report) {
         let Some(session) = &self.session else {
             return;
         };
         report.count("generators", seats.len() as u64);
+        report.note(format!("rooms of this run have {run_id} in their names"));
         for seat in seats {
             report.count(&format!("upgraded_{}", seat.name), seat.upgraded());
         }

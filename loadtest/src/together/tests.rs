@@ -209,6 +209,37 @@ fn rooms_that_span_generators_of_unequal_threads_lose_nothing() {
 }
 
 #[test]
+fn runs_beside_each_other_do_not_hear_each_other() {
+    let server = Running::start("");
+    let run = |joined_by: usize| {
+        let address = free_address();
+        let server = server.address;
+        let joiners: Vec<_> = (0..joined_by).map(|_| joiner(address, "")).collect();
+        let coordinator = if joined_by > 0 {
+            format!("--coordinator {address}")
+        } else {
+            String::new()
+        };
+        thread::spawn(move || {
+            let scenario = line(&format!(
+                "fanout --target ws://{server} --quiet --members 6 --rate 50 --warm-up 0 --duration 1.5 {coordinator}"
+            ));
+            let report = measure(&Task::Scenario(scenario.scenario.unwrap())).unwrap();
+            for joiner in joiners {
+                joiner.join().unwrap().unwrap();
+            }
+            report
+        })
+    };
+    for run in [run(0), run(0), run(1)] {
+        let report = run.join().unwrap();
+        assert_eq!(report.verdict(), Ok(()), "{}", report.text());
+        assert_eq!(figure(&report, "delivered"), 450.0, "{}", report.text());
+    }
+    assert_eq!(server.tally().deliveries, 3 * 450);
+}
+
+#[test]
 fn what_goes_wrong_in_a_room_that_spans_generators_is_counted_once() {
     let server = Running::start(
         "--lose 1/1000 --duplicate 1/1000 --reorder 1/1000 --corrupt 1/1000 --misroute 1/1000 --seed 5",
