@@ -207,6 +207,13 @@ impl Common {
     /// What is wrong, and what mends it.
     pub fn check(&self, extent: Extent) -> Result<(), Failure> {
         check_expectations(&self.expect)?;
+        if !self.header.is_empty() && self.coordination.takes_anybody() {
+            return Err(Failure::Usage(
+                "--header with --coordinator needs a --secret-file: headers are told to every generator that joins, and without \
+                 a secret any process of this machine can"
+                    .into(),
+            ));
+        }
         if self.time_limit == 0 || self.generator.threads == Some(0) {
             return Err(Failure::Usage(
                 "--time-limit is at least 1 second, --threads at least 1".into(),

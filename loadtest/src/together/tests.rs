@@ -674,6 +674,34 @@ fn other_machines_need_leave_and_a_secret() {
 }
 
 #[test]
+fn headers_are_told_to_nobody_who_does_not_know_the_secret() {
+    let server = Running::start("");
+    let headers = "--header Authorization:Bearer_key";
+    let text = usage(coordinate(
+        server.address,
+        free_address(),
+        &format!("echo {headers} --generators-wait 0.2"),
+    ));
+    assert!(
+        text.contains("--header") && text.contains("--secret-file"),
+        "{text}"
+    );
+    let path = std::env::temp_dir().join(format!("throng-load-secret-{}", std::process::id()));
+    std::fs::write(&path, "sixteen bytes or more").unwrap();
+    let secret = format!("--secret-file {}", path.display());
+    let address = free_address();
+    let joined = joiner(address, &secret);
+    let report = coordinate(
+        server.address,
+        address,
+        &format!("idle --connections 2 --settle 0 --hold 0 {headers} {secret}"),
+    );
+    assert_eq!(report.unwrap().verdict(), Ok(()));
+    assert_eq!(joined.join().unwrap(), Ok(()));
+    std::fs::remove_file(path).unwrap();
+}
+
+#[test]
 fn the_clock_of_another_machine_is_set_and_what_that_is_worth_is_said() {
     let server = Running::start("");
     let address = free_address();
