@@ -464,18 +464,19 @@ impl Elsewhere {
         }
     }
 
-    /// A generator that left is a fault of the report, where the rest still counts. Others cannot go on.
-    fn unless_left<T>(&self, found: Result<T, Failure>, nothing: T) -> Result<T, Failure> {
-        match found {
-            Err(_) if self.link.left().is_some() => Ok(nothing),
-            found => found,
-        }
+    /// A generator that left, or failed, is a fault of the report, where the rest still counts: its part is `nothing`.
+    fn or_without<T>(&self, found: Result<T, Failure>, nothing: T) -> T {
+        found.unwrap_or_else(|failure| {
+            let (Failure::Usage(why) | Failure::Broken(why)) = failure;
+            let _ = self.link.left_or(&why); // the report asks for it
+            nothing
+        })
     }
 }
 
 impl Troupe for Elsewhere {
     fn stop(&mut self) -> Result<Vec<(u32, u32)>, Failure> {
-        self.unless_left(self.published(), Vec::new())
+        Ok(self.or_without(self.published(), Vec::new()))
     }
 
     fn tally(&mut self, published: &[u32]) -> Result<(Outcome, Tally), Failure> {
@@ -491,7 +492,7 @@ impl Troupe for Elsewhere {
                 .collect();
             (outcome, tally)
         });
-        self.unless_left(counted, (Outcome::new(), Tally::default()))
+        Ok(self.or_without(counted, (Outcome::new(), Tally::default())))
     }
 }
 

@@ -15,7 +15,7 @@ use crate::clock::{machine_ns, now_ns};
 use crate::failure::Failure;
 use crate::floor::planted::running::Running;
 use crate::report::Report;
-use crate::scenario::{Scenario, Task, measure};
+use crate::scenario::{Scenario, Task, measure, run};
 
 #[derive(Parser)]
 struct Line {
@@ -446,6 +446,62 @@ fn a_generator_that_tells_numbers_that_no_run_can_count_is_not_trusted() {
         played.say(&FromJoiner::Reply { run, reply });
     });
     assert!(text.contains("a number that no run can count"), "{text}");
+}
+
+#[test]
+fn a_generator_that_fails_in_a_run_does_not_cost_the_others_their_counts() {
+    let text = verdict_of_a_run_with_a_liar(|played, run| {
+        let why = Failure::Broken("a worker panicked".into());
+        let reply = Reply::Failed(why);
+        played.say(&FromJoiner::Reply { run, reply });
+    });
+    assert!(
+        text.contains("generator liar") && text.contains("a worker panicked"),
+        "{text}"
+    );
+}
+
+#[test]
+fn the_report_of_a_run_that_a_generator_left_is_written_everywhere() {
+    let server = Running::start("");
+    let address = free_address();
+    let played = thread::spawn(move || {
+        let mut played = Played::join(address, "victim");
+        let run = played.start();
+        let seen = Seen {
+            upgraded: 2,
+            open: 2,
+            ..Seen::default()
+        };
+        played.progress(run, seen);
+        while played.orders().timetable.is_none() {}
+    });
+    let place = std::env::temp_dir().join(format!("throng-load-left-{}", std::process::id()));
+    let file = |ending: &str| place.with_extension(ending);
+    let scenario = line(&format!(
+        "fanout --target ws://{} --quiet --coordinator {address} --members 4 --rate 50 --warm-up 0 --duration 60 --json {} \
+         --html {} --hdr {}",
+        server.address,
+        file("json").display(),
+        file("html").display(),
+        file("hdr").display(),
+    ));
+    let Err(Failure::Broken(text)) = run(&Task::Scenario(scenario.scenario.unwrap())) else {
+        panic!("it is a fault: exit code 1")
+    };
+    assert!(
+        text.contains("generator victim left during the run"),
+        "{text}"
+    );
+    played.join().unwrap();
+    for ending in ["json", "html", "hdr"] {
+        let content = std::fs::read_to_string(file(ending)).unwrap();
+        assert!(!content.is_empty(), "{ending}");
+        if ending == "json" {
+            assert!(content.contains("victim left during the run"), "{content}");
+        }
+        std::fs::remove_file(file(ending)).unwrap();
+    }
 }
 
 #[test]
