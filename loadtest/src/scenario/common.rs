@@ -16,7 +16,7 @@ use crate::clock::now_ns;
 use crate::dialect::Dialect;
 use crate::failure::Failure;
 use crate::random::mix;
-use crate::report::check_expectations;
+use crate::report::{Report, check_expectations};
 use crate::server::Beside;
 use crate::target::{Target, sources};
 use crate::together::Coordination;
@@ -25,6 +25,10 @@ use crate::together::Coordination;
 const DESCRIPTOR_RESERVE: u64 = 64;
 /// Files that the kernel takes in a ring's table at most (`IORING_MAX_FIXED_FILES`).
 const RING_FILE_COUNT_MAX: u64 = 1 << 20;
+/// Below this share of --connect-rate the report says so.
+const CONNECT_RATE_SHARE_MIN: f64 = 0.9;
+/// With connections for fewer seconds than this at --connect-rate, the first and the last would tell more than the rate.
+const CONNECT_RATE_SECONDS_MIN: f64 = 1.0;
 /// Threads at most.
 const THREAD_COUNT_MAX: u32 = 1024;
 
@@ -199,6 +203,22 @@ impl Common {
     /// generators of a run.
     pub fn run_id(&self) -> String {
         format!("{:06x}", mix(self.seed()) >> 40)
+    }
+
+    /// Notes that connections were made more slowly than was asked for, where the report tells how fast and they were enough
+    /// to tell.
+    pub fn note_connect_rate(&self, report: &mut Report) {
+        let asked_per_s = self.connect_rate;
+        let count = report.get("handshakes").or_else(|| report.get("upgraded"));
+        let (Some(count), Some(reached_per_s)) = (count, report.get("handshakes_per_s")) else {
+            return;
+        };
+        let is_told = asked_per_s > 0.0 && count >= asked_per_s * CONNECT_RATE_SECONDS_MIN;
+        if is_told && reached_per_s < asked_per_s * CONNECT_RATE_SHARE_MIN {
+            report.note(format!(
+                "--connect-rate {asked_per_s} was asked for, and {reached_per_s:.1} handshakes a second were reached"
+            ));
+        }
     }
 
     /// Checks what concerns the whole run.
@@ -427,6 +447,30 @@ mod tests {
         assert_eq!(told.run_id(), one.run_id());
         let id = common(&format!("{line} --seed 1")).run_id();
         assert!(id.len() == 6 && id.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    }
+
+    #[test]
+    fn a_connect_rate_that_is_not_reached_is_noted_with_both_figures() {
+        let notes = |flags: &str, handshakes: u64, per_s: f64| {
+            let line = format!("load --target ws://127.0.0.1:9 {flags}");
+            let common = Line::parse_from(line.split_whitespace()).common;
+            let mut report = Report::new("churn");
+            report.count("handshakes", handshakes);
+            report.figure("handshakes_per_s", per_s);
+            common.note_connect_rate(&mut report);
+            report.text()
+        };
+        let missed = "--connect-rate 500 was asked for, and 449.0 handshakes a second were reached";
+        let text = notes("--connect-rate 500", 500, 449.0);
+        assert!(text.contains(missed), "{text}");
+        for (flags, handshakes, per_s) in [
+            ("--connect-rate 500", 500, 451.0),
+            ("--connect-rate 500", 499, 1.0),
+            ("", 500, 1.0),
+        ] {
+            let text = notes(flags, handshakes, per_s);
+            assert!(!text.contains("--connect-rate"), "{text}");
+        }
     }
 
     #[test]

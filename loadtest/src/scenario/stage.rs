@@ -121,6 +121,7 @@ pub fn perform<P: Play>(play: &P) -> Result<Report, Failure> {
     }
     stage.end_monitor();
     directed?;
+    common.note_connect_rate(&mut stage.report);
     muster.report(&stage.seats, &common.run_id(), &mut stage.report);
     Ok(stage.report)
 }
