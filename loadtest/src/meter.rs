@@ -35,7 +35,10 @@ impl Client {
     /// What it used from `self` to `after`.
     fn usage(&self, after: &Self, core_count: f64) -> ClientUsage {
         let seconds = (after.at_ns.saturating_sub(self.at_ns) as f64 / 1e9).max(1e-9);
-        let cpu_ns = |threads: &[Thread]| threads.iter().map(|thread| thread.cpu_ns).sum::<u64>();
+        let cpu_ns = |threads: &[Thread]| {
+            let each = threads.iter().map(|thread| thread.cpu_ns);
+            each.fold(0, u64::saturating_add) // others tell theirs
+        };
         let used_ns = cpu_ns(&after.threads).saturating_sub(cpu_ns(&self.threads));
         let cores_used = used_ns as f64 / 1e9 / seconds;
         let (busiest, waited) = busiest(&self.threads, &after.threads, seconds);

@@ -46,6 +46,8 @@ pub struct Plan {
     pub cores: Vec<usize>,
     /// The ring of each worker.
     pub ring: Options,
+    /// What the rooms' names have of their own in this run.
+    pub run_id: String,
     /// Where keys and masks come from.
     pub seed: u64,
 }

@@ -12,6 +12,7 @@ use super::outcome::Outcome;
 use super::tally::Tally;
 use crate::clock::now_ns;
 use crate::failure::Failure;
+use crate::histogram;
 use crate::interrupt;
 use crate::server::Thread;
 
@@ -192,7 +193,12 @@ impl Shared {
 
     /// Leaves the latencies of a second, nanoseconds.
     pub fn push_interval(&self, interval: Histogram<u64>) {
-        lock(&self.intervals).push(interval);
+        let mut intervals = lock(&self.intervals);
+        if intervals.len() < INTERVAL_COUNT_MAX {
+            intervals.push(interval);
+        } else if let Some(last) = intervals.last_mut() {
+            histogram::add(last, &interval);
+        }
     }
 
     /// Takes the latencies of the seconds so far.
@@ -214,6 +220,9 @@ pub trait Troupe: Send {
     /// When it cannot be had.
     fn tally(&mut self, published: &[u32]) -> Result<(Outcome, Tally), Failure>;
 }
+
+/// Seconds whose latencies wait for somebody to take them; those of later ones add to the last.
+const INTERVAL_COUNT_MAX: usize = 64;
 
 /// For how long a run that is cut short waits for what is on its way.
 const REST: Duration = Duration::from_secs(10);

@@ -515,7 +515,7 @@ impl<B: Behaviour> Engine<B> {
                 let mut request = Vec::with_capacity(256);
                 target.request(
                     &mut request,
-                    &format!("{}-{}", place.prefix, place.room),
+                    &format!("{}-{}-{}", place.prefix, self.plan.run_id, place.room),
                     number,
                     &key,
                 );

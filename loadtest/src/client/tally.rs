@@ -1,9 +1,11 @@
 //! What behaviours counted, in a form that adds up over workers, generators and hosts.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use hdrhistogram::Histogram;
-use serde::{Deserialize, Serialize};
+use serde::de::{Error, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::delivery::Counts;
 use crate::histogram;
@@ -35,12 +37,38 @@ impl Window {
     }
 }
 
+/// Windows that another generator may tell of. No scenario has more than a few.
+const WINDOW_COUNT_MAX: usize = 64;
+
+/// Reads windows until there are too many: each takes memory by far beyond its text.
+fn windows<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Window>, D::Error> {
+    struct Windows;
+    impl<'de> Visitor<'de> for Windows {
+        type Value = Vec<Window>;
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(formatter, "at most {WINDOW_COUNT_MAX} windows")
+        }
+        fn visit_seq<A: SeqAccess<'de>>(self, mut told: A) -> Result<Vec<Window>, A::Error> {
+            let mut windows = Vec::new();
+            while let Some(window) = told.next_element()? {
+                if windows.len() == WINDOW_COUNT_MAX {
+                    return Err(A::Error::invalid_length(windows.len() + 1, &self));
+                }
+                windows.push(window);
+            }
+            Ok(windows)
+        }
+    }
+    deserializer.deserialize_seq(Windows)
+}
+
 /// The sum of what behaviours counted.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Tally {
     /// The deliveries, checked.
     pub deliveries: Counts,
     /// The windows, one after the other.
+    #[serde(deserialize_with = "windows")]
     pub windows: Vec<Window>,
     /// A scenario's own counts, by name.
     pub counts: BTreeMap<String, u64>,

@@ -2,7 +2,7 @@
 
 use std::fs::{File, remove_file};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use clap::Args;
@@ -15,7 +15,8 @@ use crate::client::Plan;
 use crate::clock::now_ns;
 use crate::dialect::Dialect;
 use crate::failure::Failure;
-use crate::report::check_expectations;
+use crate::random::mix;
+use crate::report::{Report, check_expectations};
 use crate::server::Beside;
 use crate::target::{Target, sources};
 use crate::together::Coordination;
@@ -24,6 +25,10 @@ use crate::together::Coordination;
 const DESCRIPTOR_RESERVE: u64 = 64;
 /// Files that the kernel takes in a ring's table at most (`IORING_MAX_FIXED_FILES`).
 const RING_FILE_COUNT_MAX: u64 = 1 << 20;
+/// Below this share of --connect-rate the report says so.
+const CONNECT_RATE_SHARE_MIN: f64 = 0.9;
+/// With connections for fewer seconds than this at --connect-rate, the first and the last would tell more than the rate.
+const CONNECT_RATE_SECONDS_MIN: f64 = 1.0;
 /// Threads at most.
 const THREAD_COUNT_MAX: u32 = 1024;
 
@@ -88,6 +93,10 @@ pub struct Common {
     /// Where random choices come from [default: the clock]
     #[arg(long, value_name = "N", help_heading = "Run")]
     pub seed: Option<u64>,
+    /// Where they come from without --seed: drawn once a run.
+    #[arg(skip)]
+    #[serde(skip)]
+    drawn_seed: OnceLock<u64>,
     /// An expectation on a figure, as lost=0 or latency_p99_ms<5; exit code 1 when it is not met. Repeatable
     #[arg(long, value_name = "NAME<VALUE", help_heading = "Report")]
     #[serde(skip)]
@@ -176,10 +185,40 @@ impl Common {
         Duration::from_secs_f64(self.patience.min(self.handshake_timeout))
     }
 
-    /// Where random choices come from.
+    /// Where random choices come from: the same whenever it is asked for.
     pub fn seed(&self) -> u64 {
+        let draw = || mix(now_ns() ^ u64::from(std::process::id()) << 40);
         self.seed
-            .unwrap_or_else(|| now_ns() ^ u64::from(std::process::id()) << 40)
+            .unwrap_or_else(|| *self.drawn_seed.get_or_init(draw))
+    }
+
+    /// Sets the seed to what was drawn, as another generator is told.
+    #[cfg(test)]
+    pub fn fix_seed(&mut self) {
+        self.seed = Some(self.seed());
+        self.drawn_seed = OnceLock::new();
+    }
+
+    /// Tells the rooms of runs apart that load the same servers at the same time: 24 bits of the seed, the same on all
+    /// generators of a run.
+    pub fn run_id(&self) -> String {
+        format!("{:06x}", mix(self.seed()) >> 40)
+    }
+
+    /// Notes that connections were made more slowly than was asked for, where the report tells how fast and they were enough
+    /// to tell.
+    pub fn note_connect_rate(&self, report: &mut Report) {
+        let asked_per_s = self.connect_rate;
+        let count = report.get("handshakes").or_else(|| report.get("upgraded"));
+        let (Some(count), Some(reached_per_s)) = (count, report.get("handshakes_per_s")) else {
+            return;
+        };
+        let is_told = asked_per_s > 0.0 && count >= asked_per_s * CONNECT_RATE_SECONDS_MIN;
+        if is_told && reached_per_s < asked_per_s * CONNECT_RATE_SHARE_MIN {
+            report.note(format!(
+                "--connect-rate {asked_per_s} was asked for, and {reached_per_s:.1} handshakes a second were reached"
+            ));
+        }
     }
 
     /// Checks what concerns the whole run.
@@ -188,6 +227,13 @@ impl Common {
     /// What is wrong, and what mends it.
     pub fn check(&self, extent: Extent) -> Result<(), Failure> {
         check_expectations(&self.expect)?;
+        if !self.header.is_empty() && self.coordination.takes_anybody() {
+            return Err(Failure::Usage(
+                "--header with --coordinator needs a --secret-file: headers are told to every generator that joins, and without \
+                 a secret any process of this machine can"
+                    .into(),
+            ));
+        }
         if self.time_limit == 0 || self.generator.threads == Some(0) {
             return Err(Failure::Usage(
                 "--time-limit is at least 1 second, --threads at least 1".into(),
@@ -279,6 +325,7 @@ impl Common {
                 receive_buffer_bytes: 2048,
                 receive_buffer_count: 2048,
             },
+            run_id: self.run_id(),
             seed: self.seed(),
         };
         Ok(Arc::new(plan))
@@ -385,6 +432,45 @@ mod tests {
             panic!("no ring holds so many")
         };
         assert!(text.contains("--threads"), "{text}");
+    }
+
+    #[test]
+    fn runs_have_rooms_of_their_own_and_all_generators_of_a_run_the_same() {
+        let common = |line: &str| Line::parse_from(line.split_whitespace()).common;
+        let line = "load --target ws://127.0.0.1:9";
+        let (one, other) = (common(line), common(line));
+        assert_ne!(one.run_id(), other.run_id());
+        assert_eq!(one.seed(), one.seed());
+        let plan = one.plan(Extent::new(4), 1, 2).unwrap();
+        assert_eq!((plan.seed, &plan.run_id), (one.seed(), &one.run_id()));
+        let told = common(&format!("{line} --seed {}", one.seed()));
+        assert_eq!(told.run_id(), one.run_id());
+        let id = common(&format!("{line} --seed 1")).run_id();
+        assert!(id.len() == 6 && id.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    }
+
+    #[test]
+    fn a_connect_rate_that_is_not_reached_is_noted_with_both_figures() {
+        let notes = |flags: &str, handshakes: u64, per_s: f64| {
+            let line = format!("load --target ws://127.0.0.1:9 {flags}");
+            let common = Line::parse_from(line.split_whitespace()).common;
+            let mut report = Report::new("churn");
+            report.count("handshakes", handshakes);
+            report.figure("handshakes_per_s", per_s);
+            common.note_connect_rate(&mut report);
+            report.text()
+        };
+        let missed = "--connect-rate 500 was asked for, and 449.0 handshakes a second were reached";
+        let text = notes("--connect-rate 500", 500, 449.0);
+        assert!(text.contains(missed), "{text}");
+        for (flags, handshakes, per_s) in [
+            ("--connect-rate 500", 500, 451.0),
+            ("--connect-rate 500", 499, 1.0),
+            ("", 500, 1.0),
+        ] {
+            let text = notes(flags, handshakes, per_s);
+            assert!(!text.contains("--connect-rate"), "{text}");
+        }
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub trait AnyPlay {
     /// What is wrong with its arguments.
     fn extent(&self) -> Result<Extent, Failure>;
     /// The scenario as it is sent to other generators: its name and its arguments, but for those that are each
-    /// generator's own.
+    /// generator's own. The seed is among them even where it was drawn.
     fn written(&self) -> Value;
     /// See [`start`].
     ///
@@ -50,7 +50,9 @@ impl<P: Play> AnyPlay for P {
     }
 
     fn written(&self) -> Value {
-        let arguments = serde_json::to_value(self).expect("arguments are plain data");
+        let mut arguments = serde_json::to_value(self).expect("arguments are plain data");
+        // One seed for all: the rooms' names come from it.
+        arguments["common"]["seed"] = self.common().seed().into();
         Value::Object(Map::from_iter([(P::NAME.to_owned(), arguments)]))
     }
 
@@ -154,6 +156,7 @@ mod tests {
     /// Sets what does not travel to what it is by itself.
     fn forget_own(scenario: &mut Scenario) {
         let own = scenario.common_mut();
+        own.fix_seed();
         own.generator = Generator::default();
         own.coordination = Coordination::default();
         own.beside = Beside::default();

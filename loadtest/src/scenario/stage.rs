@@ -84,7 +84,7 @@ pub fn perform<P: Play>(play: &P) -> Result<Report, Failure> {
     let thread_count = common.thread_count(extent, generator_count)?;
     let muster = Muster::call(session, &AnyPlay::written(play), thread_count)?;
     let plan = common.plan(extent, thread_count, muster.worker_count)?;
-    let (mut seats, mut troupes) = muster.start(thread_count)?;
+    let (mut seats, mut troupes) = muster.start(thread_count, extent.members)?;
     interrupt::watch()?;
     let workers = 0..thread_count;
     let (mut shared, local) = start(play, &plan, workers, muster.worker_count, extent.members)?;
@@ -121,7 +121,8 @@ pub fn perform<P: Play>(play: &P) -> Result<Report, Failure> {
     }
     stage.end_monitor();
     directed?;
-    muster.report(&stage.seats, &mut stage.report);
+    common.note_connect_rate(&mut stage.report);
+    muster.report(&stage.seats, &common.run_id(), &mut stage.report);
     Ok(stage.report)
 }
 
@@ -248,8 +249,9 @@ impl Stage {
     /// Waits until each message published has come to `members`, or nothing comes any more.
     pub fn settle(&self, members: u32) {
         let members = u64::from(members);
-        self.crew
-            .wait_for_rest(GRACE, |seen| seen.received >= seen.published * members);
+        self.crew.wait_for_rest(GRACE, |seen| {
+            seen.received >= seen.published.saturating_mul(members)
+        });
     }
 
     /// Both sides now.

@@ -37,7 +37,10 @@ impl Glance {
         if servers.is_empty() {
             return glance;
         }
-        for (server, part) in servers.iter().zip(each(servers, Server::glance)) {
+        for (server, part) in servers
+            .iter()
+            .zip(each(servers, |_, server| server.glance()))
+        {
             match part {
                 Some(Some(part)) => glance.parts.push(part),
                 Some(None) => {}

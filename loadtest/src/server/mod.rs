@@ -213,7 +213,8 @@ impl Servers {
         names.collect()
     }
 
-    /// Everything about all of them. It walks the servers' page tables and may take seconds: for the ends of a phase.
+    /// Everything about all of them. It walks the servers' page tables and may take seconds: for the ends of a phase. Times
+    /// and the kernel's counters come first, so that they are of one moment.
     ///
     /// # Errors
     /// When a server has ended, or does not tell any more.
@@ -221,10 +222,18 @@ impl Servers {
         if self.is_empty() {
             return Ok(Sample::default());
         }
-        let parts = each(&self.servers, |server| server.sample(self.metrics_all));
+        let mut times = Vec::with_capacity(self.servers.len());
+        for server in &self.servers {
+            let process = server.process.as_ref();
+            times.push(process.map(Process::times).transpose()?);
+        }
+        let kernel = Kernel::read();
+        let parts = each(&self.servers, |index, server| {
+            server.sample(times[index].clone(), self.metrics_all)
+        });
         Ok(Sample {
             parts: parts.into_iter().collect::<Result<_, _>>()?,
-            kernel: Kernel::read(),
+            kernel,
         })
     }
 
@@ -244,8 +253,12 @@ impl Server {
         }
     }
 
-    fn sample(&self, metrics_all: bool) -> Result<Part, Failure> {
-        let process = self.process.as_ref().map(Process::sample).transpose()?;
+    /// Everything about it, with what `times` tells of its process already.
+    fn sample(&self, times: Option<Part>, metrics_all: bool) -> Result<Part, Failure> {
+        let mut process = times;
+        if let (Some(process), Some(part)) = (&self.process, &mut process) {
+            process.add_memory(part)?;
+        }
         let Some(endpoint) = &self.endpoint else {
             return Ok(process.unwrap_or_default());
         };
@@ -290,25 +303,29 @@ impl Server {
     }
 }
 
-/// What `of` finds of each server, in their order. Endpoints are asked all at once: one that is slow holds up no other.
-fn each<T: Send>(servers: &[Server], of: impl Fn(&Server) -> T + Sync) -> Vec<T> {
+/// What `of` finds of each server, by its place, in their order. Endpoints are asked all at once: one that is slow holds up no other.
+fn each<T: Send>(servers: &[Server], of: impl Fn(usize, &Server) -> T + Sync) -> Vec<T> {
     let endpoint_count = servers.iter().filter(|server| server.endpoint.is_some());
     if endpoint_count.count() < 2 {
-        return servers.iter().map(of).collect();
+        let each = servers.iter().enumerate();
+        return each.map(|(index, server)| of(index, server)).collect();
     }
     let of = &of;
     thread::scope(|scope| {
         let threads: Vec<_> = servers
             .iter()
-            .map(|server| {
-                let thread = thread::Builder::new().spawn_scoped(scope, move || of(server));
-                (server, thread.ok())
+            .enumerate()
+            .map(|(index, server)| {
+                let thread = thread::Builder::new().spawn_scoped(scope, move || of(index, server));
+                (index, server, thread.ok())
             })
             .collect();
-        let parts = threads.into_iter().map(|(server, thread)| match thread {
-            Some(thread) => thread.join().expect("looking at a server does not panic"),
-            None => of(server), // no thread could be had
-        });
+        let parts = threads
+            .into_iter()
+            .map(|(index, server, thread)| match thread {
+                Some(thread) => thread.join().expect("looking at a server does not panic"),
+                None => of(index, server), // no thread could be had
+            });
         parts.collect()
     })
 }

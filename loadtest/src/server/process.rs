@@ -142,28 +142,23 @@ impl Process {
         Some(boot_s + self.start_ticks as f64 * tick_ns() as f64 / 1e9)
     }
 
-    /// Everything about it.
+    /// Its processor time and that of its threads; [`Process::add_memory`] adds the rest.
     ///
     /// # Errors
     /// When it has ended, or may not be looked at any more.
-    pub fn sample(&self) -> Result<Part, Failure> {
-        let read = || -> io::Result<Option<Part>> {
-            let Some(mut part) = self.read_times(true)? else {
-                return Ok(None);
-            };
-            self.read_memory(&mut part)?;
-            self.read_descriptors(&mut part)?;
-            Ok(Some(part))
-        };
-        match read() {
-            Ok(Some(part)) => Ok(part),
-            Ok(None) => Err(self.ended()),
-            Err(error) if is_gone(&error) => Err(self.ended()),
-            Err(error) => Err(Failure::Broken(format!(
-                "server {} cannot be looked at any more: {error}",
-                self.pid
-            ))),
-        }
+    pub fn times(&self) -> Result<Part, Failure> {
+        let times = self.read_times(true).map_err(|error| self.lost(&error))?;
+        times.ok_or_else(|| self.ended())
+    }
+
+    /// Adds its memory and descriptors to its times. It walks the process's page tables, and may take seconds.
+    ///
+    /// # Errors
+    /// When it has ended, or may not be looked at any more.
+    pub fn add_memory(&self, part: &mut Part) -> Result<(), Failure> {
+        self.read_memory(part)
+            .and_then(|()| self.read_descriptors(part))
+            .map_err(|error| self.lost(&error))
     }
 
     /// What is cheap to know about it: no walk over its memory, no list of its descriptors, no names of threads. None: it
@@ -257,6 +252,17 @@ impl Process {
             .take(LISTENER_SCAN_MAX)
             .filter_map(|descriptor| fs::read_link(descriptor.path()).ok())
             .any(|link| link.to_str().is_some_and(|link| sockets.contains(link)))
+    }
+
+    /// Why a reading of it that failed did.
+    fn lost(&self, error: &io::Error) -> Failure {
+        if is_gone(error) {
+            return self.ended();
+        }
+        Failure::Broken(format!(
+            "server {} cannot be looked at any more: {error}",
+            self.pid
+        ))
     }
 
     fn ended(&self) -> Failure {
@@ -393,9 +399,9 @@ mod tests {
     #[test]
     fn another_process_with_the_same_id_is_not_taken_for_it() {
         let mut process = Process::open(std::process::id()).unwrap();
-        assert!(process.sample().is_ok() && process.glance().is_some());
+        assert!(process.times().is_ok() && process.glance().is_some());
         process.start_ticks += 1;
-        let Err(Failure::Broken(text)) = process.sample() else {
+        let Err(Failure::Broken(text)) = process.times() else {
             panic!("it began at another moment");
         };
         assert!(text.ends_with("ended during the run"), "{text}");

@@ -136,6 +136,36 @@ fn burn(ms: u128) {
 }
 
 #[test]
+fn times_of_all_processes_are_read_before_the_memory_of_any() {
+    let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+    // To be walked page by page.
+    let held = vec![1_u8; 512 << 20];
+    let beside = Beside {
+        server_pid: vec![std::process::id(), child.id()],
+        ..Beside::default()
+    };
+    let servers = Servers::open(&beside).unwrap();
+    let process = servers.servers[0].process.as_ref().unwrap();
+    // The shortest of many: other processes may have the processor meanwhile.
+    let (mut walk_ns, mut gap_ns) = (u64::MAX, u64::MAX);
+    for _ in 0..30 {
+        let begin_ns = now_ns();
+        process.add_memory(&mut Part::default()).unwrap();
+        walk_ns = walk_ns.min(now_ns() - begin_ns);
+        let parts = servers.sample().unwrap().parts;
+        gap_ns = gap_ns.min(parts[1].at_ns - parts[0].at_ns);
+        assert!(parts[0].rss_bytes > Some(512 << 20));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(
+        gap_ns < walk_ns,
+        "{gap_ns} ns apart, a walk takes {walk_ns} ns"
+    );
+    drop(held);
+}
+
+#[test]
 fn without_servers_nothing_is_read_and_nothing_reported() {
     let servers = Servers::open(&Beside::default()).unwrap();
     assert!(servers.is_empty() && servers.names().is_empty());

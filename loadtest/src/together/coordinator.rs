@@ -72,6 +72,11 @@ impl Coordination {
         }
     }
 
+    /// Whether any process of this machine may join, and be told what is to be run.
+    pub const fn takes_anybody(&self) -> bool {
+        self.coordinator.is_some() && self.secret_file.is_none()
+    }
+
     /// Waits for the other generators, if there are to be any and they are not there yet.
     ///
     /// # Errors

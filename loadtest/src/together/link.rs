@@ -9,6 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
+use serde_json::Value;
+
 use super::hello::Hello;
 use super::skew::{Ping, Skew};
 use super::wire::{self, FromJoiner, MESSAGE_BYTES_MAX, Reply, ToJoiner};
@@ -28,6 +31,12 @@ const ANSWER: Duration = Duration::from_secs(120);
 const PING_COUNT: usize = 16;
 /// News that wait for somebody to ask for them; a generator says little unasked.
 const NEWS_COUNT_MAX: usize = 1024;
+/// Threads that a generator may say that it has.
+const THREAD_COUNT_MAX: u32 = 1024;
+/// No count of a run comes near this: a generator that tells more is not to be trusted.
+const COUNT_MAX: u64 = 1 << 48;
+/// Threads of a generator that are looked at, its kernel's beside its own.
+const THREADS_SEEN_MAX: usize = 16_384;
 /// Bits of a thread's id (`PID_MAX_LIMIT` is 2^22); the generator's index stands above them.
 const THREAD_ID_BITS: u32 = 22;
 
@@ -112,11 +121,18 @@ impl Link {
 
     fn left_or(&self, otherwise: &str) -> Failure {
         let why = self.left().unwrap_or_else(|| {
-            let _ = self.stream.shutdown(Shutdown::Both); // there is no going on with it
             self.state.leave(otherwise.to_owned());
+            let _ = self.stream.shutdown(Shutdown::Both); // there is no going on with it
             otherwise.to_owned()
         });
         Failure::Broken(format!("generator {} left: {why}", self.name))
+    }
+
+    /// The end of a generator that says what cannot be: nothing else that it says is to be trusted.
+    fn distrusted(&self, what: &str) -> Failure {
+        // It may have left since: this is what matters.
+        *lock(&self.state.left) = None;
+        self.left_or(&format!("it is not to be trusted: {what}"))
     }
 
     /// Says something to it. What it does not hear is noticed when its answer is waited for.
@@ -162,11 +178,16 @@ impl Link {
     pub fn compare_clocks(&self) -> Result<Skew, Failure> {
         let mut pings = Vec::new();
         for _ in 0..PING_COUNT {
+            let asked_ns = now_ns();
             self.tell(ToJoiner::Ping { sent_ns: 0 });
-            pings.push(self.wait(|news| match news {
+            let ping = self.wait(|news| match news {
                 News::Pong(ping) => Some(ping),
                 News::Reply { .. } => None,
-            })?);
+            })?;
+            if !(asked_ns..=ping.received_ns).contains(&ping.sent_ns) {
+                return Err(self.distrusted("it answered a ping that was not sent"));
+            }
+            pings.push(ping);
         }
         let skew = Skew::of(&pings).expect("there are pings");
         Ok(if self.one_machine {
@@ -201,17 +222,29 @@ impl Link {
             Reply::Ready {
                 thread_count,
                 core_count,
-            } => Ok((thread_count, core_count)),
+            } => {
+                let fits = (1..=THREAD_COUNT_MAX).contains(&thread_count)
+                    && core_count > 0.0
+                    && core_count <= f64::from(thread_count);
+                if !fits {
+                    return Err(self.distrusted(&format!(
+                        "it has {thread_count} threads on {core_count} processors"
+                    )));
+                }
+                Ok((thread_count, core_count))
+            }
             _ => Err(self.left_or("it gave another answer than was asked for")),
         }
     }
 
-    /// Has it start its workers; gives what is shared with them, and them. [`Link::started`] must follow.
+    /// Has it start its workers; gives what is shared with them, and them. [`Link::started`] must follow. The run has
+    /// `member_count` members, and no more publishers.
     pub fn start_workers(
         self: &Arc<Self>,
         run: u32,
         worker_first: u32,
         worker_count: u32,
+        member_count: u32,
     ) -> (Arc<Shared>, Elsewhere) {
         let outgoing = self.outgoing.clone();
         let shared = Arc::new(Shared::heard_by(move |orders: &Orders| {
@@ -229,6 +262,7 @@ impl Link {
         let elsewhere = Elsewhere {
             link: Arc::clone(self),
             run,
+            member_count,
             over: false,
         };
         (shared, elsewhere)
@@ -306,9 +340,14 @@ fn read(stream: TcpStream, index: u32, state: &State, tell_news: &SyncSender<New
                 let Some((_, shared)) = current.filter(|(current, _)| *current == run) else {
                     continue;
                 };
+                if !are_counts(&seen) {
+                    return format!("it is not to be trusted: {BEYOND_COUNTING}");
+                }
+                let at_ns = at_ns.min(now_ns()); // nobody looks in the future
                 shared.progress.set(seen);
                 shared.progress_at_ns.store(at_ns, Ordering::Release);
-                if let Some(threads) = threads {
+                if let Some(mut threads) = threads {
+                    threads.truncate(THREADS_SEEN_MAX);
                     let mut current = lock(&shared.threads);
                     *current = numbered(index, threads);
                     shared.threads_at_ns.store(at_ns, Ordering::Relaxed);
@@ -332,6 +371,22 @@ fn read(stream: TcpStream, index: u32, state: &State, tell_news: &SyncSender<New
     }
 }
 
+/// Why a generator is not to be trusted that tells more than [`COUNT_MAX`].
+const BEYOND_COUNTING: &str = "it tells a number that no run can count";
+
+/// Whether all numbers in `told` can be counts of a run, and sums of them over all generators be held.
+fn are_counts(told: &impl Serialize) -> bool {
+    fn all(value: &Value) -> bool {
+        match value {
+            Value::Number(number) => number.as_u64().is_some_and(|count| count <= COUNT_MAX),
+            Value::Array(values) => values.iter().all(all),
+            Value::Object(values) => values.values().all(all),
+            _ => true,
+        }
+    }
+    serde_json::to_value(told).is_ok_and(|value| all(&value))
+}
+
 /// Threads with ids that no other generator's threads have.
 fn numbered(index: u32, mut threads: Vec<Thread>) -> Vec<Thread> {
     for thread in &mut threads {
@@ -344,6 +399,7 @@ fn numbered(index: u32, mut threads: Vec<Thread>) -> Vec<Thread> {
 pub struct Elsewhere {
     link: Arc<Link>,
     run: u32,
+    member_count: u32,
     over: bool,
 }
 
@@ -355,6 +411,7 @@ impl Elsewhere {
             match self.link.reply(self.run)? {
                 Reply::Published { counts, last } => {
                     published.extend(counts);
+                    self.check_published(&published)?;
                     if last {
                         return Ok(published);
                     }
@@ -368,6 +425,27 @@ impl Elsewhere {
         }
     }
 
+    /// Refuses publishers that the run does not have: there is one a member at most, and each is told of once.
+    fn check_published(&self, published: &[(u32, u32)]) -> Result<(), Failure> {
+        let strange = published
+            .iter()
+            .find(|(publisher, _)| *publisher >= self.member_count);
+        if let Some((publisher, _)) = strange {
+            return Err(self.link.distrusted(&format!(
+                "it tells of publisher {publisher} in a run of {} members",
+                self.member_count
+            )));
+        }
+        if published.len() > self.member_count as usize {
+            return Err(self.link.distrusted(&format!(
+                "it tells of {} publishers in a run of {} members",
+                published.len(),
+                self.member_count
+            )));
+        }
+        Ok(())
+    }
+
     /// What its workers have counted.
     fn counted(&self, published: &[u32]) -> Result<(Outcome, Tally), Failure> {
         for (counts, last) in wire::parts(published) {
@@ -378,25 +456,27 @@ impl Elsewhere {
             });
         }
         match self.link.reply(self.run)? {
-            Reply::Tally(counted) => Ok(*counted),
+            Reply::Tally(counted) if are_counts(&counted) => Ok(*counted),
+            Reply::Tally(_) => Err(self.link.distrusted(BEYOND_COUNTING)),
             _ => Err(self
                 .link
                 .left_or("it gave another answer than was asked for")),
         }
     }
 
-    /// A generator that left is a fault of the report, where the rest still counts. Others cannot go on.
-    fn unless_left<T>(&self, found: Result<T, Failure>, nothing: T) -> Result<T, Failure> {
-        match found {
-            Err(_) if self.link.left().is_some() => Ok(nothing),
-            found => found,
-        }
+    /// A generator that left, or failed, is a fault of the report, where the rest still counts: its part is `nothing`.
+    fn or_without<T>(&self, found: Result<T, Failure>, nothing: T) -> T {
+        found.unwrap_or_else(|failure| {
+            let (Failure::Usage(why) | Failure::Broken(why)) = failure;
+            let _ = self.link.left_or(&why); // the report asks for it
+            nothing
+        })
     }
 }
 
 impl Troupe for Elsewhere {
     fn stop(&mut self) -> Result<Vec<(u32, u32)>, Failure> {
-        self.unless_left(self.published(), Vec::new())
+        Ok(self.or_without(self.published(), Vec::new()))
     }
 
     fn tally(&mut self, published: &[u32]) -> Result<(Outcome, Tally), Failure> {
@@ -404,11 +484,15 @@ impl Troupe for Elsewhere {
         self.over = counted.is_ok();
         let counted = counted.map(|(mut outcome, tally)| {
             if let Some(first) = &mut outcome.first_error {
-                *first = format!("at {}, {first}", self.link.name);
+                *first = format!("at {}, {}", self.link.name, wire::printable(first));
             }
+            let refusals = std::mem::take(&mut outcome.refusals).into_iter();
+            outcome.refusals = refusals
+                .map(|(words, count)| (wire::printable(&words), count))
+                .collect();
             (outcome, tally)
         });
-        self.unless_left(counted, (Outcome::new(), Tally::default()))
+        Ok(self.or_without(counted, (Outcome::new(), Tally::default())))
     }
 }
 

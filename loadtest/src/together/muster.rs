@@ -99,18 +99,20 @@ impl Muster {
         Ok(muster)
     }
 
-    /// Has the other generators start their workers, after the `thread_count` of this process.
+    /// Has the other generators start their workers, after the `thread_count` of this process, for a run of `member_count`
+    /// members.
     ///
     /// # Errors
     /// When one could not.
-    pub fn start(&self, thread_count: u32) -> Result<Others, Failure> {
+    pub fn start(&self, thread_count: u32, member_count: u32) -> Result<Others, Failure> {
         let (mut seats, mut troupes) = (Vec::new(), Vec::new());
         let Some(session) = &self.session else {
             return Ok((seats, troupes));
         };
         let mut worker_first = thread_count;
         for (index, link) in session.links.iter().enumerate() {
-            let (shared, troupe) = link.start_workers(self.run, worker_first, self.worker_count);
+            let (shared, troupe) =
+                link.start_workers(self.run, worker_first, self.worker_count, member_count);
             worker_first += self.thread_counts[index];
             troupes.push(Box::new(troupe) as Box<dyn Troupe>);
             seats.push(Seat {
@@ -125,12 +127,13 @@ impl Muster {
         Ok((seats, troupes))
     }
 
-    /// Says in the report who took part, and how well their clocks agreed. Nothing, if nobody joined.
-    pub fn report(&self, seats: &[Seat], report: &mut Report) {
+    /// Says in the report who took part in which rooms, and how well their clocks agreed. Nothing, if nobody joined.
+    pub fn report(&self, seats: &[Seat], run_id: &str, report: &mut Report) {
         let Some(session) = &self.session else {
             return;
         };
         report.count("generators", seats.len() as u64);
+        report.note(format!("rooms of this run have {run_id} in their names"));
         for seat in seats {
             report.count(&format!("upgraded_{}", seat.name), seat.upgraded());
         }

@@ -15,7 +15,7 @@ use crate::clock::{machine_ns, now_ns};
 use crate::failure::Failure;
 use crate::floor::planted::running::Running;
 use crate::report::Report;
-use crate::scenario::{Scenario, Task, measure};
+use crate::scenario::{Scenario, Task, measure, run};
 
 #[derive(Parser)]
 struct Line {
@@ -209,6 +209,37 @@ fn rooms_that_span_generators_of_unequal_threads_lose_nothing() {
 }
 
 #[test]
+fn runs_beside_each_other_do_not_hear_each_other() {
+    let server = Running::start("");
+    let run = |joined_by: usize| {
+        let address = free_address();
+        let server = server.address;
+        let joiners: Vec<_> = (0..joined_by).map(|_| joiner(address, "")).collect();
+        let coordinator = if joined_by > 0 {
+            format!("--coordinator {address}")
+        } else {
+            String::new()
+        };
+        thread::spawn(move || {
+            let scenario = line(&format!(
+                "fanout --target ws://{server} --quiet --members 6 --rate 50 --warm-up 0 --duration 1.5 {coordinator}"
+            ));
+            let report = measure(&Task::Scenario(scenario.scenario.unwrap())).unwrap();
+            for joiner in joiners {
+                joiner.join().unwrap().unwrap();
+            }
+            report
+        })
+    };
+    for run in [run(0), run(0), run(1)] {
+        let report = run.join().unwrap();
+        assert_eq!(report.verdict(), Ok(()), "{}", report.text());
+        assert_eq!(figure(&report, "delivered"), 450.0, "{}", report.text());
+    }
+    assert_eq!(server.tally().deliveries, 3 * 450);
+}
+
+#[test]
 fn what_goes_wrong_in_a_room_that_spans_generators_is_counted_once() {
     let server = Running::start(
         "--lose 1/1000 --duplicate 1/1000 --reorder 1/1000 --corrupt 1/1000 --misroute 1/1000 --seed 5",
@@ -330,6 +361,192 @@ fn a_generator_that_is_killed_in_the_middle_is_a_fault_and_hinders_nobody() {
     assert_eq!(figure(&report, "upgraded_honest"), 5.0);
     assert_eq!(figure(&report, "lost"), 0.0);
     assert_eq!(honest.join().unwrap(), Ok(()));
+}
+
+/// What a coordinator says of one that lies in answer to orders to stop, in a run of four members.
+fn verdict_of_a_run_with_a_liar(lie: impl FnOnce(&mut Played, u32) + Send + 'static) -> String {
+    let server = Running::start("");
+    let address = free_address();
+    let played = thread::spawn(move || {
+        let mut played = Played::join(address, "liar");
+        let run = played.start();
+        let seen = Seen {
+            upgraded: 2,
+            open: 2,
+            ..Seen::default()
+        };
+        played.progress(run, seen);
+        while !played.orders().stop {}
+        lie(&mut played, run);
+        // It is shown the door.
+        while wire::receive::<ToJoiner>(&mut played.stream, 1 << 20).is_ok() {}
+    });
+    let report = coordinate(
+        server.address,
+        address,
+        "fanout --members 4 --rate 50 --warm-up 0 --duration 0.1 --patience 0.5",
+    )
+    .unwrap();
+    played.join().unwrap();
+    assert_eq!(figure(&report, "delivered"), 10.0, "{}", report.text());
+    match report.verdict() {
+        Err(Failure::Broken(text)) => text,
+        other => panic!("it is a fault, not {other:?}"),
+    }
+}
+
+#[test]
+fn a_generator_that_tells_of_publishers_that_the_run_does_not_have_is_not_trusted() {
+    for publisher in [4, u32::MAX - 1] {
+        let text = verdict_of_a_run_with_a_liar(move |played, run| {
+            played.say(&FromJoiner::Reply {
+                run,
+                reply: Reply::Published {
+                    counts: vec![(publisher, 1)],
+                    last: true,
+                },
+            });
+        });
+        let words =
+            format!("it is not to be trusted: it tells of publisher {publisher} in a run of 4");
+        assert!(
+            text.contains("generator liar left") && text.contains(&words),
+            "{text}"
+        );
+    }
+    let text = verdict_of_a_run_with_a_liar(|played, run| {
+        let counts = vec![(3, 0); 5];
+        let reply = Reply::Published {
+            counts,
+            last: false,
+        };
+        played.say(&FromJoiner::Reply { run, reply });
+    });
+    assert!(text.contains("tells of 5 publishers"), "{text}");
+}
+
+#[test]
+fn a_generator_that_tells_numbers_that_no_run_can_count_is_not_trusted() {
+    let text = verdict_of_a_run_with_a_liar(|played, run| {
+        let seen = Seen {
+            received: u64::MAX,
+            ..Seen::default()
+        };
+        played.progress(run, seen);
+    });
+    assert!(text.contains("a number that no run can count"), "{text}");
+    let text = verdict_of_a_run_with_a_liar(|played, run| {
+        let counts = Vec::new();
+        let reply = Reply::Published { counts, last: true };
+        played.say(&FromJoiner::Reply { run, reply });
+        assert!(matches!(played.hear(), ToJoiner::Published { .. }));
+        let mut tally = crate::client::Tally::default();
+        tally.counts.insert("churned".into(), u64::MAX);
+        let reply = Reply::Tally(Box::new((crate::client::Outcome::new(), tally)));
+        played.say(&FromJoiner::Reply { run, reply });
+    });
+    assert!(text.contains("a number that no run can count"), "{text}");
+}
+
+#[test]
+fn a_generator_that_fails_in_a_run_does_not_cost_the_others_their_counts() {
+    let text = verdict_of_a_run_with_a_liar(|played, run| {
+        let why = Failure::Broken("a worker panicked".into());
+        let reply = Reply::Failed(why);
+        played.say(&FromJoiner::Reply { run, reply });
+    });
+    assert!(
+        text.contains("generator liar") && text.contains("a worker panicked"),
+        "{text}"
+    );
+}
+
+#[test]
+fn the_report_of_a_run_that_a_generator_left_is_written_everywhere() {
+    let server = Running::start("");
+    let address = free_address();
+    let played = thread::spawn(move || {
+        let mut played = Played::join(address, "victim");
+        let run = played.start();
+        let seen = Seen {
+            upgraded: 2,
+            open: 2,
+            ..Seen::default()
+        };
+        played.progress(run, seen);
+        while played.orders().timetable.is_none() {}
+    });
+    let place = std::env::temp_dir().join(format!("throng-load-left-{}", std::process::id()));
+    let file = |ending: &str| place.with_extension(ending);
+    let scenario = line(&format!(
+        "fanout --target ws://{} --quiet --coordinator {address} --members 4 --rate 50 --warm-up 0 --duration 60 --json {} \
+         --html {} --hdr {}",
+        server.address,
+        file("json").display(),
+        file("html").display(),
+        file("hdr").display(),
+    ));
+    let Err(Failure::Broken(text)) = run(&Task::Scenario(scenario.scenario.unwrap())) else {
+        panic!("it is a fault: exit code 1")
+    };
+    assert!(
+        text.contains("generator victim left during the run"),
+        "{text}"
+    );
+    played.join().unwrap();
+    for ending in ["json", "html", "hdr"] {
+        let content = std::fs::read_to_string(file(ending)).unwrap();
+        assert!(!content.is_empty(), "{ending}");
+        if ending == "json" {
+            assert!(content.contains("victim left during the run"), "{content}");
+        }
+        std::fs::remove_file(file(ending)).unwrap();
+    }
+}
+
+#[test]
+fn a_generator_of_impossible_threads_or_clock_is_not_trusted() {
+    let server = Running::start("");
+    for (thread_count, core_count) in [(0, 1.0), (u32::MAX, 1.0), (1, 0.0), (1, -1.0), (1, 2.0)] {
+        let address = free_address();
+        let played = thread::spawn(move || {
+            let mut played = Played::join(address, "liar");
+            let ToJoiner::Prepare { run, .. } = played.hear() else {
+                panic!("it is to take part")
+            };
+            let reply = Reply::Ready {
+                thread_count,
+                core_count,
+            };
+            played.say(&FromJoiner::Reply { run, reply });
+        });
+        let refused = coordinate(server.address, address, "idle --connections 4");
+        let Err(Failure::Broken(text)) = refused else {
+            panic!("{thread_count} threads on {core_count} processors")
+        };
+        assert!(text.contains("it is not to be trusted"), "{text}");
+        played.join().unwrap();
+    }
+    let address = free_address();
+    let played = thread::spawn(move || {
+        let mut stream = connect(address);
+        introduce(&mut stream, &Secret::default(), "liar").unwrap();
+        while !matches!(
+            wire::receive(&mut stream, 1 << 20).unwrap(),
+            ToJoiner::Ping { .. }
+        ) {}
+        let pong = FromJoiner::Pong {
+            sent_ns: 0,
+            at_ns: 0,
+        };
+        wire::send(&mut stream, &pong).unwrap();
+    });
+    let refused = coordinate(server.address, address, "idle --connections 4");
+    let Err(Failure::Broken(text)) = refused else {
+        panic!("it would have been waited for as long as this machine runs")
+    };
+    assert!(text.contains("a ping that was not sent"), "{text}");
+    played.join().unwrap();
 }
 
 #[test]
@@ -510,6 +727,34 @@ fn other_machines_need_leave_and_a_secret() {
             .unwrap(),
     );
     assert!(text.contains("--secret-file"), "{text}");
+}
+
+#[test]
+fn headers_are_told_to_nobody_who_does_not_know_the_secret() {
+    let server = Running::start("");
+    let headers = "--header Authorization:Bearer_key";
+    let text = usage(coordinate(
+        server.address,
+        free_address(),
+        &format!("echo {headers} --generators-wait 0.2"),
+    ));
+    assert!(
+        text.contains("--header") && text.contains("--secret-file"),
+        "{text}"
+    );
+    let path = std::env::temp_dir().join(format!("throng-load-secret-{}", std::process::id()));
+    std::fs::write(&path, "sixteen bytes or more").unwrap();
+    let secret = format!("--secret-file {}", path.display());
+    let address = free_address();
+    let joined = joiner(address, &secret);
+    let report = coordinate(
+        server.address,
+        address,
+        &format!("idle --connections 2 --settle 0 --hold 0 {headers} {secret}"),
+    );
+    assert_eq!(report.unwrap().verdict(), Ok(()));
+    assert_eq!(joined.join().unwrap(), Ok(()));
+    std::fs::remove_file(path).unwrap();
 }
 
 #[test]
