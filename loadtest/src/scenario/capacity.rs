@@ -19,6 +19,10 @@ use crate::report::Report;
 
 /// A load counts as offered from this share of its messages on.
 const OFFERED_SHARE_MIN: f64 = 0.98;
+/// A server keeps up when this share of the deliveries that were due within the window came within it.
+const CAME_SHARE_MIN: f64 = 0.98;
+/// Messages that may be on their way at the window's end, all the same: in a short window they are more than that share.
+const ON_THEIR_WAY_MAX: f64 = 3.0;
 /// How often a target that cannot be used any more is tried again, a rest apart.
 const RETRY_COUNT_MAX: u32 = 3;
 const GIB: f64 = 1_073_741_824.0;
@@ -93,6 +97,8 @@ struct Trial {
     measured: Vec<Measured>,
     /// Messages that were published, as a share of those that should have been.
     offered_share: f64,
+    /// Deliveries that came within the window, as a share of those that were due in it, if too few did.
+    queued_at: Option<f64>,
     found: Found,
 }
 
@@ -313,18 +319,39 @@ impl Arguments {
             .map(|objective| objective.measure(&report, members))
             .collect();
         let offered_share = self.offered_share(value, &report)?;
+        let queued_at = self.queued_at(value, &report)?;
         Ok(Trial {
             value,
             found: judge(
-                measured.iter().all(|measured| measured.met),
+                queued_at.is_none() && measured.iter().all(|measured| measured.met),
                 offered_share,
                 occupied_share(&report),
                 refused(&report),
             ),
             measured,
             offered_share,
+            queued_at,
             report,
         })
+    }
+
+    /// Which share of the deliveries due within the window came within it, if fewer than a server that keeps up has. What
+    /// it gets faster than it can serve comes all the same, only later and later: nothing is lost, and yet it did not hold.
+    fn queued_at(&self, value: f64, report: &Report) -> Result<Option<f64>, Failure> {
+        let load = self.fan_out(value)?;
+        let (Some(came), Some(due)) = (
+            report.get("came_within_window"),
+            report.get("due_within_window"),
+        ) else {
+            return Ok(None);
+        };
+        // In a closed loop, and of what a server publishes by itself, nothing is due before it can be.
+        if load.closed || load.traffic.publishers == 0 {
+            return Ok(None);
+        }
+        let late_max =
+            (due * (1.0 - CAME_SHARE_MIN)).max(ON_THEIR_WAY_MAX * f64::from(load.members));
+        Ok((due - came > late_max).then(|| came / due))
     }
 
     /// Messages published, as a share of those that should have been. Who was not let in could not publish: that is the
@@ -374,6 +401,7 @@ impl Arguments {
                 let mark = if measured.met { "" } else { " (!)" };
                 format!("{} {value}{mark}", objective.name)
             })
+            .chain(trial.queued_at.map(queues))
             .collect();
         let verdict = match trial.found {
             Found::Held => "held".to_owned(),
@@ -417,9 +445,14 @@ impl Arguments {
                     .zip(&worst.measured)
                     .filter_map(|(objective, measured)| (!measured.met).then_some(objective))
                     .collect();
-                let words: Vec<&str> = broken.iter().map(|broken| broken.text.as_str()).collect();
+                let words: Vec<String> = broken
+                    .iter()
+                    .map(|broken| broken.text.clone())
+                    .chain(worst.queued_at.map(queues))
+                    .collect();
                 report.note(format!("at {at} this broke: {}", words.join(", ")));
-                let limiting = limiting(&worst.report, &broken).join("; ");
+                let queued = worst.queued_at.is_some();
+                let limiting = limiting(&worst.report, &broken, queued).join("; ");
                 report.note(format!("limiting resource: {limiting}"));
             } else {
                 report.figure("capacity_generator_limit_at", over.value);
@@ -522,6 +555,14 @@ fn refused(report: &Report) -> bool {
     figures.any(|(name, _)| name.starts_with("refused_with_"))
 }
 
+/// Says that too little came within the window.
+fn queues(came_share: f64) -> String {
+    format!(
+        "only {:.0}% of what was due came within the window: it queues",
+        came_share * 100.0
+    )
+}
+
 /// Why a load was not offered.
 fn unoffered(trial: &Trial) -> String {
     if trial.offered_share < OFFERED_SHARE_MIN {
@@ -603,8 +644,9 @@ mod tests {
                     .iter()
                     .map(|objective| objective.measure(&report, 0))
                     .collect(),
-                report,
                 offered_share: 1.0,
+                queued_at: arguments.queued_at(value, &report).unwrap(),
+                report,
                 found: *found,
             };
             search.learn(*found);
@@ -680,6 +722,40 @@ mod tests {
             panic!("there is no answer")
         };
         assert!(text.contains("could not even offer 10 members"), "{text}");
+    }
+
+    #[test]
+    fn a_server_keeps_up_when_all_but_a_fiftieth_of_what_was_due_came_within_the_window() {
+        let queued_at = |line: &str, came: f64, due: f64| {
+            let mut report = Report::new("test");
+            report.figure("came_within_window", came);
+            report.figure("due_within_window", due);
+            arguments(line).queued_at(10.0, &report).unwrap()
+        };
+        let rate = "--raise rate --from 10 --to 20 --members 5";
+        assert_eq!(queued_at(rate, 9_800.0, 10_000.0), None);
+        assert_eq!(queued_at(rate, 9_799.0, 10_000.0), Some(0.9799));
+        assert_eq!(queued_at(rate, 10_050.0, 10_000.0), None);
+        assert_eq!(queued_at(rate, 5.0, 20.0), None, "three messages");
+        assert_eq!(queued_at(rate, 4.0, 20.0), Some(0.2));
+        let closed = format!("{} --closed", rate.replace("rate", "members"));
+        assert_eq!(queued_at(&closed, 0.0, 10_000.0), None);
+        let text = answer(
+            LINE,
+            &[(
+                &[
+                    ("latency_p99_ms", 2.0),
+                    ("came_within_window", 250.0),
+                    ("due_within_window", 1_000.0),
+                ],
+                Found::Broke,
+            )],
+        )
+        .text();
+        assert!(
+            text.contains("only 25% of what was due came within the window: it queues"),
+            "{text}"
+        );
     }
 
     #[test]

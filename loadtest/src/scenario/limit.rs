@@ -15,8 +15,9 @@ pub fn waited_share(report: &Report) -> Option<f64> {
     (waited >= WAIT_SHARE).then_some(waited)
 }
 
-/// What gave out in a trial in which `broken` were not met, in words, the most telling first.
-pub fn limiting(report: &Report, broken: &[&Objective]) -> Vec<String> {
+/// What gave out in a trial in which `broken` were not met, in words, the most telling first. With `queued`, less came within the
+/// window than was due.
+pub fn limiting(report: &Report, broken: &[&Objective], queued: bool) -> Vec<String> {
     let mut found = Vec::new();
     for (name, value) in report.figures() {
         if let Some(status) = name.strip_prefix("refused_with_") {
@@ -58,7 +59,7 @@ pub fn limiting(report: &Report, broken: &[&Objective]) -> Vec<String> {
             "room in its queues: the server told of {told} deliveries that it dropped"
         ));
     }
-    if found.is_empty() && broken.iter().any(|objective| objective.is_latency()) {
+    if found.is_empty() && (queued || broken.iter().any(|objective| objective.is_latency())) {
         found.push(match server {
             Some(busy) => format!(
                 "queueing: no thread of the server ran more than {:.0}% of the time, nothing was refused, and yet messages waited",
@@ -93,7 +94,7 @@ mod tests {
             report.figure(name, *value);
         }
         let objectives = parse(objective, "latency").unwrap();
-        limiting(&report, &[&objectives[0]]).remove(0)
+        limiting(&report, &[&objectives[0]], false).remove(0)
     }
 
     #[test]
@@ -116,6 +117,7 @@ mod tests {
             first(&[idle, ("client_waited_share", 0.2)], "p99<5ms")
                 .contains("machine's processors")
         );
+        assert!(limiting(&Report::new("test"), &[], true)[0].contains("messages waited"));
         assert!(first(&[], "p99<5ms").contains("unknown"));
         assert!(first(&[], "loss=0").contains("unknown"));
         assert!(first(&[idle, ("lost_as_told", 7.0)], "loss=0").contains("told of 7"));
