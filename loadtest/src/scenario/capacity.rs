@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 
 use super::common::Common;
-use super::limit::{BUSY_SHARE, limiting, waited_share};
+use super::limit::{BUSY_SHARE, limiting, of_part, waited_share};
 use super::objective::{self, Measured, Objective};
 use super::search::{Found, Range, Search};
 use super::stage::{Extent, Play, perform};
@@ -325,7 +325,7 @@ impl Arguments {
             found: judge(
                 queued_at.is_none() && measured.iter().all(|measured| measured.met),
                 offered_share,
-                occupied_share(&report),
+                occupied_share(&report, self.part(&broken(objectives, &measured))),
                 refused(&report),
             ),
             measured,
@@ -376,6 +376,32 @@ impl Arguments {
         })
     }
 
+    /// Which part of a trial these broke in, as what its figures' names begin with: connecting, or the broadcast after it. A
+    /// trial of `fanout` is measured as one.
+    fn part(&self, broken: &[&Objective]) -> &'static str {
+        let connecting = |objective: &&Objective| objective.is_of_connecting();
+        if self.raise == Raise::Connections && !broken.iter().any(connecting) {
+            "broadcast_"
+        } else {
+            ""
+        }
+    }
+
+    /// Why a load was not offered.
+    fn unoffered(&self, trial: &Trial, objectives: &[Objective]) -> String {
+        if trial.offered_share < OFFERED_SHARE_MIN {
+            return format!(
+                "only {:.1}% of the messages could be published",
+                trial.offered_share * 100.0
+            );
+        }
+        let part = self.part(&broken(objectives, &trial.measured));
+        format!(
+            "a thread of the generator ran, or waited while others had its processor, for {:.0}% of the time",
+            occupied_share(&trial.report, part) * 100.0
+        )
+    }
+
     /// A value for a person.
     fn show(&self, value: f64) -> String {
         let value = number(value);
@@ -405,14 +431,19 @@ impl Arguments {
             .collect();
         let verdict = match trial.found {
             Found::Held => "held".to_owned(),
-            Found::Broke => match waited_share(&trial.report) {
+            Found::Broke => match waited_share(
+                &trial.report,
+                self.part(&broken(objectives, &trial.measured)),
+            ) {
                 Some(waited) => {
                     let percent = waited * 100.0;
                     format!("broke, while others had the processors for {percent:.0}% of the time")
                 }
                 None => "broke".to_owned(),
             },
-            Found::Unoffered => format!("not offered: {}", unoffered(trial)),
+            Found::Unoffered => {
+                format!("not offered: {}", self.unoffered(trial, objectives))
+            }
         };
         let again = if repeat { "; once more" } else { "" };
         format!(
@@ -440,11 +471,7 @@ impl Arguments {
             let at = self.show(over.value);
             if over.offered {
                 report.figure("capacity_broke_at", over.value);
-                let broken: Vec<&Objective> = objectives
-                    .iter()
-                    .zip(&worst.measured)
-                    .filter_map(|(objective, measured)| (!measured.met).then_some(objective))
-                    .collect();
+                let broken = broken(objectives, &worst.measured);
                 let words: Vec<String> = broken
                     .iter()
                     .map(|broken| broken.text.clone())
@@ -452,7 +479,8 @@ impl Arguments {
                     .collect();
                 report.note(format!("at {at} this broke: {}", words.join(", ")));
                 let queued = worst.queued_at.is_some();
-                let limiting = limiting(&worst.report, &broken, queued).join("; ");
+                let limiting =
+                    limiting(&worst.report, &broken, queued, self.part(&broken)).join("; ");
                 report.note(format!("limiting resource: {limiting}"));
             } else {
                 report.figure("capacity_generator_limit_at", over.value);
@@ -463,7 +491,7 @@ impl Arguments {
                 report.note(format!(
                     "the generator was the limit at {at} ({}): the server holds at least what is reported; more --threads, \
                      {remedy}, or more generators go further",
-                    unoffered(worst)
+                    self.unoffered(worst, objectives)
                 ));
             }
         }
@@ -543,16 +571,31 @@ fn judge(met: bool, offered_share: f64, occupied_share: f64, refused: bool) -> F
     }
 }
 
-/// How much of its time the generator's busiest thread ran, or could have run while others had the processors.
-fn occupied_share(report: &Report) -> f64 {
-    let share = |name| report.get(name).unwrap_or(0.0);
-    share("client_busiest_thread_share") + share("client_waited_share")
+/// How much of the time in a part of a trial one of the generator's threads ran, or could have run while others had its
+/// processor.
+fn occupied_share(report: &Report, part: &str) -> f64 {
+    of_part(report, part, "client_occupied_share").unwrap_or(0.0)
 }
 
-/// Whether the server refused connections.
+/// Whether the server refused connections, closed them or told of deliveries that it dropped: that is its own word, however
+/// busy the generator was.
 fn refused(report: &Report) -> bool {
+    let own_word = |name: &str| {
+        name.starts_with("refused_with_")
+            || name.starts_with("closed_by_server_")
+            || name == "lost_as_told"
+    };
     let mut figures = report.figures();
-    figures.any(|(name, _)| name.starts_with("refused_with_"))
+    figures.any(|(name, value)| own_word(name) && value > 0.0)
+}
+
+/// Those that were not met.
+fn broken<'a>(objectives: &'a [Objective], measured: &[Measured]) -> Vec<&'a Objective> {
+    objectives
+        .iter()
+        .zip(measured)
+        .filter_map(|(objective, measured)| (!measured.met).then_some(objective))
+        .collect()
 }
 
 /// Says that too little came within the window.
@@ -560,22 +603,6 @@ fn queues(came_share: f64) -> String {
     format!(
         "only {:.0}% of what was due came within the window: it queues",
         came_share * 100.0
-    )
-}
-
-/// Why a load was not offered.
-fn unoffered(trial: &Trial) -> String {
-    if trial.offered_share < OFFERED_SHARE_MIN {
-        return format!(
-            "only {:.1}% of the messages could be published",
-            trial.offered_share * 100.0
-        );
-    }
-    let share = |name| trial.report.get(name).unwrap_or(0.0) * 100.0;
-    format!(
-        "the generator's busiest thread ran {:.0}% of the time, and {:.0}% others had its processor",
-        share("client_busiest_thread_share"),
-        share("client_waited_share")
     )
 }
 
@@ -769,11 +796,31 @@ mod tests {
         assert_eq!(judge(false, 1.0, 0.94, true), Found::Broke);
         assert_eq!(judge(false, 0.97, 0.5, false), Found::Unoffered);
         let mut report = Report::new("test");
-        report.figure("client_busiest_thread_share", 0.5);
-        report.figure("client_waited_share", 0.45);
-        assert_eq!(occupied_share(&report), 0.95);
-        assert!(!refused(&report));
-        report.count("refused_with_503", 3);
-        assert!(refused(&report));
+        report.figure("client_occupied_share", 0.95);
+        assert_eq!(occupied_share(&report, "broadcast_"), 0.95);
+        report.figure("broadcast_client_occupied_share", 0.2);
+        assert_eq!(occupied_share(&report, "broadcast_"), 0.2);
+        assert_eq!(occupied_share(&report, ""), 0.95);
+        for name in ["refused_with_503", "closed_by_server_1013", "lost_as_told"] {
+            let mut report = Report::new("test");
+            report.count("lost_as_told", 0);
+            assert!(!refused(&report));
+            report.count(name, 3);
+            assert!(refused(&report), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_broadcast_is_not_judged_by_how_busy_connecting_was() {
+        let objectives =
+            objective::parse("p99<5ms,failed=0,handshake_p99_ms<9", "broadcast").unwrap();
+        let [p99, failed, handshake, ..] = objectives.as_slice() else {
+            panic!("{objectives:?}")
+        };
+        let connections = arguments("--raise connections --from 10 --to 20");
+        assert_eq!(connections.part(&[p99]), "broadcast_");
+        assert_eq!(connections.part(&[failed]), "");
+        assert_eq!(connections.part(&[p99, handshake]), "");
+        assert_eq!(arguments(LINE).part(&[p99]), "");
     }
 }

@@ -140,6 +140,16 @@ impl Objective {
         matches!(self.name.as_str(), "p50" | "p90" | "p99" | "p99.9" | "max")
     }
 
+    /// Whether it is about connections being made, and not about what comes to them.
+    pub fn is_of_connecting(&self) -> bool {
+        self.source == Source::Failed
+            || self.figure().is_some_and(|name| {
+                name.starts_with("handshake")
+                    || name.starts_with("refused_with_")
+                    || name.starts_with("server_busiest_thread")
+            })
+    }
+
     /// Whether it is about memory.
     pub fn is_memory(&self) -> bool {
         self.figure().is_some_and(|name| {

@@ -279,6 +279,24 @@ impl Stage {
         before.report(after, per, count, &self.seats, &mut self.report);
     }
 
+    /// Reports how busy both sides were from `before` to `after`, a part of the run called `part`: figures that begin with
+    /// that.
+    pub fn usage_apart(&mut self, part: &str, before: &Meter, after: &Meter) {
+        let mut whole = Report::new(part);
+        before.report(after, part, 0, &self.seats, &mut whole);
+        for name in [
+            "client_busiest_thread_share",
+            "client_waited_share",
+            "client_occupied_share",
+            "server_busiest_thread_share",
+            "server_waited_share",
+        ] {
+            if let Some(share) = whole.get(name) {
+                self.report.figure(&format!("{part}_{name}"), share);
+            }
+        }
+    }
+
     /// Ends all connections, and reports them; returns what was counted.
     ///
     /// # Errors

@@ -15,6 +15,7 @@ use super::traffic::{check_rooms, readers};
 use crate::client::{Ending, Share};
 use crate::clock::now_ns;
 use crate::failure::Failure;
+use crate::meter::Meter;
 
 /// What `storm` is told.
 #[derive(Debug, Clone, Args, Serialize, Deserialize)]
@@ -158,16 +159,27 @@ impl Play for Arguments {
     fn direct(&self, stage: &mut Stage) -> Result<(), Failure> {
         stage.open(self.connections);
         let mut seconds = Vec::new();
-        let mut usage = None;
+        let mut usage: Option<(Meter, Meter)> = None;
+        let mut upgraded = 0;
         for number in 1..=self.drops {
             stage.phase("hold");
             if !stage.crew.sleep(self.hold) {
                 break;
             }
-            let before = (stage.meter()?, stage.crew.seen());
+            let (before, upgraded_before) = (stage.meter()?, stage.crew.seen().upgraded);
             stage.phase("storm");
             seconds.push(self.drop_all(number, stage));
-            usage = Some((before, stage.meter()?, stage.crew.seen()));
+            upgraded += stage.crew.seen().upgraded - upgraded_before;
+            let after = stage.meter()?;
+            // Of several storms, all: from each drop until all are back, without the holds between them.
+            let first = match usage.take() {
+                Some((mut first, last)) => {
+                    first.skip(&last, &before);
+                    first
+                }
+                None => before,
+            };
+            usage = Some((first, after));
         }
         // Whoever is back must be a member again: one message reaches all.
         if !stage.crew.is_cut_short() {
@@ -188,8 +200,7 @@ impl Play for Arguments {
         let refused: u64 = outcome.retried.values().sum();
         report.count("attempts_made_again", refused);
         tally.deliveries.report(report);
-        if let Some(((before, seen_before), after, seen_after)) = usage {
-            let upgraded = seen_after.upgraded - seen_before.upgraded;
+        if let Some((before, after)) = usage {
             let seconds = (after.at_ns - before.at_ns) as f64 / 1e9;
             report.figure("handshakes_per_s", upgraded as f64 / seconds);
             stage.usage(&before, &after, "handshake", upgraded);
