@@ -185,16 +185,17 @@ impl Stage {
         };
         let (timeline, gone) = monitor.finish();
         self.report.timeline(timeline);
+        if self.crew.orders().expect_close {
+            return; // a server that is to close everybody may end, too
+        }
         if gone.is_empty()
             && let Some(why) = self.gone.take()
         {
             self.report.fault(why);
         }
-        if !self.crew.orders().expect_close {
-            for server in gone {
-                self.report
-                    .fault(format!("the server {server} ended during the run"));
-            }
+        for server in gone {
+            self.report
+                .fault(format!("the server {server} ended during the run"));
         }
     }
 
