@@ -358,17 +358,17 @@ impl Arguments {
     /// server's doing, and counts as offered.
     fn offered_share(&self, value: f64, report: &Report) -> Result<f64, Failure> {
         let load = self.fan_out(value)?;
-        let absent = ["connections_failed", "connections_lost"]
-            .iter()
-            .any(|name| report.get(name) != Some(0.0));
-        if self.raise == Raise::Connections || load.closed || load.traffic.publishers == 0 || absent
+        let figure = |name| report.get(name).unwrap_or(0.0);
+        let absent = figure("connections_failed") + figure("connections_lost");
+        let nobody = absent >= f64::from(load.rooms) * f64::from(load.members);
+        if self.raise == Raise::Connections || load.closed || load.traffic.publishers == 0 || nobody
         {
             return Ok(1.0);
         }
         let window = load.traffic.window;
         let each = (load.traffic.rate * (window.warm_up + window.duration)).floor();
         let intended = each * f64::from(load.traffic.publishers) * f64::from(load.rooms);
-        let published = report.get("published").unwrap_or(0.0);
+        let published = figure("published") + figure("unpublished"); // the latter by who was not connected
         Ok(if intended > 0.0 {
             published / intended
         } else {
@@ -808,6 +808,28 @@ mod tests {
             report.count(name, 3);
             assert!(refused(&report), "{name}");
         }
+    }
+
+    #[test]
+    fn a_lost_connection_takes_away_only_what_it_should_have_published() {
+        let offered = |figures: &[(&str, f64)]| {
+            let mut report = Report::new("test");
+            for (name, value) in figures {
+                report.figure(name, *value);
+            }
+            let line = "--raise rate --from 100 --to 200 --members 5 --duration 9 --warm-up 1";
+            arguments(line).offered_share(100.0, &report).unwrap()
+        };
+        assert_eq!(offered(&[("published", 500.0)]), 0.5);
+        let lost = ("connections_lost", 1.0);
+        assert_eq!(offered(&[("published", 500.0), lost]), 0.5);
+        let unpublished = ("unpublished", 400.0);
+        assert_eq!(offered(&[("published", 500.0), lost, unpublished]), 0.9);
+        assert_eq!(
+            offered(&[("connections_lost", 5.0)]),
+            1.0,
+            "nobody was left"
+        );
     }
 
     #[test]
