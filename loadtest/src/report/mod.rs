@@ -39,6 +39,9 @@ const LATENCY_MAX_NS: u64 = 600_000_000_000;
 /// Intervals that a report keeps at most: a megabyte or two, in memory as in a file.
 pub const INTERVAL_COUNT_MAX: usize = 600;
 
+/// Points that a report keeps at most: two hours by the second, fewer seconds of longer runs.
+pub const POINT_COUNT_MAX: usize = 7_200;
+
 /// Whether a report leaves a figure out when it is zero: what became of connections, by status and code, and what could not be
 /// published.
 pub fn is_absent_when_zero(name: &str) -> bool {
@@ -187,6 +190,7 @@ impl Report {
             }
         }
         timeline.coarsen(INTERVAL_COUNT_MAX);
+        timeline.coarsen_points(POINT_COUNT_MAX);
         self.document.timeline = timeline;
     }
 

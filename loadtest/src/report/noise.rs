@@ -231,9 +231,11 @@ fn series(document: &Document, name: &str) -> Option<(Vec<f64>, Kind)> {
         }
     };
     let values = match name {
-        "deliveries_per_s" | "messages_per_s" => collect(&|point| Some(point.delivered as f64)),
-        "published_per_s" => collect(&|point| Some(point.published as f64)),
-        "handshakes_per_s" => collect(&|point| Some(point.upgraded as f64)),
+        "deliveries_per_s" | "messages_per_s" => {
+            collect(&|point| Some(point.per_s(point.delivered)))
+        }
+        "published_per_s" => collect(&|point| Some(point.per_s(point.published))),
+        "handshakes_per_s" => collect(&|point| Some(point.per_s(point.upgraded))),
         "latency_p50_ms" => collect(&|point| ms(point, |latency| latency.p50_ns)),
         "latency_p90_ms" => collect(&|point| ms(point, |latency| latency.p90_ns)),
         "latency_p99_ms" => collect(&|point| ms(point, |latency| latency.p99_ns)),
