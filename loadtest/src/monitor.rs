@@ -13,7 +13,8 @@ use crate::histogram::{self, Packed};
 use crate::meter::client_threads;
 use crate::progress::{Progress, Snapshot};
 use crate::report::{
-    INTERVAL_COUNT_MAX, Interval, Percentiles, Phase, Point, Timeline, latency_histogram,
+    INTERVAL_COUNT_MAX, Interval, POINT_COUNT_MAX, Percentiles, Phase, Point, Timeline,
+    latency_histogram,
 };
 use crate::server::{Glance, Servers, Thread, busiest};
 
@@ -169,6 +170,7 @@ impl Watch {
         let upgraded = since(seen.upgraded, self.seen.upgraded);
         let point = Point {
             at_ms: from_ms(now),
+            length_ms: length_ns / 1_000_000,
             open: seen.open,
             upgraded,
             failed: since(
@@ -195,6 +197,9 @@ impl Watch {
         }
         if length_ns > SECOND_NS / 2 || self.timeline.points.is_empty() {
             self.timeline.points.push(point); // the rest of a run's last second is no second
+            if self.timeline.points.len() >= 2 * POINT_COUNT_MAX {
+                self.timeline.coarsen_points(POINT_COUNT_MAX);
+            }
         }
         if !latency.is_empty() {
             histogram::add(&mut lock(&self.state).latency, &latency);

@@ -39,6 +39,28 @@ const LATENCY_MAX_NS: u64 = 600_000_000_000;
 /// Intervals that a report keeps at most: a megabyte or two, in memory as in a file.
 pub const INTERVAL_COUNT_MAX: usize = 600;
 
+/// Points that a report keeps at most: two hours by the second, fewer seconds of longer runs.
+pub const POINT_COUNT_MAX: usize = 7_200;
+
+/// Whether a report leaves a figure out when it is zero: what became of connections, by status and code, and what could not be
+/// published.
+pub fn is_absent_when_zero(name: &str) -> bool {
+    const COUNTS: [&str; 4] = [
+        "refused_with_",
+        "retried_after_",
+        "closed_by_server_",
+        "closed_with_",
+    ];
+    let is_code = |code: &str| {
+        !code.is_empty() && code.len() <= 5 && code.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    name == "unpublished"
+        || name == "retried_after_failure"
+        || COUNTS
+            .iter()
+            .any(|start| name.strip_prefix(start).is_some_and(is_code))
+}
+
 /// A latency histogram: nanoseconds, 1 µs to 10 minutes, three significant digits.
 pub fn latency_histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1_000, LATENCY_MAX_NS, 3).expect("the bounds are valid")
@@ -168,6 +190,7 @@ impl Report {
             }
         }
         timeline.coarsen(INTERVAL_COUNT_MAX);
+        timeline.coarsen_points(POINT_COUNT_MAX);
         self.document.timeline = timeline;
     }
 
@@ -206,25 +229,43 @@ impl Report {
         self.document.figures.get(name)
     }
 
-    /// Compares with expectations such as `lost=0` or `latency_p99_ms<50ms`; each that is not met becomes a fault.
+    /// Compares with expectations such as `lost=0` or `latency_p99_ms<50ms`; each that is not met becomes a fault. A figure
+    /// that is left out when it is zero counts as 0.
     ///
     /// # Errors
-    /// When one is not readable, or names a figure that this run does not have.
+    /// When one is not readable, or names a figure that this run does not have; the others are compared all the same.
     pub fn expect(&mut self, expectations: &[String]) -> Result<(), Failure> {
+        let mut unknown = Ok(());
         for text in expectations {
             let expectation = Expectation::parse(text)?;
-            let Some(value) = self.get(expectation.name) else {
+            let zero = is_absent_when_zero(expectation.name).then_some(0.0);
+            let Some(value) = self.get(expectation.name).or(zero) else {
                 let names: Vec<_> = self.document.figures.iter().map(|(name, _)| name).collect();
-                return Err(Failure::Usage(format!(
+                unknown = unknown.and(Err(Failure::Usage(format!(
                     "--expect {text}: this run has no figure of that name; it has {}",
                     names.join(", ")
-                )));
+                ))));
+                continue;
             };
             if !expectation.is_met(value) {
                 self.fault(format!("expected {text}, found {}", plain(value)));
             }
         }
-        Ok(())
+        unknown
+    }
+
+    /// The end of a run whose expectations came to `expected`: what went wrong in the run comes before what was wrongly
+    /// expected of it, for it may be why a figure is not there.
+    ///
+    /// # Errors
+    /// When there was a fault, or `expected` is one.
+    pub fn end(&self, expected: Result<(), Failure>) -> Result<(), Failure> {
+        match (self.verdict(), expected) {
+            (Err(Failure::Broken(faults)), Err(wrong)) => {
+                Err(Failure::Broken(format!("{faults}; {wrong}")))
+            }
+            (verdict, expected) => verdict.and(expected),
+        }
     }
 
     /// The report for a person: a table of the figures, then notes and faults.
@@ -294,6 +335,44 @@ mod tests {
         };
         assert!(text.contains("found 4.500"), "{text}");
         assert!(report.expect(&["nothing=1".into()]).is_err());
+    }
+
+    #[test]
+    fn a_figure_that_is_left_out_when_zero_is_expected_as_zero() {
+        let mut report = Report::new("test");
+        for name in [
+            "unpublished",
+            "refused_with_503",
+            "closed_by_server_1006",
+            "closed_with_1012",
+            "retried_after_failure",
+            "retried_after_429",
+        ] {
+            assert_eq!(report.expect(&[format!("{name}=0")]), Ok(()), "{name}");
+        }
+        assert_eq!(report.verdict(), Ok(()));
+        assert_eq!(report.expect(&["unpublished>1".into()]), Ok(()));
+        assert!(report.verdict().is_err(), "0 is not above 1");
+        for wrong in ["refused_with_=0", "refused_with_anger=0", "unpublishe=0"] {
+            let expected = report.expect(&[wrong.into()]);
+            assert!(matches!(expected, Err(Failure::Usage(_))), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_fault_of_the_run_comes_before_a_figure_that_it_does_not_have() {
+        let mut report = Report::new("test");
+        report.count("lost", 1);
+        let expected = report.expect(&["latency_p99_ms<5".into(), "lost=0".into()]);
+        assert!(matches!(expected, Err(Failure::Usage(_))));
+        let Err(Failure::Broken(text)) = report.end(expected.clone()) else {
+            panic!("one was lost")
+        };
+        assert!(
+            text.contains("expected lost=0") && text.contains("no figure"),
+            "{text}"
+        );
+        assert_eq!(Report::new("test").end(expected.clone()), expected);
     }
 
     #[test]

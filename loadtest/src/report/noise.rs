@@ -209,9 +209,9 @@ fn series(document: &Document, name: &str) -> Option<(Vec<f64>, Kind)> {
         (!point.servers.is_empty()).then(|| point.servers.iter().map(of).sum())
     };
     let cores = |point: &Point| sum(point, |server| server.user_share + server.system_share);
-    let per = |share: Option<f64>, count: u64| {
-        (count > 0).then_some(())?;
-        Some(share? * 1e6 / count as f64)
+    let per = |share: Option<f64>, count: f64| {
+        (count > 0.0).then_some(())?;
+        Some(share? * 1e6 / count)
     };
     let ms = |point: &Point, of: fn(&super::Percentiles) -> u64| {
         point.latency.as_ref().map(|latency| of(latency) as f64)
@@ -231,9 +231,11 @@ fn series(document: &Document, name: &str) -> Option<(Vec<f64>, Kind)> {
         }
     };
     let values = match name {
-        "deliveries_per_s" | "messages_per_s" => collect(&|point| Some(point.delivered as f64)),
-        "published_per_s" => collect(&|point| Some(point.published as f64)),
-        "handshakes_per_s" => collect(&|point| Some(point.upgraded as f64)),
+        "deliveries_per_s" | "messages_per_s" => {
+            collect(&|point| Some(point.per_s(point.delivered)))
+        }
+        "published_per_s" => collect(&|point| Some(point.per_s(point.published))),
+        "handshakes_per_s" => collect(&|point| Some(point.per_s(point.upgraded))),
         "latency_p50_ms" => collect(&|point| ms(point, |latency| latency.p50_ns)),
         "latency_p90_ms" => collect(&|point| ms(point, |latency| latency.p90_ns)),
         "latency_p99_ms" => collect(&|point| ms(point, |latency| latency.p99_ns)),
@@ -263,11 +265,21 @@ fn series(document: &Document, name: &str) -> Option<(Vec<f64>, Kind)> {
         }
         _ => {
             if let Some(count) = counted("server_cpu_us_per_") {
-                collect(&|point| per(cores(point), count(point)))
+                collect(&|point| per(cores(point), point.per_s(count(point))))
             } else if let Some(count) = counted("server_user_us_per_") {
-                collect(&|point| per(sum(point, |server| server.user_share), count(point)))
+                collect(&|point| {
+                    per(
+                        sum(point, |server| server.user_share),
+                        point.per_s(count(point)),
+                    )
+                })
             } else if let Some(count) = counted("server_system_us_per_") {
-                collect(&|point| per(sum(point, |server| server.system_share), count(point)))
+                collect(&|point| {
+                    per(
+                        sum(point, |server| server.system_share),
+                        point.per_s(count(point)),
+                    )
+                })
             } else {
                 return None;
             }

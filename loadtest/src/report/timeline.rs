@@ -35,6 +35,9 @@ pub struct Phase {
 pub struct Point {
     /// The second's end.
     pub at_ms: u64,
+    /// How long it is: more than a second in a run of hours.
+    #[serde(default = "second_ms")]
+    pub length_ms: u64,
     /// Connections that are open and upgraded now.
     pub open: u64,
     /// Connections upgraded.
@@ -57,6 +60,55 @@ pub struct Point {
     pub servers: Vec<ServerPoint>,
 }
 
+/// What a point lasts that does not say.
+const fn second_ms() -> u64 {
+    1_000
+}
+
+impl Point {
+    /// A count of this point by the second.
+    pub fn per_s(&self, count: u64) -> f64 {
+        match self.length_ms {
+            0 => count as f64,
+            length_ms => count as f64 * 1e3 / length_ms as f64,
+        }
+    }
+
+    /// Joins the point that follows: counts are summed, levels are the later ones, shares are means by time, latencies and
+    /// the busiest threads the worse.
+    fn join(&mut self, later: Self) {
+        let length_ms = self.length_ms + later.length_ms;
+        let (mine, theirs) = (self.length_ms as f64, later.length_ms as f64);
+        let mean = |one: f64, other: f64| (one * mine + other * theirs) / (mine + theirs).max(1.0);
+        let mut servers = later.servers;
+        for server in &mut servers {
+            if let Some(before) = (self.servers.iter()).find(|found| found.name == server.name) {
+                server.user_share = mean(before.user_share, server.user_share);
+                server.system_share = mean(before.system_share, server.system_share);
+                server.busiest_thread_share =
+                    server.busiest_thread_share.max(before.busiest_thread_share);
+            }
+        }
+        *self = Self {
+            at_ms: later.at_ms,
+            length_ms,
+            open: later.open,
+            upgraded: self.upgraded + later.upgraded,
+            failed: self.failed + later.failed,
+            closed: self.closed + later.closed,
+            published: self.published + later.published,
+            delivered: self.delivered + later.delivered,
+            faults: self.faults + later.faults,
+            latency: match (self.latency, later.latency) {
+                (Some(one), Some(other)) => Some(one.worse(other)),
+                (one, other) => one.or(other),
+            },
+            client_share: self.client_share.max(later.client_share),
+            servers,
+        };
+    }
+}
+
 /// A second's latency, nanoseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Percentiles {
@@ -75,6 +127,18 @@ pub struct Percentiles {
 }
 
 impl Percentiles {
+    /// The worse of each, of all together.
+    fn worse(self, other: Self) -> Self {
+        Self {
+            count: self.count + other.count,
+            p50_ns: self.p50_ns.max(other.p50_ns),
+            p90_ns: self.p90_ns.max(other.p90_ns),
+            p99_ns: self.p99_ns.max(other.p99_ns),
+            p99_9_ns: self.p99_9_ns.max(other.p99_9_ns),
+            max_ns: self.max_ns.max(other.max_ns),
+        }
+    }
+
     /// Those of `histogram`, in nanoseconds; none when it is empty.
     pub fn of(histogram: &Histogram<u64>) -> Option<Self> {
         (!histogram.is_empty()).then(|| Self {
@@ -124,7 +188,8 @@ impl Timeline {
     /// The whole seconds of the phases called `name`.
     pub fn points_of<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Point> {
         self.points.iter().filter(move |point| {
-            self.phase_of(point.at_ms.saturating_sub(1000), point.at_ms) == Some(name)
+            let length_ms = point.length_ms.max(second_ms());
+            self.phase_of(point.at_ms.saturating_sub(length_ms), point.at_ms) == Some(name)
         })
     }
 
@@ -144,6 +209,20 @@ impl Timeline {
         let intervals = intervals.map(|interval| &mut interval.from_ms);
         for moment_ms in points.chain(phases).chain(intervals) {
             *moment_ms += ms;
+        }
+    }
+
+    /// Joins neighbouring points, two by two, until there are at most `point_count_max` of them.
+    pub fn coarsen_points(&mut self, point_count_max: usize) {
+        while self.points.len() > point_count_max.max(1) {
+            let mut joined: Vec<Point> = Vec::with_capacity(self.points.len().div_ceil(2));
+            for (index, point) in std::mem::take(&mut self.points).into_iter().enumerate() {
+                match joined.last_mut() {
+                    Some(last) if index % 2 == 1 => last.join(point),
+                    _ => joined.push(point),
+                }
+            }
+            self.points = joined;
         }
     }
 
@@ -251,6 +330,49 @@ mod tests {
             ..timeline.clone()
         };
         assert_eq!(none.points_of(MEASURE).count(), 0);
+    }
+
+    #[test]
+    fn points_are_joined_two_by_two_and_nothing_is_lost() {
+        let point = |second: u64| Point {
+            at_ms: second * 1000,
+            length_ms: 1000,
+            open: second,
+            published: 10,
+            delivered: second,
+            latency: (second == 3).then(|| Percentiles {
+                count: 7,
+                p99_ns: 9,
+                ..Percentiles::default()
+            }),
+            client_share: second as f64,
+            servers: vec![ServerPoint {
+                name: "1".into(),
+                user_share: second as f64,
+                rss_bytes: second,
+                ..ServerPoint::default()
+            }],
+            ..Point::default()
+        };
+        let mut timeline = Timeline {
+            points: (1..=5).map(point).collect(),
+            ..Timeline::default()
+        };
+        timeline.coarsen_points(5);
+        assert_eq!(timeline.points.len(), 5, "so many may stay");
+        timeline.coarsen_points(4);
+        let of = |of: fn(&Point) -> u64| timeline.points.iter().map(of).collect::<Vec<u64>>();
+        assert_eq!(of(|point| point.at_ms), [2000, 4000, 5000]);
+        assert_eq!(of(|point| point.length_ms), [2000, 2000, 1000]);
+        assert_eq!(of(|point| point.open), [2, 4, 5]);
+        assert_eq!(of(|point| point.delivered), [3, 7, 5]);
+        assert_eq!(
+            of(|point| point.latency.map_or(0, |found| found.p99_ns)),
+            [0, 9, 0]
+        );
+        assert_eq!(of(|point| point.servers[0].rss_bytes), [2, 4, 5]);
+        assert_eq!(timeline.points[0].servers[0].user_share, 1.5);
+        assert_eq!(timeline.points[0].per_s(timeline.points[0].published), 10.0);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, ValueEnum};
 
 use super::common::Common;
-use super::limit::{BUSY_SHARE, limiting, waited_share};
+use super::limit::{BUSY_SHARE, limiting, of_part, waited_share};
 use super::objective::{self, Measured, Objective};
 use super::search::{Found, Range, Search};
 use super::stage::{Extent, Play, perform};
@@ -19,6 +19,10 @@ use crate::report::Report;
 
 /// A load counts as offered from this share of its messages on.
 const OFFERED_SHARE_MIN: f64 = 0.98;
+/// A server keeps up when this share of the deliveries that were due within the window came within it.
+const CAME_SHARE_MIN: f64 = 0.98;
+/// Messages that may be on their way at the window's end, all the same: in a short window they are more than that share.
+const ON_THEIR_WAY_MAX: f64 = 3.0;
 /// How often a target that cannot be used any more is tried again, a rest apart.
 const RETRY_COUNT_MAX: u32 = 3;
 const GIB: f64 = 1_073_741_824.0;
@@ -93,6 +97,8 @@ struct Trial {
     measured: Vec<Measured>,
     /// Messages that were published, as a share of those that should have been.
     offered_share: f64,
+    /// Deliveries that came within the window, as a share of those that were due in it, if too few did.
+    queued_at: Option<f64>,
     found: Found,
 }
 
@@ -313,40 +319,87 @@ impl Arguments {
             .map(|objective| objective.measure(&report, members))
             .collect();
         let offered_share = self.offered_share(value, &report)?;
+        let queued_at = self.queued_at(value, &report)?;
         Ok(Trial {
             value,
             found: judge(
-                measured.iter().all(|measured| measured.met),
+                queued_at.is_none() && measured.iter().all(|measured| measured.met),
                 offered_share,
-                occupied_share(&report),
+                occupied_share(&report, self.part(&broken(objectives, &measured))),
                 refused(&report),
             ),
             measured,
             offered_share,
+            queued_at,
             report,
         })
+    }
+
+    /// Which share of the deliveries due within the window came within it, if fewer than a server that keeps up has. What
+    /// it gets faster than it can serve comes all the same, only later and later: nothing is lost, and yet it did not hold.
+    fn queued_at(&self, value: f64, report: &Report) -> Result<Option<f64>, Failure> {
+        let load = self.fan_out(value)?;
+        let (Some(came), Some(due)) = (
+            report.get("came_within_window"),
+            report.get("due_within_window"),
+        ) else {
+            return Ok(None);
+        };
+        // In a closed loop, and of what a server publishes by itself, nothing is due before it can be.
+        if load.closed || load.traffic.publishers == 0 {
+            return Ok(None);
+        }
+        let late_max =
+            (due * (1.0 - CAME_SHARE_MIN)).max(ON_THEIR_WAY_MAX * f64::from(load.members));
+        Ok((due - came > late_max).then(|| came / due))
     }
 
     /// Messages published, as a share of those that should have been. Who was not let in could not publish: that is the
     /// server's doing, and counts as offered.
     fn offered_share(&self, value: f64, report: &Report) -> Result<f64, Failure> {
         let load = self.fan_out(value)?;
-        let absent = ["connections_failed", "connections_lost"]
-            .iter()
-            .any(|name| report.get(name) != Some(0.0));
-        if self.raise == Raise::Connections || load.closed || load.traffic.publishers == 0 || absent
+        let figure = |name| report.get(name).unwrap_or(0.0);
+        let absent = figure("connections_failed") + figure("connections_lost");
+        let nobody = absent >= f64::from(load.rooms) * f64::from(load.members);
+        if self.raise == Raise::Connections || load.closed || load.traffic.publishers == 0 || nobody
         {
             return Ok(1.0);
         }
         let window = load.traffic.window;
         let each = (load.traffic.rate * (window.warm_up + window.duration)).floor();
         let intended = each * f64::from(load.traffic.publishers) * f64::from(load.rooms);
-        let published = report.get("published").unwrap_or(0.0);
+        let published = figure("published") + figure("unpublished"); // the latter by who was not connected
         Ok(if intended > 0.0 {
             published / intended
         } else {
             1.0
         })
+    }
+
+    /// Which part of a trial these broke in, as what its figures' names begin with: connecting, or the broadcast after it. A
+    /// trial of `fanout` is measured as one.
+    fn part(&self, broken: &[&Objective]) -> &'static str {
+        let connecting = |objective: &&Objective| objective.is_of_connecting();
+        if self.raise == Raise::Connections && !broken.iter().any(connecting) {
+            "broadcast_"
+        } else {
+            ""
+        }
+    }
+
+    /// Why a load was not offered.
+    fn unoffered(&self, trial: &Trial, objectives: &[Objective]) -> String {
+        if trial.offered_share < OFFERED_SHARE_MIN {
+            return format!(
+                "only {:.1}% of the messages could be published",
+                trial.offered_share * 100.0
+            );
+        }
+        let part = self.part(&broken(objectives, &trial.measured));
+        format!(
+            "a thread of the generator ran, or waited while others had its processor, for {:.0}% of the time",
+            occupied_share(&trial.report, part) * 100.0
+        )
     }
 
     /// A value for a person.
@@ -374,17 +427,23 @@ impl Arguments {
                 let mark = if measured.met { "" } else { " (!)" };
                 format!("{} {value}{mark}", objective.name)
             })
+            .chain(trial.queued_at.map(queues))
             .collect();
         let verdict = match trial.found {
             Found::Held => "held".to_owned(),
-            Found::Broke => match waited_share(&trial.report) {
+            Found::Broke => match waited_share(
+                &trial.report,
+                self.part(&broken(objectives, &trial.measured)),
+            ) {
                 Some(waited) => {
                     let percent = waited * 100.0;
                     format!("broke, while others had the processors for {percent:.0}% of the time")
                 }
                 None => "broke".to_owned(),
             },
-            Found::Unoffered => format!("not offered: {}", unoffered(trial)),
+            Found::Unoffered => {
+                format!("not offered: {}", self.unoffered(trial, objectives))
+            }
         };
         let again = if repeat { "; once more" } else { "" };
         format!(
@@ -412,14 +471,16 @@ impl Arguments {
             let at = self.show(over.value);
             if over.offered {
                 report.figure("capacity_broke_at", over.value);
-                let broken: Vec<&Objective> = objectives
+                let broken = broken(objectives, &worst.measured);
+                let words: Vec<String> = broken
                     .iter()
-                    .zip(&worst.measured)
-                    .filter_map(|(objective, measured)| (!measured.met).then_some(objective))
+                    .map(|broken| broken.text.clone())
+                    .chain(worst.queued_at.map(queues))
                     .collect();
-                let words: Vec<&str> = broken.iter().map(|broken| broken.text.as_str()).collect();
                 report.note(format!("at {at} this broke: {}", words.join(", ")));
-                let limiting = limiting(&worst.report, &broken).join("; ");
+                let queued = worst.queued_at.is_some();
+                let limiting =
+                    limiting(&worst.report, &broken, queued, self.part(&broken)).join("; ");
                 report.note(format!("limiting resource: {limiting}"));
             } else {
                 report.figure("capacity_generator_limit_at", over.value);
@@ -430,7 +491,7 @@ impl Arguments {
                 report.note(format!(
                     "the generator was the limit at {at} ({}): the server holds at least what is reported; more --threads, \
                      {remedy}, or more generators go further",
-                    unoffered(worst)
+                    self.unoffered(worst, objectives)
                 ));
             }
         }
@@ -510,31 +571,38 @@ fn judge(met: bool, offered_share: f64, occupied_share: f64, refused: bool) -> F
     }
 }
 
-/// How much of its time the generator's busiest thread ran, or could have run while others had the processors.
-fn occupied_share(report: &Report) -> f64 {
-    let share = |name| report.get(name).unwrap_or(0.0);
-    share("client_busiest_thread_share") + share("client_waited_share")
+/// How much of the time in a part of a trial one of the generator's threads ran, or could have run while others had its
+/// processor.
+fn occupied_share(report: &Report, part: &str) -> f64 {
+    of_part(report, part, "client_occupied_share").unwrap_or(0.0)
 }
 
-/// Whether the server refused connections.
+/// Whether the server refused connections, closed them or told of deliveries that it dropped: that is its own word, however
+/// busy the generator was.
 fn refused(report: &Report) -> bool {
+    let own_word = |name: &str| {
+        name.starts_with("refused_with_")
+            || name.starts_with("closed_by_server_")
+            || name == "lost_as_told"
+    };
     let mut figures = report.figures();
-    figures.any(|(name, _)| name.starts_with("refused_with_"))
+    figures.any(|(name, value)| own_word(name) && value > 0.0)
 }
 
-/// Why a load was not offered.
-fn unoffered(trial: &Trial) -> String {
-    if trial.offered_share < OFFERED_SHARE_MIN {
-        return format!(
-            "only {:.1}% of the messages could be published",
-            trial.offered_share * 100.0
-        );
-    }
-    let share = |name| trial.report.get(name).unwrap_or(0.0) * 100.0;
+/// Those that were not met.
+fn broken<'a>(objectives: &'a [Objective], measured: &[Measured]) -> Vec<&'a Objective> {
+    objectives
+        .iter()
+        .zip(measured)
+        .filter_map(|(objective, measured)| (!measured.met).then_some(objective))
+        .collect()
+}
+
+/// Says that too little came within the window.
+fn queues(came_share: f64) -> String {
     format!(
-        "the generator's busiest thread ran {:.0}% of the time, and {:.0}% others had its processor",
-        share("client_busiest_thread_share"),
-        share("client_waited_share")
+        "only {:.0}% of what was due came within the window: it queues",
+        came_share * 100.0
     )
 }
 
@@ -603,8 +671,9 @@ mod tests {
                     .iter()
                     .map(|objective| objective.measure(&report, 0))
                     .collect(),
-                report,
                 offered_share: 1.0,
+                queued_at: arguments.queued_at(value, &report).unwrap(),
+                report,
                 found: *found,
             };
             search.learn(*found);
@@ -683,6 +752,40 @@ mod tests {
     }
 
     #[test]
+    fn a_server_keeps_up_when_all_but_a_fiftieth_of_what_was_due_came_within_the_window() {
+        let queued_at = |line: &str, came: f64, due: f64| {
+            let mut report = Report::new("test");
+            report.figure("came_within_window", came);
+            report.figure("due_within_window", due);
+            arguments(line).queued_at(10.0, &report).unwrap()
+        };
+        let rate = "--raise rate --from 10 --to 20 --members 5";
+        assert_eq!(queued_at(rate, 9_800.0, 10_000.0), None);
+        assert_eq!(queued_at(rate, 9_799.0, 10_000.0), Some(0.9799));
+        assert_eq!(queued_at(rate, 10_050.0, 10_000.0), None);
+        assert_eq!(queued_at(rate, 5.0, 20.0), None, "three messages");
+        assert_eq!(queued_at(rate, 4.0, 20.0), Some(0.2));
+        let closed = format!("{} --closed", rate.replace("rate", "members"));
+        assert_eq!(queued_at(&closed, 0.0, 10_000.0), None);
+        let text = answer(
+            LINE,
+            &[(
+                &[
+                    ("latency_p99_ms", 2.0),
+                    ("came_within_window", 250.0),
+                    ("due_within_window", 1_000.0),
+                ],
+                Found::Broke,
+            )],
+        )
+        .text();
+        assert!(
+            text.contains("only 25% of what was due came within the window: it queues"),
+            "{text}"
+        );
+    }
+
+    #[test]
     fn a_break_is_the_servers_only_when_the_generator_had_time_left() {
         assert_eq!(judge(true, 1.0, 0.5, false), Found::Held);
         let busy = judge(true, 1.0, 0.99, false);
@@ -693,11 +796,53 @@ mod tests {
         assert_eq!(judge(false, 1.0, 0.94, true), Found::Broke);
         assert_eq!(judge(false, 0.97, 0.5, false), Found::Unoffered);
         let mut report = Report::new("test");
-        report.figure("client_busiest_thread_share", 0.5);
-        report.figure("client_waited_share", 0.45);
-        assert_eq!(occupied_share(&report), 0.95);
-        assert!(!refused(&report));
-        report.count("refused_with_503", 3);
-        assert!(refused(&report));
+        report.figure("client_occupied_share", 0.95);
+        assert_eq!(occupied_share(&report, "broadcast_"), 0.95);
+        report.figure("broadcast_client_occupied_share", 0.2);
+        assert_eq!(occupied_share(&report, "broadcast_"), 0.2);
+        assert_eq!(occupied_share(&report, ""), 0.95);
+        for name in ["refused_with_503", "closed_by_server_1013", "lost_as_told"] {
+            let mut report = Report::new("test");
+            report.count("lost_as_told", 0);
+            assert!(!refused(&report));
+            report.count(name, 3);
+            assert!(refused(&report), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_lost_connection_takes_away_only_what_it_should_have_published() {
+        let offered = |figures: &[(&str, f64)]| {
+            let mut report = Report::new("test");
+            for (name, value) in figures {
+                report.figure(name, *value);
+            }
+            let line = "--raise rate --from 100 --to 200 --members 5 --duration 9 --warm-up 1";
+            arguments(line).offered_share(100.0, &report).unwrap()
+        };
+        assert_eq!(offered(&[("published", 500.0)]), 0.5);
+        let lost = ("connections_lost", 1.0);
+        assert_eq!(offered(&[("published", 500.0), lost]), 0.5);
+        let unpublished = ("unpublished", 400.0);
+        assert_eq!(offered(&[("published", 500.0), lost, unpublished]), 0.9);
+        assert_eq!(
+            offered(&[("connections_lost", 5.0)]),
+            1.0,
+            "nobody was left"
+        );
+    }
+
+    #[test]
+    fn a_broadcast_is_not_judged_by_how_busy_connecting_was() {
+        let objectives =
+            objective::parse("p99<5ms,failed=0,handshake_p99_ms<9", "broadcast").unwrap();
+        let [p99, failed, handshake, ..] = objectives.as_slice() else {
+            panic!("{objectives:?}")
+        };
+        let connections = arguments("--raise connections --from 10 --to 20");
+        assert_eq!(connections.part(&[p99]), "broadcast_");
+        assert_eq!(connections.part(&[failed]), "");
+        assert_eq!(connections.part(&[p99, handshake]), "");
+        assert_eq!(arguments(LINE).part(&[p99]), "");
     }
 }

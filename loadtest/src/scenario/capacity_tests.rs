@@ -73,6 +73,25 @@ fn a_planted_limit_of_messages_a_second_is_found_within_five_percent() {
 }
 
 #[test]
+fn a_server_that_queues_is_found_at_its_limit_though_nothing_is_lost() {
+    let server = Running::start("--messages-per-s-max 200");
+    let report = run(
+        &server,
+        "--raise rate --from 100 --to 800 --members 2 --size 64 --duration 1 --warm-up 0.2 --rest 0.05",
+    )
+    .unwrap();
+    assert_eq!(report.verdict(), Ok(()), "{}", report.text());
+    let found = figure(&report, "capacity");
+    assert!((190.0..=210.0).contains(&found), "{}", report.text());
+    assert_eq!(figure(&report, "lost"), 0.0);
+    let text = report.text();
+    assert!(
+        text.contains("of what was due came within the window: it queues"),
+        "{text}"
+    );
+}
+
+#[test]
 fn a_first_value_that_does_not_hold_is_said_and_ends_badly() {
     let server = Running::start("--lose 1/10");
     let line =

@@ -15,10 +15,14 @@ use super::common::Common;
 use super::members::{Members, times};
 use super::stage::{Extent, Play, Stage};
 use super::traffic::Traffic;
-use crate::client::{Outcome, Share, Tally};
+use crate::client::{Outcome, Seen, Share, Tally};
 use crate::clock::now_ns;
 use crate::failure::Failure;
+use crate::meter::Meter;
 use crate::report::Report;
+
+/// How often a server that is to end is looked at: what it used is known up to the last time.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// What `drain` is told.
 #[derive(Debug, Clone, Args, Serialize, Deserialize)]
@@ -66,6 +70,48 @@ impl Arguments {
     }
 }
 
+/// What both sides had used when the server was last seen, and how many it had closed by then.
+struct Last {
+    meter: Meter,
+    closed: u64,
+    /// It could not be looked at any more after that.
+    ended: bool,
+}
+
+impl Arguments {
+    /// Looks at both sides again and again, until everybody who was open `before` is closed, the server has ended, the run
+    /// is cut short, or `until_ns`.
+    fn look_on(stage: &mut Stage, before: &Seen, until_ns: u64) -> Result<Last, Failure> {
+        let mut last: Option<Last> = None;
+        loop {
+            let closed = stage.crew.seen().closed_by_server - before.closed_by_server;
+            let (meter, ended) = match (stage.look(), last) {
+                (Ok(meter), _) => (meter, false),
+                // It was told to end: what it used is known as of the last look.
+                (Err(Failure::Broken(_)), Some(last)) => {
+                    return Ok(Last {
+                        ended: true,
+                        ..last
+                    });
+                }
+                (Err(Failure::Broken(_)), None) => (stage.meter()?, true),
+                (Err(failure), _) => return Err(failure),
+            };
+            let now = Last {
+                meter,
+                closed,
+                ended,
+            };
+            let next_ns = until_ns.min(now_ns() + LOOK.as_nanos() as u64);
+            let over = ended || closed >= before.open || now_ns() >= until_ns;
+            if over || !stage.crew.sleep_until(next_ns) {
+                return Ok(now);
+            }
+            last = Some(now);
+        }
+    }
+}
+
 impl Play for Arguments {
     type Behaviour = Members;
     const NAME: &'static str = "drain";
@@ -94,22 +140,25 @@ impl Play for Arguments {
     fn direct(&self, stage: &mut Stage) -> Result<(), Failure> {
         let (warm_up, duration) = self.traffic.window.times()?;
         stage.open(self.cast()?.member_count());
-        let before = stage.crew.seen();
-        stage.crew.order(|orders| orders.expect_close = true);
+        let to_return = stage.crew.seen().open;
         let timetable = stage.crew.start_traffic(warm_up, duration);
         stage.phase("warm-up");
         stage.crew.sleep_until(timetable.measure_from_ns);
         stage.phase("drain");
+        let before = (stage.meter()?, stage.crew.seen());
+        stage.crew.order(|orders| orders.expect_close = true);
         if let Some(pid) = self.stop_pid
             && !stage.crew.is_cut_short()
         {
+            std::thread::sleep(stage.crew.lead); // until every worker has heard that closes are expected
             kill_process(process(pid)?, Signal::TERM).map_err(|error| stop_failed(pid, error))?;
         }
+        let (before, seen_before) = before;
+        let last = Self::look_on(stage, &seen_before, timetable.measure_to_ns)?;
         stage.crew.sleep_until(timetable.measure_to_ns);
         stage.crew.end_traffic();
         stage.phase("settle");
         let seen = stage.crew.seen();
-        let to_return = if self.come_back { before.open } else { 0 };
         if self.come_back {
             stage.crew.wait(|seen| seen.open >= to_return);
         }
@@ -119,9 +168,10 @@ impl Play for Arguments {
         let (outcome, tally) = stage.finish()?;
 
         let report = &mut stage.report;
-        report.count("closed_in_time", seen.closed_by_server);
-        report_close(&outcome, &tally, before.open, report);
-        if seen.closed_by_server == 0 && !cut_short {
+        let closed = seen.closed_by_server - seen_before.closed_by_server;
+        report.count("closed_in_time", closed);
+        report_close(&outcome, &tally, seen_before.open, report);
+        if closed == 0 && !cut_short {
             report.fault("the server closed nobody within --duration: was it told to stop?");
         }
         if self.come_back {
@@ -141,6 +191,13 @@ impl Play for Arguments {
         tally.deliveries.report(report);
         report.count("unpublished", tally.count("unpublished"));
         report.latency("latency", &tally.window(0).latency);
+        if last.ended {
+            report.note(format!(
+                "a server has ended: what it used is told as of its last {} closed connections",
+                last.closed
+            ));
+        }
+        stage.usage(&before, &last.meter, "closed_connection", last.closed);
         Ok(())
     }
 }

@@ -45,6 +45,12 @@ pub struct Window {
     pub faults: u64,
     /// Connections that the server ended, and should not have, and those that could not be made.
     pub connections_lost: u64,
+    /// Attempts to come back that were refused or failed, and are made again.
+    pub retried: u64,
+    /// Members that were away when it began, and should have come back in it, but did not.
+    pub absent: u64,
+    /// Deliveries that are overdue since before it began, without being known as lost.
+    pub missing: u64,
     /// Resident memory of the servers, when they are looked at.
     pub rss_bytes: Option<u64>,
     /// Descriptors of the servers.
@@ -123,6 +129,24 @@ impl Watch {
         }
         if window.connections_lost > 0 {
             return Some(format!("{} connections were lost", window.connections_lost));
+        }
+        if window.retried > 0 {
+            return Some(format!(
+                "members could not come back: {} attempts were refused or failed",
+                window.retried
+            ));
+        }
+        if window.absent > 0 {
+            return Some(format!(
+                "members did not come back: {} that were away before it still were at its end",
+                window.absent
+            ));
+        }
+        if self.faults.saturating_add(window.missing) > self.bounds.loss {
+            return Some(format!(
+                "{} deliveries that are overdue since before it have not come; {} may be lost",
+                window.missing, self.bounds.loss
+            ));
         }
         (window.delivered == 0).then(|| "nothing was delivered".to_owned())
     }
@@ -326,6 +350,9 @@ mod tests {
             latency: p99(20_000_000),
             faults: 0,
             connections_lost: 0,
+            retried: 0,
+            absent: 0,
+            missing: 0,
             rss_bytes: Some(RSS),
             descriptors: Some(40),
         }
@@ -344,7 +371,10 @@ mod tests {
     #[test]
     fn what_may_never_be_is_found_at_once_even_before_the_baseline() {
         type Spoil = fn(&mut Window);
-        let spoil: [(Spoil, &str); 3] = [
+        let spoil: [(Spoil, &str); 6] = [
+            (|window| window.retried = 4, "4 attempts were refused"),
+            (|window| window.absent = 5, "5 that were away"),
+            (|window| window.missing = 6, "6 deliveries that are overdue"),
             (|window| window.faults = 1, "1 deliveries were lost"),
             (
                 |window| window.connections_lost = 2,
@@ -369,6 +399,20 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn what_is_missing_may_be_lost_as_far_as_losses_are_allowed() {
+        let bounds = Bounds { loss: 2, ..BOUNDS };
+        let missing = |missing: u64| {
+            first_drift(bounds, 60, |index| Window {
+                missing: if index == 7 { missing } else { 0 },
+                faults: u64::from(index == 5),
+                ..window(index)
+            })
+        };
+        assert_eq!(missing(1), None);
+        assert_eq!(missing(2).unwrap().0, 7, "one was lost before");
     }
 
     #[test]

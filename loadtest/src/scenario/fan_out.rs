@@ -108,6 +108,8 @@ impl Play for Arguments {
             report.fault("nothing was delivered within the window");
         }
         report.figure("deliveries_per_s", window.delivered as f64 / seconds);
+        report.count("came_within_window", window.delivered);
+        report.count("due_within_window", window.latency.len());
         report.latency("latency", &window.latency);
         stage.usage(&before, &after, "delivery", window.delivered);
         Ok(())

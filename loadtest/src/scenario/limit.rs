@@ -8,15 +8,23 @@ pub const BUSY_SHARE: f64 = 0.93;
 /// From this share of the time spent waiting for a processor on, the processors were too few for both sides.
 const WAIT_SHARE: f64 = 0.05;
 
-/// The share of a trial in which server or generator could have run while others had the processors, if that is much.
-pub fn waited_share(report: &Report) -> Option<f64> {
-    let share = |name| report.get(name).unwrap_or(0.0);
+/// A figure of a part of the trial, or of the trial where the part has none. A part is what figures' names begin with.
+pub fn of_part(report: &Report, part: &str, name: &str) -> Option<f64> {
+    report
+        .get(&format!("{part}{name}"))
+        .or_else(|| report.get(name))
+}
+
+/// The share of a trial's `part` in which server or generator could have run while others had the processors, if that is much.
+pub fn waited_share(report: &Report, part: &str) -> Option<f64> {
+    let share = |name| of_part(report, part, name).unwrap_or(0.0);
     let waited = share("client_waited_share").max(share("server_waited_share"));
     (waited >= WAIT_SHARE).then_some(waited)
 }
 
-/// What gave out in a trial in which `broken` were not met, in words, the most telling first.
-pub fn limiting(report: &Report, broken: &[&Objective]) -> Vec<String> {
+/// What gave out in a trial in which `broken` were not met, in words, the most telling first. With `queued`, less came within the
+/// window than was due. `part` is the part of the trial in which it broke.
+pub fn limiting(report: &Report, broken: &[&Objective], queued: bool, part: &str) -> Vec<String> {
     let mut found = Vec::new();
     for (name, value) in report.figures() {
         if let Some(status) = name.strip_prefix("refused_with_") {
@@ -32,13 +40,13 @@ pub fn limiting(report: &Report, broken: &[&Objective]) -> Vec<String> {
             });
         }
     }
-    let server = report.get("server_busiest_thread_share");
+    let server = of_part(report, part, "server_busiest_thread_share");
     if let Some(busy) = server.filter(|busy| *busy >= BUSY_SHARE) {
         found.push(format!(
             "processor: a server thread ran {:.0}% of the time",
             busy * 100.0
         ));
-    } else if let Some(waited) = waited_share(report) {
+    } else if let Some(waited) = waited_share(report, part) {
         found.push(format!(
             "the machine's processors: server or generator could have run for {:.0}% of the time while others had them; on a \
              machine of its own the server may hold more, and more --tries see more of it here",
@@ -58,7 +66,7 @@ pub fn limiting(report: &Report, broken: &[&Objective]) -> Vec<String> {
             "room in its queues: the server told of {told} deliveries that it dropped"
         ));
     }
-    if found.is_empty() && broken.iter().any(|objective| objective.is_latency()) {
+    if found.is_empty() && (queued || broken.iter().any(|objective| objective.is_latency())) {
         found.push(match server {
             Some(busy) => format!(
                 "queueing: no thread of the server ran more than {:.0}% of the time, nothing was refused, and yet messages waited",
@@ -93,7 +101,7 @@ mod tests {
             report.figure(name, *value);
         }
         let objectives = parse(objective, "latency").unwrap();
-        limiting(&report, &[&objectives[0]]).remove(0)
+        limiting(&report, &[&objectives[0]], false, "").remove(0)
     }
 
     #[test]
@@ -116,6 +124,7 @@ mod tests {
             first(&[idle, ("client_waited_share", 0.2)], "p99<5ms")
                 .contains("machine's processors")
         );
+        assert!(limiting(&Report::new("test"), &[], true, "")[0].contains("messages waited"));
         assert!(first(&[], "p99<5ms").contains("unknown"));
         assert!(first(&[], "loss=0").contains("unknown"));
         assert!(first(&[idle, ("lost_as_told", 7.0)], "loss=0").contains("told of 7"));

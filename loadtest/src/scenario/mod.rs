@@ -92,7 +92,7 @@ pub fn run(task: &Task) -> Result<(), Failure> {
         told.push(report.write_hdr(path));
     }
     told.into_iter().collect::<Result<(), Failure>>()?;
-    expected.and(report.verdict())
+    report.end(expected)
 }
 
 impl Scenario {

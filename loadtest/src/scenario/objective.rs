@@ -1,7 +1,7 @@
 //! Objectives: what must hold of a trial, such as `p99<50ms`, `loss=0` or `cpu<90%`.
 
 use crate::failure::Failure;
-use crate::report::{Report, Unit};
+use crate::report::{Report, Unit, is_absent_when_zero};
 
 /// What may be written, for whoever wrote something else.
 const GRAMMAR: &str = "write NAME<VALUE with <, <=, =, >= or >, separated by commas, as in p99<50ms,loss=0,cpu<90%; names are p50, p90, \
@@ -140,6 +140,16 @@ impl Objective {
         matches!(self.name.as_str(), "p50" | "p90" | "p99" | "p99.9" | "max")
     }
 
+    /// Whether it is about connections being made, and not about what comes to them.
+    pub fn is_of_connecting(&self) -> bool {
+        self.source == Source::Failed
+            || self.figure().is_some_and(|name| {
+                name.starts_with("handshake")
+                    || name.starts_with("refused_with_")
+                    || name.starts_with("server_busiest_thread")
+            })
+    }
+
     /// Whether it is about memory.
     pub fn is_memory(&self) -> bool {
         self.figure().is_some_and(|name| {
@@ -149,9 +159,7 @@ impl Objective {
 
     /// Whether a report leaves it out when it is zero: what a server does with connections, by status and code.
     pub fn is_absent_when_zero(&self) -> bool {
-        const COUNTS: [&str; 3] = ["refused_with_", "retried_after_", "closed_by_server_"];
-        self.figure()
-            .is_some_and(|name| COUNTS.iter().any(|start| name.starts_with(start)))
+        self.figure().is_some_and(is_absent_when_zero)
     }
 
     /// Holds it against a trial that should have had `members` connections.

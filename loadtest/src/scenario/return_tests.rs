@@ -43,6 +43,88 @@ fn after_a_storm_everybody_is_back_and_a_member_again() {
 }
 
 #[test]
+fn only_who_was_open_is_dropped_and_expected_back() {
+    let server = Running::start("--connections-max 50");
+    let line = "storm --connections 60 --backoff 20 --backoff-max 80 --hold 0.05";
+    let report = run(&[&server], line);
+    let Err(Failure::Broken(text)) = report.verdict() else {
+        panic!("ten were refused in\n{}", report.text())
+    };
+    assert!(!text.contains("were not back"), "{text}");
+    let upgraded = figure(&report, "upgraded");
+    assert_eq!(
+        [figure(&report, "dropped"), figure(&report, "delivered")],
+        [50.0, 50.0],
+        "{}",
+        report.text()
+    );
+    assert_eq!(upgraded, 100.0);
+}
+
+#[test]
+fn closes_before_the_signal_are_losses_and_are_not_counted_from_it() {
+    let server = Running::start("--close-after 200ms:1012 --close-over 1ms");
+    let report = run(&[&server], "drain --members 5 --warm-up 1.5 --duration 0.2");
+    let Err(Failure::Broken(text)) = report.verdict() else {
+        panic!("{}", report.text())
+    };
+    assert!(
+        text.contains("5 connections were closed by the server"),
+        "{text}"
+    );
+    assert_eq!(figure(&report, "closed_by_server"), 0.0);
+    assert_eq!(figure(&report, "closed_in_time"), 0.0);
+
+    let server = Running::start("--close-after 1500ms:1012 --close-over 1ms");
+    let report = run(&[&server], "drain --members 5 --warm-up 1 --duration 3");
+    assert_eq!(
+        figure(&report, "closed_with_1012"),
+        5.0,
+        "{}",
+        report.text()
+    );
+    let after_ms = figure(&report, "close_after_max_ms");
+    assert!(
+        after_ms < 1_000.0,
+        "{after_ms} ms, a second after the warm-up began"
+    );
+}
+
+#[test]
+fn a_drain_tells_what_closing_cost_and_a_server_that_has_ended_does_not_fail_it() {
+    let server = Running::start("--close-after 800ms:1012 --close-over 200ms");
+    let mut child = std::process::Command::new("sleep")
+        .arg("60")
+        .spawn()
+        .unwrap();
+    let pid = child.id();
+    let reaper = std::thread::spawn(move || child.wait());
+    let line = format!(
+        "drain --members 10 --warm-up 0.2 --duration 2 --server-pid {pid} --stop-pid {pid}"
+    );
+    let report = run(&[&server], &line);
+    reaper.join().unwrap().unwrap();
+    assert!(
+        report.text().contains("a server has ended"),
+        "{}",
+        report.text()
+    );
+    assert_eq!(report.verdict(), Ok(()), "{}", report.text());
+
+    let server = Running::start("--close-after 800ms:1012 --close-over 200ms");
+    let pid = std::process::id();
+    let line = format!("drain --members 10 --warm-up 0.2 --duration 2 --server-pid {pid}");
+    let report = run(&[&server], &line);
+    for name in [
+        "server_cpu_us_per_closed_connection",
+        "client_cpu_us_per_closed_connection",
+        "client_busiest_thread_share",
+    ] {
+        assert!(figure(&report, name) > 0.0, "{name} in\n{}", report.text());
+    }
+}
+
+#[test]
 fn a_drain_is_told_by_its_codes_its_spread_and_who_came_back_where() {
     let servers = [
         Running::start("--close-after 900ms:1012 --close-over 400ms --reconnect-after-ms 30"),

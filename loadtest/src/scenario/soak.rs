@@ -15,6 +15,7 @@ use super::members::Members;
 use super::stage::{Extent, Play, Stage, perform};
 use super::traffic::{Traffic, seconds};
 use crate::client::{Seen, Share};
+use crate::clock::now_ns;
 use crate::failure::Failure;
 use crate::meter::Meter;
 use crate::monitor::Goal;
@@ -117,20 +118,51 @@ fn milliseconds(text: &str) -> Result<f64, String> {
         .ok_or_else(|| "a time up to an hour is expected, as 5ms or 1s".into())
 }
 
+/// What a handshake may take, seconds, before who makes it counts as absent.
+const RETURN_SLACK_S: f64 = 2.0;
+
+/// For how long a look waits for a moment at which nothing is on its way.
+const CALM: Duration = Duration::from_millis(250);
+
 /// What is looked at between two windows.
 struct Look {
     seen: Seen,
     meter: Meter,
+    /// Deliveries published and neither come nor known as faults, at the calmest moment of the look.
+    outstanding: u64,
 }
 
 impl Look {
-    fn now(stage: &mut Stage) -> Result<Self, Failure> {
+    fn now(stage: &mut Stage, members: u32) -> Result<Self, Failure> {
         stage.crew.catch_up();
+        let seen = stage.crew.seen();
+        let mut outstanding = outstanding(&seen, members);
+        let until_ns = now_ns() + CALM.as_nanos() as u64;
+        while outstanding > 0 && now_ns() < until_ns {
+            std::thread::sleep(Duration::from_millis(2));
+            outstanding = outstanding.min(self::outstanding(&stage.crew.seen(), members));
+        }
         Ok(Self {
-            seen: stage.crew.seen(),
+            seen,
             meter: stage.look()?,
+            outstanding,
         })
     }
+
+    /// Deliveries that are overdue at the end of a window in which a tenth took longer than `p90_ns`: those outstanding at
+    /// both its ends, beyond what is always on its way, which is the rate times the time each takes (Little's law).
+    fn overdue(before: &Self, after: &Self, members: u32, p90_ns: u64, window_ns: u64) -> u64 {
+        let published = after.seen.published.saturating_sub(before.seen.published);
+        let always = published as f64 * p90_ns as f64 / window_ns as f64 * f64::from(members);
+        let least = before.outstanding.min(after.outstanding);
+        least.saturating_sub(always.ceil() as u64)
+    }
+}
+
+/// Deliveries published, but neither come nor known as faults.
+fn outstanding(seen: &Seen, members: u32) -> u64 {
+    let due = seen.published * u64::from(members);
+    due.saturating_sub(seen.received + seen.faults)
 }
 
 /// What a soak keeps of its windows: extremes and lines, nothing that grows.
@@ -193,11 +225,21 @@ impl Arguments {
         (self.traffic.window.duration / self.window_s + 1e-9) as u64
     }
 
+    /// Of the members that were away at a window's beginning, those that had not come back at its end, where it is longer
+    /// than anybody stays away.
+    pub fn absent(&self, before: &Seen, after: &Seen) -> u64 {
+        if self.window_s < 1.5 * self.churn_every + RETURN_SLACK_S {
+            return 0;
+        }
+        let away = u64::from(self.cast().member_count()).saturating_sub(before.open);
+        away.saturating_sub(after.upgraded - before.upgraded)
+    }
+
     /// Watches the windows until the last, or the first drift; the report says why when it ends early.
     fn watch(&self, stage: &mut Stage, from_ns: u64) -> Result<Books, Failure> {
         let mut books = Books::new(self.bounds());
         let window_ns = (self.window_s * 1e9) as u64;
-        let mut before = Look::now(stage)?;
+        let mut before = Look::now(stage, self.members)?;
         stage.take_latency(); // the warm-up's
         for number in 1..=self.window_count() {
             if !stage.crew.sleep_until(from_ns + number * window_ns) {
@@ -206,7 +248,7 @@ impl Arguments {
                     .fault(format!("the run was cut short in window {number}"));
                 break;
             }
-            let after = match Look::now(stage) {
+            let after = match Look::now(stage, self.members) {
                 Ok(after) => after,
                 Err(failure) => {
                     let what =
@@ -217,12 +259,17 @@ impl Arguments {
             };
             let since = |of: fn(&Seen) -> u64| of(&after.seen).saturating_sub(of(&before.seen));
             let server = &after.meter.server;
+            let latency = Percentiles::of(&stage.take_latency());
+            let p90_ns = latency.map_or(0, |found| found.p90_ns);
             let window = Window {
                 end_s: number as f64 * self.window_s,
                 delivered: since(|seen| seen.received),
-                latency: Percentiles::of(&stage.take_latency()),
+                latency,
                 faults: since(|seen| seen.faults),
                 connections_lost: since(|seen| seen.lost) + since(|seen| seen.failed),
+                retried: since(|seen| seen.retried),
+                absent: self.absent(&before.seen, &after.seen),
+                missing: Look::overdue(&before, &after, self.members, p90_ns, window_ns),
                 rss_bytes: server.total(|part| part.rss_bytes),
                 descriptors: server.total(|part| part.descriptor_count),
             };

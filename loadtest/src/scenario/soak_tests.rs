@@ -8,6 +8,7 @@ use clap::Parser;
 
 use super::tests::broadcast;
 use super::*;
+use crate::client::Seen;
 use crate::floor::planted::running::Running;
 
 #[derive(Parser)]
@@ -166,6 +167,62 @@ fn a_connection_that_the_server_ends_ends_the_run() {
     };
     assert!(text.contains("3 connections were lost"), "{text}");
     assert!(figure(&report, "windows") <= 4.0, "{}", report.text());
+}
+
+#[test]
+fn members_that_are_refused_when_they_come_back_end_the_run() {
+    let server = Running::start("--refuse 3s:60s");
+    let line = format!(
+        "{SHORT} --members 2 --churning 4 --churn-every 0.4 --rate 20 --duration 60 --latency-slack 2s"
+    );
+    let report = run(server.address, &line);
+    let (number, text) = drift(&report);
+    assert!(text.contains("members could not come back"), "{text}");
+    assert!((2..=5).contains(&number), "{text}");
+}
+
+#[test]
+fn a_member_that_hears_nothing_any_more_is_found_within_two_windows() {
+    let address = broadcast(|member, number, frame| match (member, number) {
+        (1, 100..) => Vec::new(),
+        _ => frame.to_vec(),
+    });
+    let line = format!("{SHORT} --members 3 --rate 40 --duration 60 --latency-slack 2s");
+    let report = run(address, &line);
+    let (number, text) = drift(&report);
+    // 20 were published in the warm-up, then 40 a window: the 101st is due at the end of the second.
+    assert!((3..=5).contains(&number), "{text}");
+    assert!(
+        text.contains("deliveries that are overdue since before it have not come"),
+        "{text}"
+    );
+}
+
+#[test]
+fn who_stays_away_for_longer_than_anybody_should_is_absent() {
+    let line =
+        "soak --target ws://127.0.0.1:9 --members 10 --churning 6 --churn-every 10 --window 20";
+    let words = std::iter::once("throng-load").chain(line.split_whitespace());
+    let line = Line::try_parse_from(words).unwrap_or_else(|error| panic!("{error}"));
+    let Task::Scenario(Scenario::Soak(soak)) = line.task else {
+        panic!("it is a soak")
+    };
+    let seen = |open, upgraded| Seen {
+        open,
+        upgraded,
+        ..Seen::default()
+    };
+    assert_eq!(soak.absent(&seen(12, 20), &seen(12, 24)), 0);
+    assert_eq!(soak.absent(&seen(12, 20), &seen(12, 23)), 1);
+    let short = soak::Arguments {
+        window_s: 16.9,
+        ..soak
+    };
+    assert_eq!(
+        short.absent(&seen(12, 20), &seen(12, 20)),
+        0,
+        "some may be away for 15 s"
+    );
 }
 
 #[test]

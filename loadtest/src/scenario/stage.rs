@@ -186,16 +186,17 @@ impl Stage {
         };
         let (timeline, gone) = monitor.finish();
         self.report.timeline(timeline);
+        if self.crew.orders().expect_close {
+            return; // a server that is to close everybody may end, too
+        }
         if gone.is_empty()
             && let Some(why) = self.gone.take()
         {
             self.report.fault(why);
         }
-        if !self.crew.orders().expect_close {
-            for server in gone {
-                self.report
-                    .fault(format!("the server {server} ended during the run"));
-            }
+        for server in gone {
+            self.report
+                .fault(format!("the server {server} ended during the run"));
         }
     }
 
@@ -279,6 +280,24 @@ impl Stage {
     /// Reports what both sides used from `before` to `after`, for `count` things named `per`.
     pub fn usage(&mut self, before: &Meter, after: &Meter, per: &str, count: u64) {
         before.report(after, per, count, &self.seats, &mut self.report);
+    }
+
+    /// Reports how busy both sides were from `before` to `after`, a part of the run called `part`: figures that begin with
+    /// that.
+    pub fn usage_apart(&mut self, part: &str, before: &Meter, after: &Meter) {
+        let mut whole = Report::new(part);
+        before.report(after, part, 0, &self.seats, &mut whole);
+        for name in [
+            "client_busiest_thread_share",
+            "client_waited_share",
+            "client_occupied_share",
+            "server_busiest_thread_share",
+            "server_waited_share",
+        ] {
+            if let Some(share) = whole.get(name) {
+                self.report.figure(&format!("{part}_{name}"), share);
+            }
+        }
     }
 
     /// Ends all connections, and reports them; returns what was counted.

@@ -15,6 +15,7 @@ use super::traffic::{check_rooms, readers};
 use crate::client::{Ending, Share};
 use crate::clock::now_ns;
 use crate::failure::Failure;
+use crate::meter::Meter;
 
 /// What `storm` is told.
 #[derive(Debug, Clone, Args, Serialize, Deserialize)]
@@ -71,29 +72,32 @@ impl Arguments {
         })
     }
 
-    /// Drops everybody and waits for them; gives the seconds until the last is back.
-    fn drop_all(&self, number: u32, stage: &mut Stage) -> f64 {
+    /// Drops everybody and waits until as many are open again; gives the seconds until then, and how many were dropped.
+    fn drop_all(&self, number: u32, stage: &mut Stage) -> (f64, u64) {
         let before = stage.crew.seen();
         let from_ns = now_ns();
         stage.crew.order(|orders| orders.drops = number);
-        let goal = before.upgraded + before.open;
+        let dropped = before.open;
         let within_ns = (self.within * 1e9) as u64;
         let back = stage
             .crew
             .wait_for(Duration::from_secs_f64(self.within), |seen| {
-                seen.upgraded + (seen.failed - before.failed) >= goal
+                // Each was closed, came back or never will, and is still there: who is closed again is not back.
+                let failed = seen.failed - before.failed;
+                let obeyed = seen.ended - before.ended >= dropped;
+                let returned = seen.upgraded - before.upgraded + failed >= dropped;
+                obeyed && returned && seen.open + failed >= dropped
                     || now_ns() > from_ns + within_ns
             });
         let seconds = (now_ns() - from_ns) as f64 / 1e9;
         let seen = stage.crew.seen();
-        if !back || seen.upgraded < goal {
+        if !back || seen.open < dropped {
             stage.report.fault(format!(
-                "{} of {} were not back after {seconds:.1} s",
-                goal.saturating_sub(seen.upgraded),
-                before.open,
+                "{} of {dropped} were not back after {seconds:.1} s",
+                dropped.saturating_sub(seen.open),
             ));
         }
-        seconds
+        (seconds, dropped)
     }
 
     /// Publishes one message to each room, which must reach everybody.
@@ -158,16 +162,29 @@ impl Play for Arguments {
     fn direct(&self, stage: &mut Stage) -> Result<(), Failure> {
         stage.open(self.connections);
         let mut seconds = Vec::new();
-        let mut usage = None;
+        let mut usage: Option<(Meter, Meter)> = None;
+        let (mut dropped, mut upgraded) = (0, 0);
         for number in 1..=self.drops {
             stage.phase("hold");
             if !stage.crew.sleep(self.hold) {
                 break;
             }
-            let before = (stage.meter()?, stage.crew.seen());
+            let (before, upgraded_before) = (stage.meter()?, stage.crew.seen().upgraded);
             stage.phase("storm");
-            seconds.push(self.drop_all(number, stage));
-            usage = Some((before, stage.meter()?, stage.crew.seen()));
+            let (took_s, count) = self.drop_all(number, stage);
+            seconds.push(took_s);
+            dropped += count;
+            upgraded += stage.crew.seen().upgraded - upgraded_before;
+            let after = stage.meter()?;
+            // Of several storms, all: from each drop until all are back, without the holds between them.
+            let first = match usage.take() {
+                Some((mut first, last)) => {
+                    first.skip(&last, &before);
+                    first
+                }
+                None => before,
+            };
+            usage = Some((first, after));
         }
         // Whoever is back must be a member again: one message reaches all.
         if !stage.crew.is_cut_short() {
@@ -177,10 +194,7 @@ impl Play for Arguments {
         let (outcome, tally) = stage.finish()?;
 
         let report = &mut stage.report;
-        report.count(
-            "dropped",
-            seconds.len() as u64 * u64::from(self.connections),
-        );
+        report.count("dropped", dropped);
         if let Some(longest) = seconds.iter().copied().reduce(f64::max) {
             report.figure("seconds_until_all_back", longest);
         }
@@ -188,8 +202,7 @@ impl Play for Arguments {
         let refused: u64 = outcome.retried.values().sum();
         report.count("attempts_made_again", refused);
         tally.deliveries.report(report);
-        if let Some(((before, seen_before), after, seen_after)) = usage {
-            let upgraded = seen_after.upgraded - seen_before.upgraded;
+        if let Some((before, after)) = usage {
             let seconds = (after.at_ns - before.at_ns) as f64 / 1e9;
             report.figure("handshakes_per_s", upgraded as f64 / seconds);
             stage.usage(&before, &after, "handshake", upgraded);

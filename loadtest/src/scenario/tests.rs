@@ -10,6 +10,7 @@ use std::time::Duration;
 use clap::Parser;
 
 use super::*;
+use crate::floor::planted::running::Running;
 use crate::floor::{epoll::EpollServer, wire};
 
 #[derive(Parser)]
@@ -94,6 +95,24 @@ fn idle_connections_are_opened_in_steps() {
     assert!(report.get("server_rss_bytes_per_connection").is_some());
     assert!(report.get("server_hold_cores_used").is_some());
     assert!(report.get("handshake_p99_ms").unwrap() > 0.0);
+}
+
+#[test]
+fn rests_are_no_part_of_what_idle_measures_and_its_broadcast_is_measured_apart() {
+    let server = Running::start("");
+    let pid = std::process::id();
+    let line = format!(
+        "idle --steps 20,60 --settle 1.5 --hold 0 --messages 2 --size 64 --server-pid {pid}"
+    );
+    let report = run(server.address, &line).unwrap();
+    assert_eq!(report.verdict(), Ok(()), "{}", report.text());
+    let figure = |name| report.get(name).unwrap();
+    let cpu_s = figure("server_cpu_us_per_handshake") * 60.0 / 1e6;
+    let seconds = cpu_s / figure("server_cores_used");
+    assert!(seconds < 1.5, "{seconds} s of handshakes, and 3 s of rest");
+    assert!(figure("server_rss_after_bytes") > 0.0);
+    assert!(figure("broadcast_client_occupied_share") > 0.0);
+    assert!(figure("broadcast_server_busiest_thread_share") > 0.0);
 }
 
 #[test]

@@ -19,7 +19,7 @@ use std::time::Duration;
 use clap::Args;
 
 pub use glance::Glance;
-pub use process::{Thread, busiest, threads};
+pub use process::{Thread, busiest, threads, used};
 pub use usage::{Usage, cores_used, report_memory, report_usage};
 
 use crate::clock::now_ns;

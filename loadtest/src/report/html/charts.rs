@@ -132,7 +132,7 @@ impl<'a> Columns<'a> {
     fn write(&self, out: &mut String) {
         self.write_latency(out);
         if self.has(|point| point.delivered > 0) {
-            let delivered = self.line("received", "c1", |point| point.delivered as f64);
+            let delivered = self.line("received", "c1", |point| point.per_s(point.delivered));
             self.plot(
                 "Deliveries",
                 "Messages received, each second.",
@@ -143,7 +143,7 @@ impl<'a> Columns<'a> {
             );
         }
         if self.has(|point| point.published > 0) {
-            let published = self.line("published", "c3", |point| point.published as f64);
+            let published = self.line("published", "c3", |point| point.per_s(point.published));
             self.plot(
                 "Publishes",
                 "Messages sent to be delivered, each second.",
@@ -154,7 +154,7 @@ impl<'a> Columns<'a> {
             );
         }
         if self.has(|point| point.faults > 0) {
-            let faults = self.line("faults", "bad", |point| point.faults as f64);
+            let faults = self.line("faults", "bad", |point| point.per_s(point.faults));
             self.plot(
                 "Faulty deliveries",
                 "Lost, doubled, out of order or corrupted, each second.",
@@ -216,13 +216,13 @@ impl<'a> Columns<'a> {
     fn write_handshakes(&self, out: &mut String) {
         let mut series = Vec::new();
         if self.has(|point| point.upgraded > 0) {
-            series.push(self.line("upgraded", "c1", |point| point.upgraded as f64));
+            series.push(self.line("upgraded", "c1", |point| point.per_s(point.upgraded)));
         }
         if self.has(|point| point.closed > 0) {
-            series.push(self.line("closed", "c2", |point| point.closed as f64));
+            series.push(self.line("closed", "c2", |point| point.per_s(point.closed)));
         }
         if self.has(|point| point.failed > 0) {
-            series.push(self.line("failed", "bad", |point| point.failed as f64));
+            series.push(self.line("failed", "bad", |point| point.per_s(point.failed)));
         }
         if !series.is_empty() {
             self.plot(
