@@ -57,7 +57,7 @@ fn inflated(bytes: &[u8]) -> Result<Vec<u8>, String> {
     let stream = bytes
         .strip_prefix(&COMPRESSED_COOKIE)
         .and_then(|rest| rest.get(4..)) // its length
-        .ok_or("a histogram is not HDR V2, compressed")?;
+        .ok_or("a histogram cannot be decoded: it is not HDR V2, compressed")?;
     let mut plain = Vec::new();
     ZlibDecoder::new(stream)
         .take(PLAIN_BYTES_MAX)
@@ -66,7 +66,7 @@ fn inflated(bytes: &[u8]) -> Result<Vec<u8>, String> {
     let announced = plain.get(4..8).and_then(|bytes| bytes.try_into().ok());
     let announced = announced.map(u32::from_be_bytes).unwrap_or_default() as usize;
     if plain.len() < PLAIN_HEAD_BYTES || announced != plain.len() - PLAIN_HEAD_BYTES {
-        return Err("a histogram is not as long as it says".into());
+        return Err("a histogram cannot be decoded: it is not as long as it says".into());
     }
     Ok(plain)
 }
