@@ -121,6 +121,7 @@ impl World {
             message_timeout_ms: 3_000,
             write_stall_timeout_ms: 2_000,
             handshake_timeout_ms: 1_000,
+            join_timeout_ms: 5_000,
             close_timeout_ms: 1_000,
             handshake_bytes_max: 400,
             handshake_header_count_max: 8,
