@@ -23,6 +23,16 @@ pub fn add(sum: &mut Histogram<u64>, other: &Histogram<u64>) {
     sum.add(other).expect("all have the same bounds");
 }
 
+/// Takes what was recorded, if anything was.
+pub fn take(histogram: &mut Histogram<u64>) -> Option<Histogram<u64>> {
+    if histogram.is_empty() {
+        return None;
+    }
+    let taken = histogram.clone();
+    histogram.reset();
+    Some(taken)
+}
+
 /// The text of a histogram.
 pub fn encode(histogram: &Histogram<u64>) -> String {
     let mut bytes = Vec::new();

@@ -14,6 +14,7 @@ use crate::client::{
 use crate::delivery::Deliveries;
 use crate::dialect::{Dialect, Incoming};
 use crate::failure::Failure;
+use crate::histogram;
 use crate::report::latency_histogram;
 use crate::size::Size;
 use crate::stamp::Stamp;
@@ -183,12 +184,7 @@ impl Behaviour for Echo {
     }
 
     fn take_interval(&mut self) -> Option<Histogram<u64>> {
-        if self.interval.is_empty() {
-            return None;
-        }
-        let taken = self.interval.clone();
-        self.interval.reset();
-        Some(taken)
+        histogram::take(&mut self.interval)
     }
 
     fn tally(mut self, _published: &[u32]) -> Tally {

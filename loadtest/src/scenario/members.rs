@@ -465,12 +465,7 @@ impl Behaviour for Members {
     }
 
     fn take_interval(&mut self) -> Option<Histogram<u64>> {
-        if self.interval.is_empty() {
-            return None;
-        }
-        let taken = self.interval.clone();
-        self.interval.reset();
-        Some(taken)
+        histogram::take(&mut self.interval)
     }
 
     fn published(&self) -> Vec<(u32, u32)> {
