@@ -20,11 +20,42 @@ pub enum AtStart {
     Fail,
 }
 
+/// How messages travel through Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// PUBLISH and SUBSCRIBE.
+    Pubsub,
+    /// SPUBLISH and SSUBSCRIBE (Redis 7.0): in a cluster a message stays with the server of its slot.
+    Sharded,
+    /// A stream for each room: what a node missed is read again.
+    Streams,
+}
+
+impl Mode {
+    /// The name in settings, answers and logs.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Pubsub => "pubsub",
+            Self::Sharded => "sharded",
+            Self::Streams => "streams",
+        }
+    }
+}
+
 /// The Redis backplane's options. Checked by `config`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Where Redis is.
+    /// Where Redis is: the first server, or the first that is asked for all others.
     pub address: Address,
+    /// Further servers, each on its own; or further ones of the cluster that may be asked.
+    pub others: Vec<Address>,
+    /// The servers are those of a Redis Cluster.
+    pub is_cluster: bool,
+    /// How messages travel.
+    pub mode: Mode,
+    /// Parts that rooms are dealt out to, in a cluster or with [`Mode::Sharded`]; 1 to 4096, the same on all nodes.
+    pub partitions: u16,
     /// What all channels begin with.
     pub prefix: String,
     /// The name that links are given at Redis, this node's in it.
@@ -60,11 +91,21 @@ pub struct Options {
 }
 
 impl Options {
+    /// Whether channels' names have the tag of their partition in them.
+    #[must_use]
+    pub fn has_tags(&self) -> bool {
+        self.is_cluster || self.mode == Mode::Sharded
+    }
+
     /// Everything as usual, for `address`.
     #[must_use]
     pub fn new(address: Address) -> Self {
         Self {
             address,
+            others: Vec::new(),
+            is_cluster: false,
+            mode: Mode::Pubsub,
+            partitions: 128,
             prefix: "throng".into(),
             client_name: "throng".into(),
             at_start: AtStart::Wait,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::arrivals::Arrival;
 use super::link::Wants;
 use super::wire::{self, Parcel, Stamp};
-use super::{Degraded, Expected, ROOM_INFIX, Remote, Role};
+use super::{Degraded, Expected, Remote, Role};
 use crate::backplane::resp::Reply;
 use crate::time::Tick;
 
@@ -47,7 +47,7 @@ impl Remote {
             }
             match (role, reply) {
                 (Role::Commands, reply) => self.answered(reply)?,
-                (_, Reply::Error(error)) => return Err(super::greeting::explain(&error)),
+                (_, Reply::Error(error)) => self.refused(role, &error)?,
                 (Role::Publishing, Reply::Number(_)) => self.acknowledged()?,
                 (Role::Subscription, Reply::Message { channel, payload }) => {
                     self.message(&channel, &payload, now);
@@ -58,7 +58,9 @@ impl Remote {
                 (Role::Subscription, Reply::Unsubscribed { .. }) if self.closing.is_some() => {
                     self.subscription.close();
                 }
-                (Role::Subscription, Reply::Unsubscribed { .. }) => {}
+                (Role::Subscription, Reply::Unsubscribed { channel }) => {
+                    self.unsubscribed(channel.as_deref());
+                }
                 _ => return Err("Redis says what nobody asked for".into()),
             }
         }
@@ -69,7 +71,9 @@ impl Remote {
     fn acknowledged(&mut self) -> Result<(), String> {
         match self.expected.pop_front() {
             Some((Expected::Batch, _)) => {
-                self.outgoing.acknowledge();
+                if let Some(entry) = self.outgoing.acknowledge() {
+                    self.note_left(&entry.room);
+                }
                 Ok(())
             }
             Some((Expected::Probe, _)) => Ok(()),
@@ -78,11 +82,15 @@ impl Remote {
     }
 
     fn subscribed(&mut self, channel: &[u8], now: Tick) {
-        let Some(room) = room_of(&self.options.prefix, channel) else {
-            self.probe_stands |= channel == self.probe_channel().as_bytes();
+        self.ask_answered(channel);
+        let Some(room) = self.naming.room_of(channel) else {
+            if channel == self.probe_channel().as_bytes() {
+                self.probe_asked = false;
+                self.probe_stands = true;
+            }
             return;
         };
-        let Some(stood) = self.channels.stand(room, now) else {
+        let Some(stood) = self.channels.stand(&room, now) else {
             return;
         };
         if stood.was_lost {
@@ -96,16 +104,13 @@ impl Remote {
     }
 
     fn message(&mut self, channel: &[u8], payload: &[u8], now: Tick) {
-        match (
-            wire::decode(payload),
-            room_of(&self.options.prefix, channel),
-        ) {
+        match (wire::decode(payload), self.naming.room_of(channel)) {
             (Ok(Parcel::Messages { stamp, count, body }), Some(room)) => {
                 self.counts.batches_received += 1;
                 self.counts.messages_received += u64::from(count);
-                self.messages(room, &stamp, count, body, now);
+                self.messages(&room, &stamp, count, body, now);
             }
-            (Ok(Parcel::Probe(stamp)), None) if stamp.node == self.node => {
+            (Ok(Parcel::Probe(stamp)), None) if self.is_own(&stamp) => {
                 if self.pulse.returned(stamp.sequence) {
                     self.counts.lag.record(now.since(stamp.sent), 1);
                     self.proven(now);
@@ -113,6 +118,11 @@ impl Remote {
             }
             _ => self.counts.malformed += 1,
         }
+    }
+
+    /// Whether it is a probe of this node through this server.
+    fn is_own(&self, stamp: &Stamp) -> bool {
+        stamp.node == self.node && stamp.epoch == u32::from(self.server)
     }
 
     /// Both links work: a probe has come through them.
@@ -153,11 +163,4 @@ impl Remote {
             }
         }
     }
-}
-
-/// The room whose channel it is.
-fn room_of<'a>(prefix: &str, channel: &'a [u8]) -> Option<&'a str> {
-    let rest = channel.strip_prefix(prefix.as_bytes())?;
-    let room = rest.strip_prefix(ROOM_INFIX.as_bytes())?;
-    std::str::from_utf8(room).ok()
 }
