@@ -85,6 +85,7 @@ impl Draft {
                 user: None,
                 password: None,
                 database: 0,
+                tls: false,
             }),
             redis_url: None,
             redis_password: None,
