@@ -86,6 +86,7 @@ impl Draft {
                 password: None,
                 database: 0,
                 tls: false,
+                kind: remote::Kind::Single,
             }),
             redis_url: None,
             redis_password: None,

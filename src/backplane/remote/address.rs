@@ -49,6 +49,17 @@ impl fmt::Display for Endpoint {
     }
 }
 
+/// What is expected to answer at an address: another kind is refused, with the URL that would name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A Redis by itself: a master, with or without replicas.
+    Single,
+    /// A node of a Redis Cluster.
+    ClusterNode,
+    /// A Sentinel.
+    Sentinel,
+}
+
 /// A Redis, as a URL names it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Address {
@@ -62,6 +73,8 @@ pub struct Address {
     pub database: u32,
     /// The connection is TLS.
     pub tls: bool,
+    /// What is expected there.
+    pub kind: Kind,
 }
 
 /// All but the password.
@@ -73,6 +86,7 @@ impl fmt::Debug for Address {
             .field("password", &self.password.as_ref().map(|_| "set"))
             .field("database", &self.database)
             .field("tls", &self.tls)
+            .field("kind", &self.kind)
             .finish()
     }
 }
@@ -91,7 +105,7 @@ impl Address {
         }
     }
 
-    /// The same user, password, database and transport at another place.
+    /// The same user, password, database, transport and kind at another place.
     #[must_use]
     pub fn moved_to(&self, endpoint: Endpoint) -> Self {
         Self {
@@ -136,15 +150,16 @@ pub struct Access {
 }
 
 impl Access {
-    /// The address of the server, now that its place is known.
+    /// The address of a server, now that its place is known.
     #[must_use]
-    pub fn at(&self, endpoint: Endpoint) -> Address {
+    pub fn at(&self, endpoint: Endpoint, kind: Kind) -> Address {
         Address {
             endpoint,
             user: self.user.clone(),
             password: self.password.clone(),
             database: self.database,
             tls: self.tls,
+            kind,
         }
     }
 }
@@ -245,7 +260,8 @@ fn parse_one(rest: &str, tls: bool) -> Result<Source, String> {
     }
     let endpoint = parse_host_port(places, PORT)?;
     let database = parse_database(path)?;
-    Ok(Source::One(Access { database, ..access }.at(endpoint)))
+    let access = Access { database, ..access };
+    Ok(Source::One(access.at(endpoint, Kind::Single)))
 }
 
 fn parse_unix(rest: &str) -> Result<Source, String> {
@@ -265,6 +281,7 @@ fn parse_unix(rest: &str) -> Result<Source, String> {
         password: None,
         database,
         tls: false,
+        kind: Kind::Single,
     }))
 }
 
@@ -293,7 +310,7 @@ fn parse_sentinel(rest: &str, tls: bool) -> Result<Source, String> {
         return Err("sentinel_user goes with sentinel_password".into());
     }
     Ok(Source::Sentinel {
-        sentinels: parse_places(places, SENTINEL_PORT, &there)?,
+        sentinels: parse_places(places, SENTINEL_PORT, &there, Kind::Sentinel)?,
         name,
         master: Access {
             database: parse_database(database)?,
@@ -314,7 +331,7 @@ fn parse_cluster(rest: &str, tls: bool) -> Result<Source, String> {
         return Err("a Redis Cluster has no database but 0".into());
     }
     Ok(Source::Cluster {
-        seeds: parse_places(places, PORT, &access)?,
+        seeds: parse_places(places, PORT, &access, Kind::ClusterNode)?,
     })
 }
 
@@ -336,10 +353,15 @@ fn parse_authority(rest: &str, tls: bool) -> Result<(Access, &str, &str), String
 }
 
 /// `host[:port][,host[:port]…]`.
-fn parse_places(text: &str, port: u16, access: &Access) -> Result<Vec<Address>, String> {
+fn parse_places(
+    text: &str,
+    port: u16,
+    access: &Access,
+    kind: Kind,
+) -> Result<Vec<Address>, String> {
     let mut places: Vec<Address> = Vec::new();
     for place in text.split(',') {
-        let address = access.at(parse_host_port(place, port)?);
+        let address = access.at(parse_host_port(place, port)?, kind);
         if places.contains(&address) {
             return Err(format!("it names {} twice", address.endpoint));
         }
@@ -485,6 +507,7 @@ mod tests {
         let elsewhere = address.moved_to(tcp("x", 1));
         assert_eq!(elsewhere.password.as_deref(), Some("p"));
         assert_eq!((elsewhere.endpoint, elsewhere.tls), (tcp("x", 1), true));
+        assert_eq!((address.kind, elsewhere.kind), (Kind::Single, Kind::Single));
     }
 
     #[test]
@@ -502,11 +525,14 @@ mod tests {
         assert_eq!(places, [tcp("a", 26379), tcp("b", 7), tcp("::1", 8)]);
         assert_eq!((name.as_str(), master.database), ("my/master", 2));
         assert_eq!(master.user.as_deref(), Some("u"));
-        assert_eq!(master.at(tcp("m", 1)).password.as_deref(), Some("p"));
+        assert_eq!(
+            master.at(tcp("m", 1), Kind::Single).password.as_deref(),
+            Some("p")
+        );
         let sentinel = sentinels.remove(0);
         assert_eq!(sentinel.user.as_deref(), Some("s"));
         assert_eq!(sentinel.password.as_deref(), Some("w&"));
-        assert_eq!(sentinel.database, 0);
+        assert_eq!((sentinel.database, sentinel.kind), (0, Kind::Sentinel));
     }
 
     #[test]

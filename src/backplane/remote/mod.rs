@@ -37,7 +37,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use address::{Access, Address, Endpoint, Source, without_password};
+pub use address::{Access, Address, Endpoint, Kind, Source, without_password};
 pub use link::Role;
 pub use options::{AtStart, Degraded, Options};
 pub(super) use outlets::Outlets;
