@@ -30,6 +30,7 @@ mod options;
 mod outgoing;
 mod outlets;
 mod pulse;
+mod refusal;
 mod replies;
 pub mod wire;
 
