@@ -199,7 +199,10 @@ impl Greeting {
         if self.address.database == 0 {
             return Step::Done;
         }
-        encode_command(out, &[b"SELECT", self.address.database.to_string().as_bytes()]);
+        encode_command(
+            out,
+            &[b"SELECT", self.address.database.to_string().as_bytes()],
+        );
         self.asked = Asked::Select;
         Step::Going
     }
@@ -244,7 +247,7 @@ impl Greeting {
 }
 
 /// Why a replica is not used.
-pub fn replica_refused(address: &Address) -> String {
+fn replica_refused(address: &Address) -> String {
     let s = if address.tls { "s" } else { "" };
     format!(
         "{} is a replica: messages published there reach nobody else; write the address of its master, or redis{s}-sentinel://",

@@ -8,9 +8,6 @@ const SHOWN_CHARS_MAX: usize = 200;
 const GRANT_GREETING: &str = "+hello +client|setname +select +info +role";
 /// What carries messages.
 const GRANT_MESSAGES: &str = "+publish +subscribe +unsubscribe";
-/// What a Sentinel is asked.
-const GRANT_SENTINEL: &str = "+auth +hello +client|setname +info +ping +sentinel|get-master-addr-by-name +subscribe allchannels";
-
 /// What the user at a server is to be granted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
@@ -26,11 +23,6 @@ impl Grant {
             options.address.user.as_deref(),
             format!("&{prefix}:* {GRANT_GREETING} {GRANT_MESSAGES}"),
         )
-    }
-
-    /// What this node needs at a Sentinel.
-    pub fn at_sentinel(user: Option<&str>) -> Self {
-        Self::new(user, GRANT_SENTINEL.into())
     }
 
     fn new(user: Option<&str>, rules: String) -> Self {
@@ -67,14 +59,14 @@ pub fn explain(error: &str, grant: &Grant) -> String {
         "BUSY" => {
             format!("Redis runs a script and answers nobody ({words}): it is asked again")
         }
-        "MASTERDOWN" => format!(
-            "Redis is a replica that has lost its master ({words}): it is asked again"
-        ),
+        "MASTERDOWN" => {
+            format!("Redis is a replica that has lost its master ({words}): it is asked again")
+        }
         "READONLY" => format!("Redis is a replica ({words}): write the address of its master"),
         "CLUSTERDOWN" => format!("the Redis Cluster lacks a master ({words}): it is asked again"),
-        "MOVED" | "ASK" => format!(
-            "Redis is a node of a Redis Cluster ({words}): write redis-cluster://HOST:PORT"
-        ),
+        "MOVED" | "ASK" => {
+            format!("Redis is a node of a Redis Cluster ({words}): write redis-cluster://HOST:PORT")
+        }
         "DENIED" => format!(
             "Redis is in protected mode and lets only its own host in ({words}): give it a password (requirepass or an ACL user), or bind it to an address and set protected-mode no"
         ),
@@ -92,9 +84,9 @@ pub fn explain(error: &str, grant: &Grant) -> String {
         "ERR" if error.contains("max number of clients") => format!(
             "Redis has as many clients as it takes ({words}): raise its maxclients, three for each node of Throng"
         ),
-        "ERR" if error.contains("cluster support disabled") => format!(
-            "Redis is no node of a Redis Cluster ({words}): write redis://HOST:PORT"
-        ),
+        "ERR" if error.contains("cluster support disabled") => {
+            format!("Redis is no node of a Redis Cluster ({words}): write redis://HOST:PORT")
+        }
         _ => format!("Redis refuses: {words}"),
     }
 }
@@ -161,7 +153,10 @@ mod tests {
                 "NOPERM this user has no permissions to access one of the channels used as arguments",
                 "lacks &blue:*;",
             ),
-            ("NOPERM No permissions to access a channel", "lacks &blue:*;"),
+            (
+                "NOPERM No permissions to access a channel",
+                "lacks &blue:*;",
+            ),
         ] {
             let said = explain(error, &grant());
             assert!(said.contains(what), "{said} does not say {what}");
