@@ -5,6 +5,7 @@
 
 use super::directory::{Directory, Topology};
 use super::placement::{self, Partitions, Slot, Tag};
+use super::refusal::Grant;
 use super::{
     Address, AtStart, Endpoint, Fleet, LinkOrder, LinkTrouble, Options, Remote, Reply, Role,
 };
@@ -38,13 +39,12 @@ impl Cluster {
     /// Nothing is known.
     pub fn new(options: &Options, now: Tick) -> Self {
         let partitions = Partitions::new(options.partitions);
-        let seeds = std::iter::once(&options.address).chain(&options.others);
         Self {
             places: vec![SCOUT; partitions.tags().len()],
             partitions,
             masters: Vec::new(),
             directory: Directory::new(now),
-            seeds: seeds.cloned().collect(),
+            seeds: options.addresses().cloned().collect(),
             failed_count: 0,
             vain_count: 0,
             trouble_since: Some(now),
@@ -77,10 +77,9 @@ impl Cluster {
     fn candidates(&self) -> Vec<Address> {
         let like = &self.seeds[0];
         let servers = self.directory.topology().into_iter();
-        let servers = servers.flat_map(Topology::servers).map(|endpoint| Address {
-            endpoint: endpoint.clone(),
-            ..like.clone()
-        });
+        let servers = servers
+            .flat_map(Topology::servers)
+            .map(|endpoint| like.moved_to(endpoint.clone()));
         let mut candidates: Vec<Address> = Vec::new();
         for address in servers.chain(self.seeds.iter().cloned()) {
             let mut known = candidates.iter();
@@ -104,7 +103,8 @@ impl Fleet {
             Some(Endpoint::Tcp { host, .. }) => host.clone(),
             _ => String::new(),
         };
-        let topology = reply.map(|reply| Topology::read(&reply, &host));
+        let grant = Grant::at_redis(self.options());
+        let topology = reply.map(|reply| Topology::read(&reply, &host, &grant));
         let Some(cluster) = self.cluster_mut() else {
             return;
         };

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::Endpoint;
 use super::placement::{SLOT_COUNT, Slot};
+use super::refusal::{Grant, explain};
 use crate::backplane::resp::Reply;
 use crate::time::Tick;
 
@@ -28,17 +29,14 @@ pub struct Topology {
 
 impl Topology {
     /// Reads the answer to `CLUSTER SLOTS` (<https://redis.io/docs/latest/commands/cluster-slots/>). `host`: where it was
-    /// asked; a server that does not know its own address leaves it out.
+    /// asked; a server that does not know its own address leaves it out. `grant`: what the user there is to be allowed.
     ///
     /// # Errors
     /// Why nothing is to be learnt from it, in words.
-    pub fn read(reply: &Reply, host: &str) -> Result<Self, String> {
+    pub fn read(reply: &Reply, host: &str, grant: &Grant) -> Result<Self, String> {
         let ranges = match reply {
             Reply::List(ranges) => ranges,
-            Reply::Error(error) if error.contains("cluster support disabled") => {
-                return Err("the server is no cluster: write redis://HOST:PORT".into());
-            }
-            Reply::Error(error) => return Err(super::greeting::explain(error)),
+            Reply::Error(error) => return Err(explain(error, grant)),
             _ => return Err("its answer to CLUSTER SLOTS is of another kind".into()),
         };
         let mut topology = Self::default();
@@ -260,6 +258,12 @@ mod tests {
 
     use super::*;
 
+    fn read(reply: &Reply, host: &str) -> Result<Topology, String> {
+        let options =
+            super::super::Options::new(super::super::Address::parse("redis://h").unwrap());
+        Topology::read(reply, host, &Grant::at_redis(&options))
+    }
+
     fn text(text: &str) -> Reply {
         Reply::Text(Bytes::copy_from_slice(text.as_bytes()))
     }
@@ -295,7 +299,7 @@ mod tests {
             range(0, 4_999, vec![server(text(""), 6), server(Reply::Nil, 8)]),
             range(5_000, 5_000, vec![server(text("10.0.0.2"), 7)]),
         ]);
-        let topology = Topology::read(&reply, "here").unwrap();
+        let topology = read(&reply, "here").unwrap();
         let of = |slot| topology.master_of(slot).cloned();
         assert_eq!(of(0), Some(tcp("here", 6)));
         assert_eq!(of(4_999), Some(tcp("here", 6)));
@@ -310,7 +314,7 @@ mod tests {
     #[test]
     fn what_is_no_answer_is_told_in_words() {
         let disabled = Reply::Error("ERR This instance has cluster support disabled".into());
-        let said = Topology::read(&disabled, "h").unwrap_err();
+        let said = read(&disabled, "h").unwrap_err();
         assert!(said.contains("redis://HOST:PORT"), "{said}");
         let good = || vec![server(text("h"), 1)];
         for wrong in [
@@ -324,13 +328,10 @@ mod tests {
             Reply::List(vec![range(0, 4, vec![server(Reply::Number(1), 1)])]),
             Reply::List(vec![range(0, 4, vec![text("h")])]),
         ] {
-            assert!(Topology::read(&wrong, "h").is_err(), "{wrong:?}");
+            assert!(read(&wrong, "h").is_err(), "{wrong:?}");
         }
         assert_eq!(
-            Topology::read(&Reply::List(Vec::new()), "h")
-                .unwrap()
-                .masters()
-                .len(),
+            read(&Reply::List(Vec::new()), "h").unwrap().masters().len(),
             0
         );
     }

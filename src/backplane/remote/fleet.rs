@@ -54,12 +54,13 @@ impl Fleet {
     /// Servers whose links are to be connected. `seed` is its only source of randomness.
     #[must_use]
     pub fn new(options: Options, seed: u64, now: Tick) -> Self {
-        let placement = if options.is_cluster {
+        let placement = if options.is_cluster() {
             Placement::Cluster(Box::new(Cluster::new(&options, now)))
         } else if options.others.is_empty() {
             Placement::Single
         } else {
-            let names: Vec<String> = addresses(&options)
+            let names: Vec<String> = options
+                .addresses()
                 .map(|address| address.endpoint.to_string())
                 .collect();
             Placement::Several(Rendezvous::new(names.iter().map(String::as_str)))
@@ -81,7 +82,7 @@ impl Fleet {
         if matches!(fleet.placement, Placement::Cluster(_)) {
             fleet.servers.push(Some(Box::new(first.as_scout())));
         } else {
-            let all: Vec<_> = addresses(&fleet.options).cloned().collect();
+            let all: Vec<_> = fleet.options.addresses().cloned().collect();
             for address in all {
                 fleet.enlist(address, now);
             }
@@ -570,8 +571,4 @@ impl Fleet {
             );
         }
     }
-}
-
-fn addresses(options: &Options) -> impl Iterator<Item = &super::Address> {
-    std::iter::once(&options.address).chain(&options.others)
 }

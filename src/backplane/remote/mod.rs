@@ -38,6 +38,8 @@ mod outgoing;
 mod outlets;
 pub mod placement;
 mod pulse;
+mod rank;
+mod refusal;
 mod replies;
 mod sharded;
 mod shell;
@@ -49,11 +51,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+
 pub use super::resp::Reply;
-pub use address::{Address, Endpoint, without_password};
+pub use address::{Access, Address, Endpoint, Kind, Source, without_password};
 pub use fleet::Fleet;
 pub use link::{LinkId, Role};
-pub use options::{AtStart, Degraded, Mode, Options};
+pub use options::{AtStart, Degraded, Mode, Options, SERVER_COUNT_MAX};
 pub(super) use outlets::Outlets;
 
 use self::arrivals::Arrival;
@@ -65,11 +70,9 @@ use self::naming::Naming;
 use self::outgoing::{Entry, Outgoing};
 use self::placement::{Partitions, Tag};
 use self::pulse::Pulse;
+use self::rank::Rank;
 use self::sharded::Asks;
 use super::ShardSet;
-use foldhash::fast::FixedState;
-use hashbrown::HashMap;
-
 use crate::bus::{Batch, CoreId, RoomName};
 use crate::metrics::RedisSnapshot;
 use crate::time::Tick;
@@ -178,6 +181,8 @@ pub struct LinkTrouble {
 enum Expected {
     Batch,
     Probe,
+    /// Whether the server is a master still.
+    Rank,
 }
 
 /// The state machine. After each input, drain [`Self::poll_effect`] and [`Self::poll_order`].
@@ -217,6 +222,7 @@ pub struct Remote {
     /// When a command was sent last on the subscription link whose answers are still due.
     asked_at: Tick,
     pulse: Pulse,
+    rank: Rank,
     effects: VecDeque<Effect>,
     orders: VecDeque<LinkOrder>,
     counts: RedisSnapshot,
@@ -258,6 +264,7 @@ impl Remote {
             scouted: VecDeque::new(),
             asked_at: now,
             pulse: Pulse::new(&options),
+            rank: Rank::new(now),
             effects: VecDeque::new(),
             orders: VecDeque::new(),
             counts: RedisSnapshot {
@@ -422,6 +429,7 @@ impl Remote {
 
     /// The socket could not be connected, or has ended.
     pub fn failed(&mut self, role: Role, reason: String, now: Tick) {
+        let reason = self.link(role).explain_end(reason, &self.options.address);
         self.link_failed(role, reason, now);
     }
 
@@ -506,7 +514,10 @@ impl Remote {
     /// A link may be used from now on.
     fn link_ready(&mut self, role: Role, now: Tick) {
         match role {
-            Role::Publishing => self.send(now),
+            Role::Publishing => {
+                self.rank.greeted(now);
+                self.send(now);
+            }
             Role::Subscription => {
                 self.ask_probe(now);
                 self.ask(now);

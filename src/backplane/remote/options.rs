@@ -1,6 +1,6 @@
 //! What the Redis backplane may be told.
 
-use super::Address;
+use super::{Address, Kind};
 
 /// Whether members of this node hear each other while Redis cannot be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +43,9 @@ impl Mode {
     }
 }
 
+/// Servers by themselves at most: the place of a room is looked for among all of them, for each message.
+pub const SERVER_COUNT_MAX: usize = 64;
+
 /// The Redis backplane's options. Checked by `config`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
@@ -50,8 +53,6 @@ pub struct Options {
     pub address: Address,
     /// Further servers, each on its own; or further ones of the cluster that may be asked.
     pub others: Vec<Address>,
-    /// The servers are those of a Redis Cluster.
-    pub is_cluster: bool,
     /// How messages travel.
     pub mode: Mode,
     /// Parts that rooms are dealt out to, in a cluster or with [`Mode::Sharded`]; 1 to 4096, the same on all nodes.
@@ -91,10 +92,21 @@ pub struct Options {
 }
 
 impl Options {
+    /// All servers that were named.
+    pub fn addresses(&self) -> impl Iterator<Item = &Address> {
+        std::iter::once(&self.address).chain(&self.others)
+    }
+
+    /// Whether the servers are those of a Redis Cluster.
+    #[must_use]
+    pub fn is_cluster(&self) -> bool {
+        self.address.kind == Kind::ClusterNode
+    }
+
     /// Whether channels' names have the tag of their partition in them.
     #[must_use]
     pub fn has_tags(&self) -> bool {
-        self.is_cluster || self.mode == Mode::Sharded
+        self.is_cluster() || self.mode == Mode::Sharded
     }
 
     /// Everything as usual, for `address`.
@@ -103,7 +115,6 @@ impl Options {
         Self {
             address,
             others: Vec::new(),
-            is_cluster: false,
             mode: Mode::Pubsub,
             partitions: 128,
             prefix: "throng".into(),

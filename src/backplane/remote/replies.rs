@@ -47,6 +47,7 @@ impl Remote {
             }
             match (role, reply) {
                 (Role::Commands, reply) => self.answered(reply)?,
+                (Role::Publishing, reply) if self.expects_rank() => self.rank_told(&reply, now)?,
                 (_, Reply::Error(error)) => self.refused(role, &error)?,
                 (Role::Publishing, Reply::Number(_)) => self.acknowledged()?,
                 (Role::Subscription, Reply::Message { channel, payload }) => {
@@ -76,7 +77,7 @@ impl Remote {
                 }
                 Ok(())
             }
-            Some((Expected::Probe, _)) => Ok(()),
+            Some((Expected::Probe | Expected::Rank, _)) => Ok(()),
             None => Err("Redis acknowledges what it was not sent".into()),
         }
     }

@@ -10,6 +10,7 @@ use super::directory::Elsewhere;
 use super::moves::News;
 use super::naming::Naming;
 use super::placement::{Slot, Tag};
+use super::refusal::{Grant, explain};
 use super::{Expected, Mode, Remote, Role};
 use crate::bus::RoomName;
 use crate::time::Tick;
@@ -225,7 +226,7 @@ impl Remote {
         if self.is_sharded() && is_forbidden(error) {
             self.news.push_back(News::Forbidden(error.to_owned()));
         }
-        let elsewhere = Elsewhere::read(error).filter(|_| self.options.is_cluster);
+        let elsewhere = Elsewhere::read(error).filter(|_| self.options.is_cluster());
         match (role, elsewhere) {
             (Role::Publishing, Some(_)) => self.displaced(),
             (Role::Subscription, Some(elsewhere)) => {
@@ -244,7 +245,7 @@ impl Remote {
                 }
                 Ok(())
             }
-            _ => Err(super::greeting::explain(error)),
+            _ => Err(explain(error, &Grant::at_redis(&self.options))),
         }
     }
 
@@ -266,7 +267,7 @@ impl Remote {
                 self.news.push_back(News::Elsewhere(slot));
                 Ok(())
             }
-            None => Err("Redis refuses what it was not sent".into()),
+            Some((Expected::Rank, _)) | None => Err("Redis refuses what it was not sent".into()),
         }
     }
 }
