@@ -12,8 +12,8 @@ use prometheus_client::registry::Registry;
 
 use super::names::{self, Name};
 use super::{
-    DropPolicy, Log2Histogram, NodeSnapshot, RedisLinkSnapshot, RedisSnapshot, RefusalKind,
-    ShardReport, ShardSnapshot,
+    DropPolicy, Log2Histogram, NodeSnapshot, RedisLinkSnapshot, RedisServerSnapshot, RedisSnapshot,
+    RefusalKind, ShardReport, ShardSnapshot,
 };
 use crate::protocol::CloseReason;
 
@@ -225,6 +225,23 @@ fn encode_bus(families: &mut Families<'_, '_>, node: &NodeSnapshot) -> fmt::Resu
 
 fn encode_redis(families: &mut Families<'_, '_>, redis: &RedisSnapshot) -> fmt::Result {
     families.gauge(&names::REDIS_READY, u64::from(redis.ready))?;
+    let modes = ["pubsub", "sharded", "streams"].map(|mode| (mode, u64::from(mode == redis.mode)));
+    families.labelled_gauge(&names::REDIS_MODE, "mode", modes)?;
+    families.labelled_gauge(
+        &names::REDIS_SERVER_READY,
+        "server",
+        by_server(redis, |server| u64::from(server.ready)),
+    )?;
+    families.labelled_gauge(
+        &names::REDIS_SERVER_SUBSCRIPTIONS,
+        "server",
+        by_server(redis, |server| server.subscriptions),
+    )?;
+    families.labelled_gauge(
+        &names::REDIS_SERVER_BUFFER_BYTES,
+        "server",
+        by_server(redis, |server| server.buffer_bytes),
+    )?;
     families.labelled_gauge(
         &names::REDIS_LINK_UP,
         "link",
@@ -287,6 +304,15 @@ fn encode_redis(families: &mut Families<'_, '_>, redis: &RedisSnapshot) -> fmt::
     families.counter(&names::REDIS_JOINS_REFUSED, redis.joins_refused)?;
     families.gauge(&names::REDIS_BACKLOG_BYTES, redis.backlog_bytes)?;
     families.counter(&names::REDIS_BACKLOG_DROPPED, redis.backlog_dropped)
+}
+
+/// A figure of each server, by its place.
+fn by_server(
+    redis: &RedisSnapshot,
+    figure: impl Fn(&RedisServerSnapshot) -> u64,
+) -> impl Iterator<Item = (&str, u64)> {
+    let servers = redis.servers.iter();
+    servers.map(move |server| (server.server.as_str(), figure(server)))
 }
 
 /// A figure of each link, by its name.
@@ -436,11 +462,11 @@ impl Families<'_, '_> {
             .try_for_each(|(of, value)| counter(&mut family.encode_family(&[(label, of)])?, value))
     }
 
-    fn labelled_gauge(
+    fn labelled_gauge<'v>(
         &mut self,
         name: &'static Name,
         label: &'static str,
-        values: impl IntoIterator<Item = (&'static str, u64)>,
+        values: impl IntoIterator<Item = (&'v str, u64)>,
     ) -> fmt::Result {
         let mut family = self.begin(name)?;
         values
