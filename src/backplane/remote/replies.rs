@@ -19,6 +19,7 @@ impl Remote {
         }
         match role {
             Role::Publishing => self.send(now),
+            Role::Commands => return,
             Role::Subscription => {
                 self.ask(now);
                 if self.options.degraded == Degraded::Refuse {
@@ -36,6 +37,7 @@ impl Remote {
             let link = match role {
                 Role::Publishing => &mut self.publishing,
                 Role::Subscription => &mut self.subscription,
+                Role::Commands => &mut self.commands,
             };
             if !link.is_up() {
                 if link.greet(&reply, &self.options, now)? == Wants::Ready {
@@ -44,6 +46,7 @@ impl Remote {
                 continue;
             }
             match (role, reply) {
+                (Role::Commands, reply) => self.answered(reply)?,
                 (_, Reply::Error(error)) => return Err(super::greeting::explain(&error)),
                 (Role::Publishing, Reply::Number(_)) => self.acknowledged()?,
                 (Role::Subscription, Reply::Message { channel, payload }) => {
