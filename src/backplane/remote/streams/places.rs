@@ -417,11 +417,6 @@ impl Places {
         self.waits.front().map(|(due, _)| *due)
     }
 
-    /// Whether a command may be given now.
-    pub fn has_turn(&self) -> bool {
-        !self.queued.is_empty() && self.asked.len() < READING_COUNT_MAX
-    }
-
     /// Rooms that are not live.
     pub fn behind_count(&self) -> usize {
         self.rooms.len() - self.live_count
