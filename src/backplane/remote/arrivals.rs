@@ -94,7 +94,11 @@ mod tests {
         assert_eq!(arrivals.arrive(1, 1, 7, 1), Arrival::Next);
         assert_eq!(arrivals.arrive(1, 2, 1, 1), Arrival::Next);
         assert_eq!(arrivals.arrive(1, 3, 4, 1), Arrival::Hole(3));
-        assert_eq!(arrivals.arrive(1, 2, 9, 1), Arrival::Duplicate, "an older one");
+        assert_eq!(
+            arrivals.arrive(1, 2, 9, 1),
+            Arrival::Duplicate,
+            "an older one"
+        );
         assert!(arrivals.has(1, u32::MAX, 9) && !arrivals.has(1, 4, 1));
     }
 

@@ -33,8 +33,8 @@ mod outgoing;
 mod outlets;
 mod pulse;
 mod replies;
-mod streams;
 mod shell;
+mod streams;
 pub mod wire;
 
 use std::collections::VecDeque;
@@ -528,7 +528,11 @@ impl Remote {
 
     /// Where nothing was delivered here meanwhile, what waits is sent only once it comes back to the members here.
     fn may_send(&self) -> bool {
-        if self.streams.as_ref().is_some_and(|streams| !streams.is_ready()) {
+        if self
+            .streams
+            .as_ref()
+            .is_some_and(|streams| !streams.is_ready())
+        {
             return false;
         }
         self.options.degraded == Degraded::Local

@@ -82,7 +82,9 @@ impl Known {
                 let records = history.chunks_exact(RECORD_CHARS);
                 let whole = records.remainder().is_empty();
                 let epochs: Option<Vec<_>> = records.map(record).collect();
-                let last = std::str::from_utf8(last).ok().and_then(|text| text.parse().ok());
+                let last = std::str::from_utf8(last)
+                    .ok()
+                    .and_then(|text| text.parse().ok());
                 match (epochs, last) {
                     (Some(epochs), Some(last)) if whole && !epochs.is_empty() => {
                         Ok(Some(Self { epochs, last }))
@@ -216,7 +218,11 @@ mod tests {
         let known = known(history, "300").unwrap().unwrap();
         assert_eq!((known.epoch(), known.last), (12, 300));
         assert_eq!(known.next(12, 300), Some(301));
-        assert_eq!(known.next(11, 200), Some(0x50), "the last epoch began before");
+        assert_eq!(
+            known.next(11, 200),
+            Some(0x50),
+            "the last epoch began before"
+        );
         assert_eq!(known.next(11, 0x4f), Some(0x50));
         assert_eq!(known.next(10, 20), Some(21), "before any other");
         assert_eq!(known.next(10, 0x64), Some(0x50), "and it went back further");
@@ -228,7 +234,12 @@ mod tests {
     fn what_is_not_there_is_not_known_and_what_cannot_be_read_is_told() {
         let nothing = Reply::List(vec![Reply::Nil, Reply::Nil]);
         assert_eq!(Known::of(&nothing), Ok(None));
-        for (history, last) in [("", "1"), ("xyz", "1"), (&"0".repeat(33), "1"), (&"0".repeat(32), "x")] {
+        for (history, last) in [
+            ("", "1"),
+            ("xyz", "1"),
+            (&"0".repeat(33), "1"),
+            (&"0".repeat(32), "x"),
+        ] {
             assert!(known(history, last).is_err(), "{history:?} {last:?}");
         }
         let refused = Known::of(&Reply::Error("NOPERM no hmget".into()));

@@ -128,7 +128,12 @@ impl Streams {
         let fresh = format!("{:016x}", self.fresh.up_to(u64::MAX - 1));
         let node = format!("n{:016x}", entry.stamp.node);
         let last = entry.stamp.sequence + count - 1;
-        let numbers = [count, u64::from(entry.stamp.epoch), entry.stamp.sequence, last];
+        let numbers = [
+            count,
+            u64::from(entry.stamp.epoch),
+            entry.stamp.sequence,
+            last,
+        ];
         let [count, epoch, first, last] = numbers.map(|number| number.to_string());
         link.command(&[
             b"EVALSHA",
@@ -174,7 +179,8 @@ impl Remote {
         if self.streams.is_none() {
             return;
         }
-        self.publishing.command(&[b"SCRIPT", b"LOAD", SCRIPT.as_bytes()]);
+        self.publishing
+            .command(&[b"SCRIPT", b"LOAD", SCRIPT.as_bytes()]);
         self.expected.push_back((Expected::Script, now));
         self.publishing.command(&[b"INFO", b"server"]);
         self.expected.push_back((Expected::Server, now));
@@ -197,7 +203,10 @@ impl Remote {
                 if before.is_some_and(|before| before != name) {
                     let again = streams.retained.take_all();
                     let batches = again.len();
-                    tracing::info!(batches, "Redis is another server; what it may lack is sent again");
+                    tracing::info!(
+                        batches,
+                        "Redis is another server; what it may lack is sent again"
+                    );
                     self.outgoing.replay(again);
                 }
                 streams.server = Some(name);
@@ -414,7 +423,9 @@ impl Remote {
             kept_until.is_some_and(|until| until.after(streams.retain) >= acknowledged)
         });
         if !has_all {
-            tracing::warn!("Redis has lost what it had: members are told that messages may be missing");
+            tracing::warn!(
+                "Redis has lost what it had: members are told that messages may be missing"
+            );
             streams.places.data_lost(now);
             streams.clock_acknowledged = None;
         }
@@ -454,10 +465,14 @@ impl Remote {
         let may_ask = self.commands.is_up() && self.closing.is_none();
         let clock = (may_ask && streams.clock_read && streams.clock_sent.is_none())
             .then_some(streams.clock_next);
-        [streams.places.deadline(), streams.retained.deadline(), clock]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            streams.places.deadline(),
+            streams.retained.deadline(),
+            clock,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Whether the shards have so much waiting for them that nothing is to be read for them.

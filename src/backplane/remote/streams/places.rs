@@ -187,7 +187,10 @@ impl Places {
 
     /// `shard` joins a room whose channel stands. Whether it may be told so at once.
     pub fn join(&mut self, name: &RoomName, shard: CoreId, now: Tick) -> bool {
-        let live = self.rooms.get(name).is_some_and(|room| room.phase == Phase::Live);
+        let live = self
+            .rooms
+            .get(name)
+            .is_some_and(|room| room.phase == Phase::Live);
         if !live {
             self.wait(name, shard, now);
         }
@@ -201,7 +204,8 @@ impl Places {
         if room.waiting.is_empty() {
             room.waiting_since = now;
             self.waiting_count += 1;
-            self.waits.push_back((now.after(self.join_timeout), name.clone()));
+            self.waits
+                .push_back((now.after(self.join_timeout), name.clone()));
         }
         room.waiting.insert(shard);
     }
@@ -262,7 +266,10 @@ impl Places {
             return Pushed::Ignored;
         }
         let step = match room.place {
-            Place::At { epoch: own, last: have } if own == epoch => {
+            Place::At {
+                epoch: own,
+                last: have,
+            } if own == epoch => {
                 if last <= have {
                     return Pushed::Ignored;
                 }
@@ -452,7 +459,10 @@ impl Places {
             };
             counts[index] += 1;
         }
-        assert_eq!(counts[1..], [self.queued.len(), self.asked.len(), self.live_count]);
+        assert_eq!(
+            counts[1..],
+            [self.queued.len(), self.asked.len(), self.live_count]
+        );
         let waiting = self.rooms.values().filter(|room| !room.waiting.is_empty());
         assert_eq!(self.waiting_count, waiting.count());
     }
@@ -491,7 +501,9 @@ impl Room {
         let (next, unsure) = match self.place {
             Place::Unknown => {
                 // Nobody is in yet, for whom anything of this would be.
-                let newer = pushed.filter(|(of, _)| *of == epoch).map_or(0, |(_, last)| last);
+                let newer = pushed
+                    .filter(|(of, _)| *of == epoch)
+                    .map_or(0, |(_, last)| last);
                 let last = known.last.max(newer);
                 self.place = Place::At { epoch, last };
                 return pushed.filter(|(of, _)| *of != epoch).map(|_| Step::Known);
@@ -508,7 +520,10 @@ impl Room {
         let went_back = matches!(self.place,
             Place::At { epoch: own, last } if own == epoch && last > known.last);
         if !went_back {
-            self.place = Place::At { epoch, last: next - 1 };
+            self.place = Place::At {
+                epoch,
+                last: next - 1,
+            };
         }
         match pushed {
             Some((of, last)) if of == epoch && last >= next => {

@@ -111,7 +111,10 @@ mod tests {
         for sequence in 1..=4 {
             retained.keep(entry(sequence), Tick::from_ms(sequence * 1_000));
         }
-        assert_eq!((sequences(&retained), retained.bytes()), (vec![2, 3, 4], 3 * bytes));
+        assert_eq!(
+            (sequences(&retained), retained.bytes()),
+            (vec![2, 3, 4], 3 * bytes)
+        );
         assert_eq!(retained.deadline(), Some(Tick::from_ms(7_000)));
         retained.expire(Tick::from_ms(6_999));
         assert_eq!(sequences(&retained), [2, 3, 4]);
