@@ -26,6 +26,7 @@ impl Remote {
         self.ask_rank(now);
         self.ask(now);
         let left = self.channels.take_left(now);
+        self.streams_forget(&left);
         if !left.is_empty() && self.subscription.is_up() {
             self.channel_command(true, &left);
         }
@@ -43,6 +44,7 @@ impl Remote {
         }
         self.outgoing.forget_idle(now);
         self.send(now);
+        self.streams_deadline(now);
         self.close_progress();
     }
 
@@ -50,7 +52,7 @@ impl Remote {
     fn wants_link(&self, role: Role) -> bool {
         match role {
             Role::Publishing | Role::Subscription => !self.is_scout,
-            Role::Commands => self.is_scout || self.options.commands,
+            Role::Commands => self.is_scout || self.options.commands || self.streams.is_some(),
         }
     }
 
@@ -152,6 +154,7 @@ impl Remote {
             link(Role::Subscription),
             link(Role::Commands),
             self.command_deadline(timeout),
+            self.streams_next_deadline(),
             answer,
             subscribed,
             self.pulse.deadline(self.probe_ready(), self.heard()),

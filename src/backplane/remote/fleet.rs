@@ -323,6 +323,16 @@ impl Fleet {
             .min()
     }
 
+    /// The shards do not keep up, or do again.
+    pub fn set_crowded(&mut self, is_crowded: bool, now: Tick) {
+        for server in 0..self.server_count() {
+            if let Some(remote) = self.remote_mut(server) {
+                remote.set_crowded(is_crowded, now);
+                self.gather(server, now);
+            }
+        }
+    }
+
     // --- moves ------------------------------------------------------------------------------------------------------
 
     /// Takes over what has come of a server's last input.

@@ -87,8 +87,14 @@ pub struct Options {
     pub probe_timeout_ms: u32,
     /// Bytes of one reply at most.
     pub reply_bytes_max: usize,
-    /// There is a link for commands, too.
+    /// There is a link for commands, too. [`Mode::Streams`] has one in any case.
     pub commands: bool,
+    /// Batches that a room's stream keeps, about.
+    pub streams_length_max: u32,
+    /// From a room's last publish until its stream is forgotten.
+    pub streams_ttl_ms: u32,
+    /// How long what Redis has acknowledged is kept for a server that takes its place.
+    pub streams_retain_ms: u32,
 }
 
 impl Options {
@@ -133,6 +139,9 @@ impl Options {
             probe_timeout_ms: 3_000,
             reply_bytes_max: 8 << 20,
             commands: false,
+            streams_length_max: 1_000,
+            streams_ttl_ms: 600_000,
+            streams_retain_ms: 5_000,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 from .eventually import eventually
 from .redis import Redis, RedisError
+from .server import free_port
 
 SLOT_COUNT = 16384
 
@@ -20,10 +21,14 @@ class RedisCluster:
         ]
         count = master_count + replica_count
         self.servers = []
+        self.bus_ports = []
         for index in range(count):
             place = directory / f"cluster-{index}"
             place.mkdir()
-            self.servers.append(Redis(place, settings))
+            # Not the usual one, port + 10000: that may be somebody's outgoing connection.
+            bus_port = free_port()
+            self.bus_ports.append(bus_port)
+            self.servers.append(Redis(place, [*settings, f"cluster-port {bus_port}"]))
         self.masters = self.servers[:master_count]
         self.replicas = self.servers[master_count:]
 
@@ -44,7 +49,7 @@ class RedisCluster:
         first = self.servers[0]
         for index, one in enumerate(self.servers):
             one.command("CLUSTER", "SET-CONFIG-EPOCH", index + 1)
-            one.command("CLUSTER", "MEET", "127.0.0.1", first.port)
+            one.command("CLUSTER", "MEET", "127.0.0.1", first.port, self.bus_ports[0])
         for index, one in enumerate(self.masters):
             begin = SLOT_COUNT * index // len(self.masters)
             end = SLOT_COUNT * (index + 1) // len(self.masters) - 1
