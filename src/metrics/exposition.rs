@@ -616,6 +616,10 @@ mod tests {
             report.lanes.down_depth = 4;
             node.shards.push(report);
         }
+        node.backplane.redis.servers.push(RedisServerSnapshot {
+            server: "redis.example:6379".into(),
+            ..RedisServerSnapshot::default()
+        });
         node.admin_answers.insert(200, 7);
         node.process.cpu_user_us = 1_500_000;
         node.process.cpu_system_us = 250_000;
