@@ -80,7 +80,7 @@ impl Fleet {
             options,
         };
         if matches!(fleet.placement, Placement::Cluster(_)) {
-            fleet.servers.push(Some(Box::new(first.as_scout())));
+            fleet.servers.push(Some(Box::new(first.into_scout())));
         } else {
             let all: Vec<_> = fleet.options.addresses().cloned().collect();
             for address in all {

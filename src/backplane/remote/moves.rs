@@ -197,7 +197,7 @@ impl Remote {
     }
 
     /// Makes it one that is only asked who serves what.
-    pub(super) fn as_scout(mut self) -> Self {
+    pub(super) fn into_scout(mut self) -> Self {
         self.is_scout = true;
         self.options.at_start = super::AtStart::Wait; // who else may be asked is known to the whole only
         self
