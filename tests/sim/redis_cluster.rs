@@ -44,7 +44,7 @@ pub struct Cluster {
     truth: Vec<u8>,
     /// Every message, in the order in which it was first published.
     pub log: Vec<Logged>,
-    seen: HashSet<(u64, u32, u64)>,
+    seen: HashSet<(String, u64, u32, u64)>,
     /// Messages that were published again, because their acknowledgement was lost.
     pub again: HashSet<u64>,
     /// Answers that said that a slot is elsewhere.
@@ -312,8 +312,9 @@ impl Cluster {
             let (_, room) = channel.split_once(":room:").unwrap();
             let batch = wire::decode_batch(body, count, true, stamp.sent).unwrap();
             let ids: Vec<u64> = super::redis::ids(&batch).collect();
-            if self.seen.insert((stamp.node, stamp.epoch, stamp.sequence)) {
-                let room = room.to_owned();
+            let room = room.to_owned();
+            let key = (room.clone(), stamp.node, stamp.epoch, stamp.sequence);
+            if self.seen.insert(key) {
                 self.log.extend(ids.into_iter().map(|id| Logged {
                     room: room.clone(),
                     id,
