@@ -3,6 +3,8 @@
 
 /// Bytes in a room name, after percent-decoding.
 pub const ROOM_NAME_BYTES_MAX: usize = 255;
+/// Bytes in a user's id, after percent-decoding.
+pub const USER_ID_BYTES_MAX: usize = 128;
 /// Bytes in a control frame's payload (RFC 6455 §5.5).
 pub const CONTROL_PAYLOAD_BYTES_MAX: usize = 125;
 /// Bytes of an unmasked server frame header at most (RFC 6455 §5.2).
