@@ -3,7 +3,7 @@
 use crate::backplane::remote;
 use crate::config::capacity;
 use crate::config::settings::{Keepalive, Log, LogFormat, Machine, Settings, SocketOptions};
-use crate::protocol::handshake::{Auth, Edge};
+use crate::protocol::handshake::{Auth, Badge, Cookie, Edge, SameSite};
 use crate::runtime::ring::Descriptors;
 use crate::shard::HeartbeatMode;
 use crate::{drain, limits, runtime::ring, shard};
@@ -27,6 +27,15 @@ pub struct Draft {
     pub(super) admin_key_file: Option<String>,
     pub(super) auth_by_header: bool,
     pub(super) identity_header: String,
+    pub(super) node_header: Option<String>,
+    /// `None`: no cookie is set, and what is below does not count.
+    pub(super) affinity_cookie: Option<String>,
+    pub(super) affinity_value: Option<String>,
+    pub(super) affinity_path: String,
+    pub(super) affinity_domain: Option<String>,
+    pub(super) affinity_max_age_s: u32,
+    pub(super) affinity_same_site: SameSite,
+    pub(super) affinity_secure: bool,
     /// What holds if there is a Redis; its address is put in place last.
     pub(super) redis: remote::Options,
     pub(super) redis_url: Option<String>,
@@ -83,6 +92,14 @@ impl Draft {
             admin_key_file: None,
             auth_by_header: false,
             identity_header: String::new(),
+            node_header: None,
+            affinity_cookie: None,
+            affinity_value: None,
+            affinity_path: String::new(),
+            affinity_domain: None,
+            affinity_max_age_s: 0,
+            affinity_same_site: SameSite::Lax,
+            affinity_secure: false,
             redis: remote::Options::new(remote::Address {
                 endpoint: remote::Endpoint::Unix {
                     path: String::new(),
@@ -101,9 +118,6 @@ impl Draft {
     pub(super) fn finish(mut self, machine: &Machine) -> Settings {
         let redis = self.redis();
         let mut settings = self.settings;
-        if self.auth_by_header {
-            settings.shard.edge.auth = Auth::Header(self.identity_header);
-        }
         let processor_count = match settings.cores.len() {
             0 => machine.processors.len(),
             count => count,
@@ -122,6 +136,22 @@ impl Draft {
         settings.node_id = self
             .node_id
             .unwrap_or_else(|| node_id_default(&machine.hostname, machine.process_id));
+
+        if self.auth_by_header {
+            settings.shard.edge.auth = Auth::Header(self.identity_header);
+        }
+        let node_id = &settings.node_id;
+        let cookie = self.affinity_cookie.map(|name| Cookie {
+            name,
+            value: self.affinity_value.unwrap_or_else(|| node_id.clone()),
+            path: self.affinity_path,
+            domain: self.affinity_domain,
+            max_age_s: self.affinity_max_age_s,
+            same_site: self.affinity_same_site,
+            secure: self.affinity_secure,
+        });
+        let header = self.node_header.as_deref().map(|name| (name, &**node_id));
+        settings.shard.edge.badge = Badge::new(header, cookie.as_ref());
 
         let node_bytes_max = self
             .node_bytes_max
