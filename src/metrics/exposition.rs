@@ -12,8 +12,8 @@ use prometheus_client::registry::Registry;
 
 use super::names::{self, Name};
 use super::{
-    DropPolicy, Log2Histogram, NodeSnapshot, RedisLinkSnapshot, RedisSnapshot, RefusalKind,
-    ShardReport, ShardSnapshot,
+    ClientAddress, DropPolicy, Log2Histogram, NodeSnapshot, RedisLinkSnapshot, RedisSnapshot,
+    RefusalKind, ShardReport, ShardSnapshot,
 };
 use crate::protocol::CloseReason;
 
@@ -121,6 +121,13 @@ fn encode_connections(families: &mut Families<'_, '_>, node: &NodeSnapshot) -> f
         "outcome",
         answered.into_iter().chain(refused),
     )?;
+    let learned = ClientAddress::ALL.into_iter().map(|how| {
+        (
+            how.label(),
+            node.sum(|shard| shard.counters.client_addresses[how as usize]),
+        )
+    });
+    families.labelled_counter(&names::CLIENT_ADDRESSES, "how", learned)?;
     let closed = CloseReason::ALL.into_iter().map(|reason| {
         (
             reason.label(),

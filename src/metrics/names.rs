@@ -48,6 +48,7 @@ names! {
     SOCKETS: Gauge "throng_sockets", "Client sockets open, whatever their state, by shard.";
     SOCKETS_ACCEPTED: Counter "throng_sockets_accepted", "Client sockets accepted, by shard.";
     HANDSHAKES: Counter "throng_handshakes", "Requests on the client port, by outcome: upgraded, health, or why they were refused.";
+    CLIENT_ADDRESSES: Counter "throng_client_addresses", "Addresses of clients behind proxies, by how they were learned, or why not.";
     CONNECTIONS_CLOSED: Counter "throng_connections_closed", "Connections ended, by reason.";
     ROOMS: Gauge "throng_rooms", "Rooms with members, by shard.";
     NODE_ROOMS: Gauge "throng_node_rooms", "Rooms with members on any shard.";
