@@ -51,7 +51,7 @@ def test_messages_go_over_tls_large_and_many(serve, authority, secure):
     flags = ["--redis", secure.tls_url, *trusting(authority)]
     a, b = (serve(flags=[*flags, "--node-id", name]) for name in "ab")
     plain = serve(flags=["--redis", secure.url, "--node-id", "plain"])
-    one, other, third = a.join("r"), b.join("r"), plain.join("r")
+    one, other, third = a.join("r", "?echo=0"), b.join("r", "?echo=0"), plain.join("r")
     large = "x" * 60_000
     for number in range(300):
         one.send_text(f"{number}:{large}")
@@ -72,7 +72,7 @@ def test_a_lost_tls_link_is_made_again(serve, authority, secure):
     one, other = a.join("r"), b.join("r")
     for role in ("publishing", "subscription"):
         secure.kill_client(f"throng-a-{role}")
-        a.await_metric("throng_redis_link_losses_total", 1, link=role)
+        a.await_metric("throng_redis_losses_total", 1, link=role)
         eventually(lambda: a.admin("/readyz").status == 200, "the link is back")
     one.send_text("again")
     texts = iter(other.read_text, None)
@@ -97,13 +97,15 @@ def test_a_session_ends_with_close_notify(serve, authority, tmp_path):
                 client, _ = listener.accept()
             except OSError:
                 return
-            with context.wrap_socket(client, server_side=True) as session:
-                session.recv(1 << 16)
-                session.sendall(b"-ERR max number of clients reached\r\n")
-                try:
+            try:
+                with context.wrap_socket(client, server_side=True) as session:
+                    session.recv(1 << 16)
+                    session.sendall(b"-ERR max number of clients reached\r\n")
                     ends.append(session.recv(1 << 16))  # raises if the end was not announced
-                except ssl.SSLError as error:
-                    ends.append(error)
+            except ssl.SSLZeroReturnError:
+                pass  # another link, given up during its handshake: announced, too
+            except OSError as error:
+                ends.append(error)
 
     threading.Thread(target=answer, daemon=True).start()
     place = "127.0.0.1:%d" % listener.getsockname()[1]
@@ -225,10 +227,14 @@ def test_files_that_cannot_be_used_are_mistakes(tmp_path, authority):
     assert done.returncode == 0 and "PRIVATE" not in done.stdout, done.stdout
 
 
-def test_the_reasons_of_readyz_say_it(serve, authority, secure):
-    a = serve(flags=["--redis", secure.tls_url.replace("127.0.0.1", "localhost")], ready=False)
-    answer = eventually(
-        lambda: [r for r in json.loads(a.admin("/readyz").body)["reasons"] if "not trusted" in r.get("message", "")],
-        "it says why",
-    )
-    assert answer
+def test_a_node_that_waits_says_why(serve, tmp_path, secure):
+    stranger = Authority(tmp_path, "stranger")
+    a = serve(flags=["--redis", secure.tls_url, *trusting(stranger)], ready=False)
+
+    def reasons():
+        try:
+            return json.loads(a.admin("/readyz").body)["reasons"]
+        except OSError:
+            return []
+
+    eventually(lambda: any("is not trusted" in reason["message"] for reason in reasons()), "it says why")
