@@ -238,3 +238,16 @@ def test_a_node_that_waits_says_why(serve, tmp_path, secure):
             return []
 
     eventually(lambda: any("is not trusted" in reason["message"] for reason in reasons()), "it says why")
+
+
+def test_check_says_which_tls_is_spoken_and_what_is_wrong_with_it(authority, secure):
+    def found(*flags):
+        told = json.loads(run("check", "--json", "--redis-probe-timeout-ms", "500", *flags).stdout)
+        return next(finding for finding in told["findings"] if finding["name"].startswith("redis "))
+
+    one = found("--redis", secure.tls_url, *trusting(authority))
+    assert one["level"] == "ok" and "TLSv1_3" in one["seen"], one
+    one = found("--redis", secure.url.replace("redis:", "rediss:"), *trusting(authority))
+    assert one["level"] == "fail" and "redis://" in one["seen"], one
+    one = found("--redis", f"redis://127.0.0.1:{secure.tls_port}")
+    assert one["level"] == "fail" and "rediss://" in one["seen"], one

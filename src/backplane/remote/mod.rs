@@ -44,9 +44,11 @@ use std::time::Duration;
 
 pub use super::resp::Reply;
 pub use address::{Access, Address, Endpoint, Kind, Source, without_password};
+pub(crate) use greeting::{Greeting, Step};
 pub use link::{LinkId, Role};
 pub use options::{AtStart, Degraded, Options};
 pub(super) use outlets::Outlets;
+pub(crate) use refusal::{Grant, explain, explain_junk, explain_silence};
 
 use self::arrivals::Arrival;
 use self::channels::{Channels, Interest};

@@ -5,6 +5,7 @@
 //! when the loop rests, up to a millisecond later: a nap holds the executor.)
 
 mod stream;
+mod survey;
 mod tls;
 
 use std::io;
@@ -16,6 +17,7 @@ use rustix::event::{Timespec, epoll};
 use socket2::Socket;
 
 use self::stream::{Stream, connect_failure, connect_tcp, connect_unix};
+pub use self::survey::{RedisFact, RedisSeen, survey};
 pub(crate) use self::tls::TlsClient;
 use self::tls::TlsStream;
 use super::ring::WakeHandle;

@@ -248,6 +248,7 @@ impl TlsStream {
                 Ok(_) => {}
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => return Ok(false),
+                    io::ErrorKind::Interrupted => {}
                     io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
                         return Err(io::Error::other(self.ended()));
                     }
@@ -289,6 +290,7 @@ impl TlsStream {
             }
             match self.receive() {
                 Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // What was read first counts; the error comes again.
                 Err(_) if filled > 0 => return Ok(filled),
                 Err(error) => return Err(error),
@@ -306,7 +308,8 @@ impl TlsStream {
     fn receive(&mut self) -> io::Result<usize> {
         if std::mem::take(&mut self.is_silent) {
             self.look().inspect_err(|error| {
-                self.is_silent = error.kind() == io::ErrorKind::WouldBlock;
+                let again = [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted];
+                self.is_silent = again.contains(&error.kind());
             })?;
         }
         let count = self.session.read_tls(&mut &self.socket)?;
