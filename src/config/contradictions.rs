@@ -31,6 +31,7 @@ pub(super) fn find_all(
     cores(settings, machine, &mut found);
     limits(settings, machine, &mut found);
     times(settings, &mut found);
+    redis_tls(settings, &mut found);
     servers(settings, &mut found);
     found.mistakes
 }
@@ -340,6 +341,30 @@ fn times(settings: &Settings, found: &mut Found<'_>) {
                 "write drain_deadline_ms = {} or more",
                 needed_ms + u64::from(shard.close_timeout_ms)
             ),
+        );
+    }
+}
+
+fn redis_tls(settings: &Settings, found: &mut Found<'_>) {
+    let tls = &settings.redis_tls;
+    let pair = ["redis_tls_cert_file", "redis_tls_key_file"];
+    if tls.certificate.is_some() != tls.key.is_some() {
+        let problem = match tls.key {
+            None => "a certificate is given without its key",
+            Some(_) => "a key is given without its certificate",
+        };
+        found.add(&pair, problem.into(), "give both, or neither".into());
+    }
+    let speaks_tls = settings
+        .redis
+        .as_ref()
+        .is_some_and(|redis| redis.address.tls);
+    if tls.is_given() && !speaks_tls {
+        found.add(
+            &["redis"],
+            "files or a name for TLS are given, and no URL with TLS".into(),
+            "write rediss://, rediss-sentinel:// or rediss-cluster://, or leave redis_tls_… out"
+                .into(),
         );
     }
 }

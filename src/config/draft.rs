@@ -2,6 +2,7 @@
 
 use crate::backplane::remote;
 use crate::config::capacity;
+use crate::config::redis_tls::RedisTls;
 use crate::config::settings::{Keepalive, Log, LogFormat, Machine, Settings, SocketOptions};
 use crate::protocol::handshake::{Auth, Badge, Cookie, Edge, SameSite};
 use crate::runtime::ring::Descriptors;
@@ -41,6 +42,9 @@ pub struct Draft {
     pub(super) redis_urls: Vec<String>,
     pub(super) redis_password: Option<String>,
     pub(super) redis_password_file: Option<String>,
+    pub(super) redis_tls_ca_file: Option<String>,
+    pub(super) redis_tls_cert_file: Option<String>,
+    pub(super) redis_tls_key_file: Option<String>,
 }
 
 impl Draft {
@@ -72,6 +76,7 @@ impl Draft {
                     user_timeout_ms: 0,
                 },
                 redis: None,
+                redis_tls: RedisTls::default(),
                 drain: drain::Options {
                     delay_ms: 0,
                     window_ms: 0,
@@ -113,6 +118,9 @@ impl Draft {
             redis_urls: Vec::new(),
             redis_password: None,
             redis_password_file: None,
+            redis_tls_ca_file: None,
+            redis_tls_cert_file: None,
+            redis_tls_key_file: None,
         }
     }
 

@@ -58,9 +58,11 @@ use hashbrown::HashMap;
 pub use super::resp::Reply;
 pub use address::{Access, Address, Endpoint, Kind, Source, without_password};
 pub use fleet::Fleet;
+pub(crate) use greeting::{Greeting, Step};
 pub use link::{LinkId, Role};
 pub use options::{AtStart, Degraded, Mode, Options, SERVER_COUNT_MAX};
 pub(super) use outlets::Outlets;
+pub(crate) use refusal::{Grant, explain, explain_junk, explain_silence};
 
 use self::arrivals::Arrival;
 use self::channels::{Channels, Interest};

@@ -1,5 +1,6 @@
 """What the end-to-end tests stand on: the server as a process, a socket that says exactly what it is told, numbers."""
 
+from .authority import Authority
 from .eventually import eventually
 from .frozen import frozen
 from .load import Load, load
@@ -12,6 +13,7 @@ from .server import Server, free_port, run
 from .wire import Closed, Frame, Response, Wire, http_get, raw_exchange
 
 __all__ = [
+    "Authority",
     "Closed",
     "Frame",
     "Load",
