@@ -282,8 +282,18 @@ fn redis(redis: &RedisSnapshot) -> Value {
             "connect_failures": link.failures,
         })
     });
+    let servers = redis.servers.iter().map(|server| {
+        json!({
+            "server": server.server,
+            "ready": server.ready,
+            "subscriptions": server.subscriptions,
+            "buffer_bytes": server.buffer_bytes,
+        })
+    });
     json!({
         "ready": redis.ready,
+        "mode": redis.mode,
+        "servers": servers.collect::<Vec<_>>(),
         "publishing": publishing,
         "subscription": subscription,
         "commands": commands,

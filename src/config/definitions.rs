@@ -598,7 +598,7 @@ const SETTINGS: &[Definition] = &[
         Group::Redis,
         Kind::Choice(&["pubsub", "sharded", "streams"]),
         "pubsub",
-        "How messages travel through Redis: by channels (pubsub), by channels of a cluster's slots (sharded), or kept in a stream for each room, so that a node reads what it has missed (streams). The same on all nodes.",
+        "How messages travel through Redis: by channels (pubsub), by channels that spread the work over a cluster's nodes and want Redis 7.0 (sharded), or kept in a stream for each room, so that a node reads what it has missed (streams). The same on all nodes.",
         |draft, value| {
             draft.redis.mode = match value.text().as_deref() {
                 Some("sharded") => Mode::Sharded,
@@ -644,20 +644,6 @@ const SETTINGS: &[Definition] = &[
         "throng",
         "What all channels begin with: nodes with the same prefix are one server.",
         |draft, value| draft.redis.prefix = value.text().unwrap_or_default(),
-    ),
-    setting(
-        "backplane_mode",
-        Group::Redis,
-        Kind::Choice(&["pubsub", "sharded", "streams"]),
-        "pubsub",
-        "How messages travel through Redis: PUBLISH and SUBSCRIBE (pubsub); SPUBLISH and SSUBSCRIBE, which spread the work over a cluster's nodes and want Redis 7.0 (sharded); a stream for each room, from which a node reads what it missed (streams). The same on all nodes.",
-        |draft, value| {
-            draft.redis.mode = match value.text().as_deref() {
-                Some("sharded") => Mode::Sharded,
-                Some("streams") => Mode::Streams,
-                _ => Mode::Pubsub,
-            }
-        },
     ),
     setting(
         "redis_partitions",

@@ -501,10 +501,10 @@ impl Remote {
                 self.publishing.fail(reason, now, random);
                 self.expected.clear();
                 self.outgoing.rewind();
+                self.return_leaving();
                 if let Some(streams) = &mut self.streams {
                     streams.publishing_lost();
                 }
-                self.return_leaving();
             }
             Role::Subscription => {
                 self.subscription.fail(reason, now, random);
