@@ -166,10 +166,7 @@ fn entry(reply: Reply) -> Option<Entry> {
 }
 
 fn unexpected(command: &str, reply: &Reply) -> String {
-    match reply {
-        Reply::Error(error) => super::super::greeting::explain(error),
-        _ => format!("Redis answers {command} with something else"),
-    }
+    format!("Redis answers {command} with something else: {reply:?}")
 }
 
 #[cfg(test)]

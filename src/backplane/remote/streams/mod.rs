@@ -32,6 +32,7 @@ use self::places::{News, Places, Pushed, Turn};
 use self::retained::Retained;
 use super::link::{Link, Random};
 use super::outgoing::Entry;
+use super::refusal::{Grant, explain};
 use super::wire::{self, Parcel};
 use super::{Effect, Expected, Options, Remote};
 use crate::backplane::ShardSet;
@@ -316,7 +317,7 @@ impl Remote {
             let prefix = &self.options.prefix;
             match turn {
                 Turn::Known { room, ticket } => {
-                    let channel = Self::room_channel(prefix, &room);
+                    let channel = self.naming.channel(&room);
                     let [_, known] = kept::keys(prefix, &channel);
                     let [history, last] = Known::FIELDS.map(str::as_bytes);
                     self.command(&[b"HMGET", &known, history, last], OWN | ticket, now);
@@ -327,7 +328,7 @@ impl Remote {
                     first,
                     count,
                 } => {
-                    let channel = Self::room_channel(prefix, &room);
+                    let channel = self.naming.channel(&room);
                     let [stream, _] = kept::keys(prefix, &channel);
                     let (first, count) = (first.to_string(), count.to_string());
                     let words = [
@@ -362,6 +363,9 @@ impl Remote {
         let Some(streams) = &mut self.streams else {
             return Ok(());
         };
+        if let Some(Reply::Error(error)) = &reply {
+            return Err(explain(error, &Grant::at_redis(&self.options)));
+        }
         match ticket {
             CLOCK_READ => return self.streams_clock_read(reply, now),
             CLOCK_WRITTEN => {
@@ -415,7 +419,6 @@ impl Remote {
                 let text = std::str::from_utf8(text).ok();
                 text.and_then(|text| text.parse().ok()).map(Tick)
             }
-            Some(Reply::Error(error)) => return Err(super::greeting::explain(error)),
             Some(_) => return Err("Redis answers GET with something else".into()),
         };
         streams.clock_read = true;
