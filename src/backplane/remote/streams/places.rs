@@ -610,3 +610,6 @@ enum Doubt {
     /// Redis has lost data since.
     Lost,
 }
+
+#[cfg(test)]
+mod tests;
