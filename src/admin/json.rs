@@ -68,6 +68,7 @@ pub fn connection(info: &ConnectionInfo) -> Value {
         "shard": info.id.core().0,
         "peer": info.peer.to_string(),
         "room": info.room.as_deref(),
+        "user": info.user.as_deref(),
         "state": info.state,
         "opened_ms_ago": info.opened_ms_ago,
         "heard_ms_ago": info.heard_ms_ago,

@@ -25,6 +25,7 @@ mod arrivals;
 mod channels;
 mod greeting;
 mod link;
+mod names;
 pub(super) mod offer;
 mod options;
 mod outgoing;
@@ -431,14 +432,6 @@ impl Remote {
         format!("{}:probe:{:016x}", self.options.prefix, self.node)
     }
 
-    fn room_channel(prefix: &str, room: &str) -> Vec<u8> {
-        let mut channel = Vec::with_capacity(prefix.len() + ROOM_INFIX.len() + room.len());
-        channel.extend_from_slice(prefix.as_bytes());
-        channel.extend_from_slice(ROOM_INFIX.as_bytes());
-        channel.extend_from_slice(room.as_bytes());
-        channel
-    }
-
     /// Moves what may go from the buffer to the publishing link.
     fn send(&mut self, now: Tick) {
         if !self.publishing.is_up() || !self.may_send() {
@@ -448,7 +441,7 @@ impl Remote {
             let Some(entry) = self.outgoing.send_next() else {
                 break;
             };
-            let channel = Self::room_channel(&self.options.prefix, &entry.room);
+            let channel = names::room_channel(&self.options.prefix, &entry.room);
             self.scratch.clear();
             wire::encode_batch(&mut self.scratch, &entry.stamp, &entry.batch);
             self.publishing
@@ -483,7 +476,7 @@ impl Remote {
 
     fn channel_command(&mut self, command: &[u8], rooms: &[RoomName]) {
         let prefix = &self.options.prefix;
-        let channels = rooms.iter().map(|room| Self::room_channel(prefix, room));
+        let channels = rooms.iter().map(|room| names::room_channel(prefix, room));
         let channels: Vec<Vec<u8>> = channels.collect();
         let mut words = vec![command];
         words.extend(channels.iter().map(Vec::as_slice));
@@ -735,9 +728,6 @@ impl Remote {
         assert!(self.publishing.is_up() || self.expected.is_empty());
     }
 }
-
-/// Between the prefix and the room in a channel's name.
-const ROOM_INFIX: &str = ":room:";
 
 /// An entry's place in its sequence.
 struct Stamped {
