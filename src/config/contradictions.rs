@@ -7,6 +7,7 @@ use crate::config::effective::Effective;
 use crate::config::mistake::{Mistake, Source};
 use crate::config::settings::{Machine, Settings};
 use crate::config::value::Value;
+use crate::protocol::handshake::Auth;
 use crate::runtime::ring::Descriptors;
 
 /// A shard's part of `node_bytes_max` at least, bytes: room for its first connections beside what it keeps reserved.
@@ -25,6 +26,7 @@ pub(super) fn find_all(
         mistakes: Vec::new(),
     };
     listeners(settings, &mut found);
+    edge(settings, &mut found);
     cores(settings, machine, &mut found);
     limits(settings, machine, &mut found);
     times(settings, &mut found);
@@ -118,6 +120,21 @@ fn listeners(settings: &Settings, found: &mut Found<'_>) {
                 "set THRONG_ADMIN_KEY or admin_key_file, or write admin = \"127.0.0.1:{}\"",
                 admin.port()
             ),
+        );
+    }
+}
+
+fn edge(settings: &Settings, found: &mut Found<'_>) {
+    let edge = &settings.shard.edge;
+    if !edge.trusted_proxies.is_empty() {
+        return;
+    }
+    let believes = [("auth", edge.auth != Auth::None, "none")];
+    for (key, _, off) in believes.into_iter().filter(|(_, is_on, _)| *is_on) {
+        found.add(
+            &[key, "trusted_proxies"],
+            "nobody is trusted to say it".into(),
+            format!("write the balancers' addresses into trusted_proxies, or {key} = \"{off}\""),
         );
     }
 }

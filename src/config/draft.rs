@@ -3,6 +3,7 @@
 use crate::backplane::remote;
 use crate::config::capacity;
 use crate::config::settings::{Keepalive, Log, LogFormat, Machine, Settings, SocketOptions};
+use crate::protocol::handshake::{Auth, Edge};
 use crate::runtime::ring::Descriptors;
 use crate::shard::HeartbeatMode;
 use crate::{drain, limits, runtime::ring, shard};
@@ -24,6 +25,8 @@ pub struct Draft {
     pub(super) node_bytes_max: Option<u64>,
     pub(super) user_timeout_ms: Option<u32>,
     pub(super) admin_key_file: Option<String>,
+    pub(super) auth_by_header: bool,
+    pub(super) identity_header: String,
     /// What holds if there is a Redis; its address is put in place last.
     pub(super) redis: remote::Options,
     pub(super) redis_url: Option<String>,
@@ -78,6 +81,8 @@ impl Draft {
             node_bytes_max: None,
             user_timeout_ms: None,
             admin_key_file: None,
+            auth_by_header: false,
+            identity_header: String::new(),
             redis: remote::Options::new(remote::Address {
                 endpoint: remote::Endpoint::Unix {
                     path: String::new(),
@@ -96,6 +101,9 @@ impl Draft {
     pub(super) fn finish(mut self, machine: &Machine) -> Settings {
         let redis = self.redis();
         let mut settings = self.settings;
+        if self.auth_by_header {
+            settings.shard.edge.auth = Auth::Header(self.identity_header);
+        }
         let processor_count = match settings.cores.len() {
             0 => machine.processors.len(),
             count => count,
@@ -222,6 +230,7 @@ fn shard_options_empty() -> shard::Options {
         handshake_bytes_max: 0,
         handshake_header_count_max: 0,
         origins: Vec::new(),
+        edge: Edge::default(),
         retry_after_s: 0,
         reconnect_after_ms: 0,
         rooms: Vec::new(),

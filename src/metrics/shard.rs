@@ -11,6 +11,8 @@ pub enum RefusalKind {
     BadRequest,
     /// 403: the `Origin` is not on the allowlist.
     OriginForbidden,
+    /// 403: named a user, and may not.
+    IdentityForbidden,
     /// 404: no such path.
     NotFound,
     /// 405: not `GET`.
@@ -39,9 +41,10 @@ pub enum RefusalKind {
 
 impl RefusalKind {
     /// All kinds, in the order of their discriminants.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::BadRequest,
         Self::OriginForbidden,
+        Self::IdentityForbidden,
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::Timeout,
@@ -61,7 +64,7 @@ impl RefusalKind {
     pub const fn status(self) -> u16 {
         match self {
             Self::BadRequest => 400,
-            Self::OriginForbidden => 403,
+            Self::OriginForbidden | Self::IdentityForbidden => 403,
             Self::NotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::Timeout => 408,
@@ -83,6 +86,7 @@ impl RefusalKind {
         match self {
             Self::BadRequest => "bad_request",
             Self::OriginForbidden => "origin_forbidden",
+            Self::IdentityForbidden => "identity_forbidden",
             Self::NotFound => "not_found",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::Timeout => "timeout",

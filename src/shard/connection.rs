@@ -71,6 +71,9 @@ pub(super) mod flag {
     /// Its address had as many as it may when it was accepted: it reads so, unless one has gone by then.
     pub const ADDRESS_FULL: u16 = 1 << 12;
 
+    /// Its other end is a trusted proxy.
+    pub const FROM_PROXY: u16 = 1 << 13;
+
     /// Any of these, or an outbox, makes a delivery take the slow way.
     pub const SLOW: u16 = SENDING | DIRTY | NO_ECHO;
 }

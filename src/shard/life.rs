@@ -26,16 +26,27 @@ impl Shard {
         // Owed: the socket is there already. Whether it may become a connection is asked at the upgrade.
         self.ledger
             .charge_owed(u32::try_from(CONNECTION_IDLE_BYTES).expect("small"));
-        match self.node.admit_address(peer.ip()) {
-            Some(false) => {}
-            Some(true) => self.connections[index].set(flag::ADDRESS_COUNTED),
-            None => self.connections[index].set(flag::ADDRESS_FULL),
-        }
+        self.count_address(index);
         let may_stay = self.node.count_socket();
         if self.drain.is_cut() {
             self.cut(index, CloseReason::Draining);
         } else if !may_stay {
             self.cut(index, CloseReason::OverBudget); // an answer would take what there is not
+        }
+    }
+
+    /// Counts the socket by its other end's address. A trusted proxy has as many as it likes.
+    fn count_address(&mut self, index: u32) {
+        let connection = &mut self.connections[index];
+        let address = connection.peer().ip();
+        if handshake::is_in(&self.handshake.edge.trusted_proxies, address) {
+            connection.set(flag::FROM_PROXY);
+            return;
+        }
+        match self.node.admit_address(address) {
+            Some(false) => {}
+            Some(true) => connection.set(flag::ADDRESS_COUNTED),
+            None => connection.set(flag::ADDRESS_FULL),
         }
     }
 
@@ -74,9 +85,10 @@ impl Shard {
             };
             match parsed {
                 Ok(Some(request)) => {
-                    let route = self
-                        .admit_address(index)
-                        .and_then(|()| handshake::route(&request, &self.handshake));
+                    let route = self.admit_address(index).and_then(|()| {
+                        let from_proxy = self.connections[index].has(flag::FROM_PROXY);
+                        handshake::route(&request, &self.handshake, from_proxy)
+                    });
                     match route {
                         Ok(route) => self.routed(index, &route),
                         Err(refusal) => self.refuse(index, &refusal),

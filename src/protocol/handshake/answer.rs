@@ -98,7 +98,7 @@ fn push(out: &mut Vec<u8>, parts: &[&str]) {
 const fn phrase(kind: RefusalKind) -> &'static str {
     match kind {
         RefusalKind::BadRequest => "Bad Request",
-        RefusalKind::OriginForbidden => "Forbidden",
+        RefusalKind::OriginForbidden | RefusalKind::IdentityForbidden => "Forbidden",
         RefusalKind::NotFound => "Not Found",
         RefusalKind::MethodNotAllowed => "Method Not Allowed",
         RefusalKind::Timeout => "Request Timeout",
