@@ -220,6 +220,9 @@ impl Shard {
             .flatten()
         {
             self.flush_room(room);
+            if self.connections[index].state != State::Joining {
+                return; // its user is disconnected in this very turn
+            }
         }
         self.counters.upgraded += 1;
         self.connections_open += 1;

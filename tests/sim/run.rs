@@ -221,6 +221,9 @@ impl Run {
             client.leave();
         }
         self.rest();
+        for _ in 0..20 {
+            self.round(Duration::from_millis(2)); // notes for the registry may have waited for the lane
+        }
     }
 
     /// The node stops: whoever is there is told, evenly over the window, and all is over by the deadline.
