@@ -174,7 +174,7 @@ def test_hidden_rooms_are_in_no_list_and_users_are_counted(nodes):
         assert one.metric("throng_node_rooms") == len(one.admin("/v1/rooms").json["rooms"])
         for name in ("%01ann", "%02", "a%01"):
             assert one.admin(f"/v1/rooms/{name}").status == 400
-            assert one.get(f"/rooms/{name}").status == 400
+            assert one.get(f"/rooms/{name}", headers=UPGRADE).status == 400
             assert one.admin(f"/v1/rooms/{name}/publish", "POST", body=b"x").status == 400
     if len(nodes.nodes) == 1:
         assert nodes.nodes[0].metric("throng_node_users") == 2
