@@ -279,6 +279,16 @@ fn limits(settings: &Settings, machine: &Machine, found: &mut Found<'_>) {
             "write fewer, or 0 for no limit".into(),
         );
     }
+    if shard.user_connection_count_max > shard.connection_count_max {
+        found.add(
+            &["user_connection_count_max", "connection_count_max"],
+            format!(
+                "{} connections of one user are more than the node's {}",
+                shard.user_connection_count_max, shard.connection_count_max
+            ),
+            "write fewer, or 0 for no limit".into(),
+        );
+    }
     let descriptors = settings.ring.descriptors;
     let held = capacity::by_files(descriptors, machine.open_files_max, settings.shards);
     if u64::from(shard.connection_count_max) > held && !found.is_auto("connection_count_max") {

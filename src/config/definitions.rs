@@ -243,6 +243,14 @@ const SETTINGS: &[Definition] = &[
         |draft, value| set(&mut draft.settings.shard.address_connection_count_max, value),
     ),
     setting(
+        "user_connection_count_max",
+        Group::NodeLimits,
+        count("connections", any(1, U32_MAX).or_zero("no limit")),
+        "0",
+        "Connections of one user to this node; beyond it an upgrade is answered 429.",
+        |draft, value| set(&mut draft.settings.shard.user_connection_count_max, value),
+    ),
+    setting(
         "room_count_max",
         Group::NodeLimits,
         count("rooms", any(1, 16_777_216)),

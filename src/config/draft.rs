@@ -6,7 +6,7 @@ use crate::config::redis_tls::RedisTls;
 use crate::config::settings::{Keepalive, Log, LogFormat, Machine, Settings, SocketOptions};
 use crate::protocol::handshake::{Auth, Badge, Cookie, Edge, SameSite};
 use crate::runtime::ring::Descriptors;
-use crate::shard::HeartbeatMode;
+use crate::shard::{HeartbeatMode, Presence};
 use crate::{drain, limits, runtime::ring, shard};
 
 /// Probes that the kernel's keepalive sends before it gives a peer up.
@@ -262,6 +262,9 @@ fn shard_options_empty() -> shard::Options {
     shard::Options {
         connection_count_max: 0,
         address_connection_count_max: 0,
+        user_connection_count_max: 0,
+        presence: Presence::Off,
+        presence_refresh_ms: 20_000,
         room_count_max: 0,
         handshakes_per_s_max: 0,
         message_bytes_max: 0,

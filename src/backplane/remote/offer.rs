@@ -179,7 +179,10 @@ impl Backplane {
             Upstream::LeaseReturned { .. } => {
                 debug_assert!(false, "nobody was given a lease");
             }
-            Upstream::ProbeReply { .. } | Upstream::Answer { .. } | Upstream::Drained => {
+            Upstream::ProbeReply { .. }
+            | Upstream::Answer { .. }
+            | Upstream::Presence { .. }
+            | Upstream::Drained => {
                 self.handle_answer(from, envelope, now);
             }
         }
