@@ -90,7 +90,7 @@ impl Exchange {
                     shards.insert(from, info);
                 }
             }
-            (Purpose::Connection { info }, Reply::Connection(found)) => *info = found.map(Box::new),
+            (Purpose::Connection { info }, Reply::Connection(found)) => *info = found,
             (Purpose::Disconnect { found }, Reply::Disconnected(was_there)) => *found = was_there,
             (_, other) => {
                 debug_assert!(false, "an answer to another question: {other:?}");

@@ -68,6 +68,7 @@ pub fn connection(info: &ConnectionInfo) -> Value {
         "shard": info.id.core().0,
         "peer": info.peer.to_string(),
         "room": info.room.as_deref(),
+        "user": info.user.as_deref(),
         "state": info.state,
         "opened_ms_ago": info.opened_ms_ago,
         "heard_ms_ago": info.heard_ms_ago,
@@ -270,7 +271,7 @@ fn backplane(backplane: &BackplaneSnapshot) -> Value {
 }
 
 fn redis(redis: &RedisSnapshot) -> Value {
-    let [publishing, subscription] = redis.links.each_ref().map(|link| {
+    let [publishing, subscription, commands] = redis.links.each_ref().map(|link| {
         json!({
             "up": link.up,
             "connects": link.connects,
@@ -282,6 +283,7 @@ fn redis(redis: &RedisSnapshot) -> Value {
         "ready": redis.ready,
         "publishing": publishing,
         "subscription": subscription,
+        "commands": commands,
         "lag": histogram(&redis.lag),
         "messages_published": redis.messages_published,
         "messages_received": redis.messages_received,

@@ -44,6 +44,7 @@ pub fn batch(
     let opcode = match kind {
         MessageKind::Text => OpCode::Text,
         MessageKind::Binary => OpCode::Binary,
+        MessageKind::Close { .. } => OpCode::Close,
     };
     let mut bytes = Vec::with_capacity(body.len() + crate::limits::SERVER_HEADER_BYTES_MAX);
     let header_bytes = encode_header(&mut bytes, true, opcode, body.len());

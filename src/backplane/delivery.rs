@@ -357,7 +357,10 @@ impl Backplane {
             Upstream::LeaseReturned { room } => {
                 self.change(from, &room, Change::LeaseReturned, plan)
             }
-            Upstream::ProbeReply { .. } | Upstream::Answer { .. } | Upstream::Drained => {
+            Upstream::ProbeReply { .. }
+            | Upstream::Answer { .. }
+            | Upstream::Presence { .. }
+            | Upstream::Drained => {
                 self.handle_answer(from, envelope, now);
             }
         }
@@ -377,6 +380,7 @@ impl Backplane {
                     reply,
                 });
             }
+            Upstream::Presence { .. } => {} // nobody here keeps a registry
             Upstream::Drained => self.actions.push_back(Action::Drained { from }),
             Upstream::Publish { .. }
             | Upstream::Interest { .. }
@@ -463,9 +467,10 @@ impl Plan {
             Upstream::LeaseReturned { room } => {
                 Self::change(table.preview(from, room, Change::LeaseReturned))
             }
-            Upstream::ProbeReply { .. } | Upstream::Answer { .. } | Upstream::Drained => {
-                Self::change(Effect::None)
-            }
+            Upstream::ProbeReply { .. }
+            | Upstream::Answer { .. }
+            | Upstream::Presence { .. }
+            | Upstream::Drained => Self::change(Effect::None),
         }
     }
 

@@ -5,10 +5,12 @@
 #![forbid(unsafe_code)]
 
 mod envelope;
+mod hidden;
 mod lane;
 
 pub use envelope::{
     Batch, BatchMessage, ConnectionId, ConnectionInfo, CoreId, Downstream, DrainOrder, MessageKind,
-    Question, Reply, RoomInfo, RoomName, Upstream,
+    PresenceNote, Question, Reply, RoomInfo, RoomName, Upstream, UserInfo, UserName,
 };
+pub use hidden::{EVERYBODY, Hidden, hidden, is_user_name, user_room};
 pub use lane::{Bell, LaneFull, LaneReader, LaneWriter, lane};

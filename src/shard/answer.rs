@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use super::Shard;
 use super::connection::State;
 use super::room::{Room, RoomIndex};
-use crate::bus::{ConnectionInfo, Question, Reply, RoomInfo, RoomName, Upstream};
+use crate::bus::{
+    ConnectionInfo, PresenceNote, Question, Reply, RoomInfo, RoomName, Upstream, UserInfo,
+    UserName, user_room,
+};
 use crate::metrics::{ShardGauges, ShardSnapshot};
 use crate::protocol::CloseReason;
 use crate::time::{Tick, elapsed_ms};
@@ -41,10 +44,19 @@ impl Shard {
                     .filter(|room| !room.members.is_empty())
                     .map(|room| self.room_info(room, *member_count_max as usize)),
             ),
+            Question::Users {
+                users,
+                connection_count_max,
+            } => Reply::Users(
+                users
+                    .iter()
+                    .map(|user| self.user_info(user, *connection_count_max as usize))
+                    .collect(),
+            ),
             Question::Connection { id } => Reply::Connection(
                 self.connections
                     .find(self.core, *id)
-                    .map(|index| self.connection_info(index)),
+                    .map(|index| Box::new(self.connection_info(index))),
             ),
             Question::Disconnect { id } => {
                 let found = self.connections.find(self.core, *id);
@@ -125,6 +137,39 @@ impl Shard {
             .collect()
     }
 
+    fn user_info(&self, user: &UserName, connection_count_max: usize) -> UserInfo {
+        let members = self
+            .rooms
+            .find(&user_room(user))
+            .map_or(&[][..], |index| &self.rooms[index].members);
+        let open = members
+            .iter()
+            .filter(|&&index| self.connections[index].state == State::Open);
+        UserInfo {
+            user: UserName::clone(user),
+            connection_count: u32::try_from(open.clone().count())
+                .expect("bounded by the connections"),
+            connections: open
+                .take(connection_count_max)
+                .map(|&index| self.presence_note(index, Some(user), false))
+                .collect(),
+        }
+    }
+
+    /// What there is to be told of a connection that is in a room.
+    fn presence_note(&self, index: u32, user: Option<&UserName>, is_gone: bool) -> PresenceNote {
+        let connection = &self.connections[index];
+        let now_ms = self.now.ms32();
+        PresenceNote {
+            id: self.connections.id(self.core, index),
+            user: user.cloned(),
+            room: RoomName::clone(&self.rooms[connection.room].name),
+            since_ms_ago: u64::from(elapsed_ms(now_ms, connection.opened_ms)),
+            heard_ms_ago: u64::from(elapsed_ms(now_ms, connection.heard_ms)),
+            is_gone,
+        }
+    }
+
     fn room_info(&self, room: &Room, member_count_max: usize) -> RoomInfo {
         RoomInfo {
             room: RoomName::clone(&room.name),
@@ -148,6 +193,7 @@ impl Shard {
             peer: connection.peer(),
             room: (connection.room != RoomIndex::NONE)
                 .then(|| RoomName::clone(&self.rooms[connection.room].name)),
+            user: None,
             state: connection.state.label(),
             opened_ms_ago: u64::from(elapsed_ms(now_ms, connection.opened_ms)),
             heard_ms_ago: u64::from(elapsed_ms(now_ms, connection.heard_ms)),

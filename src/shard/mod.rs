@@ -413,6 +413,7 @@ impl Shard {
             Downstream::LeaseRevoke { room } => self.lease_revoked(room),
             Downstream::Gap { room, missed } => self.gap(&room, missed),
             Downstream::Refused { batch, local } => self.publishes_refused(&batch, local),
+            Downstream::Announce { .. } => {} // it tells of none
             Downstream::Probe { sequence } => self.forward(Upstream::ProbeReply { sequence }, 0),
             Downstream::Ask { request, question } => self.asked(request, &question),
             Downstream::Drain(order) => self.drain_ordered(order),

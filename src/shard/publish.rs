@@ -83,6 +83,7 @@ impl Shard {
         let opcode = match kind {
             MessageKind::Text => OpCode::Text,
             MessageKind::Binary => OpCode::Binary,
+            MessageKind::Close { .. } => OpCode::Close,
         };
         let header_bytes = encode_header(&mut gathered.bytes, true, opcode, payload.len());
         match *payload {

@@ -377,6 +377,7 @@ fn a_connection_is_asked_of_its_own_shard_only() {
         id,
         peer: "127.0.0.1:9".parse().unwrap(),
         room: Some("r".into()),
+        user: None,
         state: "open",
         opened_ms_ago: 1,
         heard_ms_ago: 2,
@@ -385,7 +386,12 @@ fn a_connection_is_asked_of_its_own_shard_only() {
         missed_untold: 5,
         closing: None,
     };
-    admin.handle_reply(CoreId(1), exchange, Reply::Connection(Some(info)), Tick(0));
+    admin.handle_reply(
+        CoreId(1),
+        exchange,
+        Reply::Connection(Some(Box::new(info))),
+        Tick(0),
+    );
     let (_, answer) = admin.poll_answer().unwrap();
     assert_eq!(parsed(&answer)["id"], "0100000200000003");
     assert_eq!(parsed(&answer)["room"], "r");

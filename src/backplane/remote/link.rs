@@ -24,17 +24,19 @@ const REST_MS_MAX: u64 = 5_000;
 const SHOWN_BYTES_MAX: usize = 60;
 
 /// What a link is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
     /// PUBLISH.
     Publishing,
     /// SUBSCRIBE, UNSUBSCRIBE, and what is published.
     Subscription,
+    /// Questions and their answers: nothing that a message waits behind.
+    Commands,
 }
 
 impl Role {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Publishing, Self::Subscription];
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Publishing, Self::Subscription, Self::Commands];
 
     /// The name in metrics, answers and logs.
     #[must_use]
@@ -42,8 +44,18 @@ impl Role {
         match self {
             Self::Publishing => "publishing",
             Self::Subscription => "subscription",
+            Self::Commands => "commands",
         }
     }
+}
+
+/// One of the connections to one of the servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LinkId {
+    /// The server: its place among all of them.
+    pub server: u16,
+    /// What the link is for.
+    pub role: Role,
 }
 
 #[derive(Debug)]

@@ -23,27 +23,33 @@
 mod address;
 mod arrivals;
 mod channels;
+mod commands;
+mod deadlines;
 mod greeting;
 mod link;
+mod names;
 pub(super) mod offer;
 mod options;
 mod outgoing;
 mod outlets;
 mod pulse;
 mod replies;
+mod shell;
 pub mod wire;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use super::resp::Reply;
 pub use address::{Address, Endpoint, without_password};
-pub use link::Role;
+pub use link::{LinkId, Role};
 pub use options::{AtStart, Degraded, Options};
 pub(super) use outlets::Outlets;
 
 use self::arrivals::Arrival;
 use self::channels::{Channels, Interest};
+use self::commands::Asked;
 use self::link::{Link, Random};
 use self::outgoing::{Entry, Outgoing};
 use self::pulse::Pulse;
@@ -99,15 +105,27 @@ pub enum Effect {
         /// Members on this node got them.
         local: bool,
     },
+    /// What became of a command that was given with [`Remote::command`].
+    Answered {
+        /// Its number.
+        ticket: u64,
+        /// The answer; `None`: the link was lost first, and nobody knows whether it was carried out.
+        reply: Option<Reply>,
+    },
 }
 
 /// Work for the shell's sockets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LinkOrder {
     /// Connect, and say `connected` or `failed`.
-    Connect(Role),
+    Connect {
+        /// The link.
+        link: LinkId,
+        /// Where to.
+        address: Address,
+    },
     /// Close the socket, if there is one; its news are not wanted any more.
-    Close(Role),
+    Close(LinkId),
     /// Redis cannot be used at the start, and the node is not to wait for it.
     Fatal(String),
 }
@@ -148,11 +166,16 @@ enum Expected {
 #[derive(Debug)]
 pub struct Remote {
     options: Options,
+    /// Which of the servers it is.
+    server: u16,
     /// Names this process to the others.
     node: u64,
     random: Random,
     publishing: Link,
     subscription: Link,
+    commands: Link,
+    /// What the commands link owes an answer to, oldest first.
+    asked: VecDeque<Asked>,
     outgoing: Outgoing,
     /// Answers that the publishing link owes, and when each was asked for.
     expected: VecDeque<(Expected, Tick)>,
@@ -174,13 +197,16 @@ pub struct Remote {
 impl Remote {
     /// A backplane whose links are to be connected. `seed` is its only source of randomness.
     #[must_use]
-    pub fn new(options: Options, seed: u64, now: Tick) -> Self {
+    pub fn new(options: Options, server: u16, seed: u64, now: Tick) -> Self {
         let mut random = Random::new(seed);
         let node = random.up_to(u64::MAX - 1);
         Self {
+            server,
             node,
             publishing: Link::new(Role::Publishing, now),
             subscription: Link::new(Role::Subscription, now),
+            commands: Link::new(Role::Commands, now),
+            asked: VecDeque::new(),
             outgoing: Outgoing::new(node, seed),
             expected: VecDeque::new(),
             channels: Channels::new(&options, seed),
@@ -329,18 +355,13 @@ impl Remote {
 
     // --- the links' side --------------------------------------------------------------------------------------------
 
-    /// Where Redis is.
-    #[must_use]
-    pub fn address(&self) -> &Address {
-        &self.options.address
-    }
-
     /// The socket that [`LinkOrder::Connect`] asked for is connected.
     pub fn connected(&mut self, role: Role, now: Tick) {
         let options = &self.options;
         match role {
             Role::Publishing => self.publishing.connected(options, now),
             Role::Subscription => self.subscription.connected(options, now),
+            Role::Commands => self.commands.connected(options, now),
         }
     }
 
@@ -364,10 +385,16 @@ impl Remote {
         }
     }
 
+    fn id(&self, role: Role) -> LinkId {
+        let server = self.server;
+        LinkId { server, role }
+    }
+
     fn link(&self, role: Role) -> &Link {
         match role {
             Role::Publishing => &self.publishing,
             Role::Subscription => &self.subscription,
+            Role::Commands => &self.commands,
         }
     }
 
@@ -375,6 +402,7 @@ impl Remote {
         match role {
             Role::Publishing => &mut self.publishing,
             Role::Subscription => &mut self.subscription,
+            Role::Commands => &mut self.commands,
         }
     }
 
@@ -399,9 +427,13 @@ impl Remote {
                 self.probe_stands = false;
                 self.channels.lose();
             }
+            Role::Commands => self.commands_lost(reason, now),
+        }
+        self.orders.push_back(LinkOrder::Close(self.id(role)));
+        if role == Role::Commands {
+            return;
         }
         self.pulse.lost();
-        self.orders.push_back(LinkOrder::Close(role));
         if was_up && self.options.degraded == Degraded::Local {
             // What would have come back through Redis, and now may not, or much later. (What was published since a link
             // was lost was delivered as it came.)
@@ -424,19 +456,12 @@ impl Remote {
                 self.asked_at = now;
                 self.ask(now);
             }
+            Role::Commands => self.commands.proven(),
         }
     }
 
     fn probe_channel(&self) -> String {
         format!("{}:probe:{:016x}", self.options.prefix, self.node)
-    }
-
-    fn room_channel(prefix: &str, room: &str) -> Vec<u8> {
-        let mut channel = Vec::with_capacity(prefix.len() + ROOM_INFIX.len() + room.len());
-        channel.extend_from_slice(prefix.as_bytes());
-        channel.extend_from_slice(ROOM_INFIX.as_bytes());
-        channel.extend_from_slice(room.as_bytes());
-        channel
     }
 
     /// Moves what may go from the buffer to the publishing link.
@@ -448,7 +473,7 @@ impl Remote {
             let Some(entry) = self.outgoing.send_next() else {
                 break;
             };
-            let channel = Self::room_channel(&self.options.prefix, &entry.room);
+            let channel = names::room_channel(&self.options.prefix, &entry.room);
             self.scratch.clear();
             wire::encode_batch(&mut self.scratch, &entry.stamp, &entry.batch);
             self.publishing
@@ -483,151 +508,11 @@ impl Remote {
 
     fn channel_command(&mut self, command: &[u8], rooms: &[RoomName]) {
         let prefix = &self.options.prefix;
-        let channels = rooms.iter().map(|room| Self::room_channel(prefix, room));
+        let channels = rooms.iter().map(|room| names::room_channel(prefix, room));
         let channels: Vec<Vec<u8>> = channels.collect();
         let mut words = vec![command];
         words.extend(channels.iter().map(Vec::as_slice));
         self.subscription.command(&words);
-    }
-
-    // --- time -------------------------------------------------------------------------------------------------------
-
-    /// Does what is due by time.
-    pub fn handle_deadline(&mut self, now: Tick) {
-        let timeout = self.timeout();
-        // Judged together: the failure of one takes the probe along that tells of the other.
-        let overdue = Role::ALL.map(|role| self.overdue(role, timeout, now));
-        for (role, overdue) in Role::ALL.into_iter().zip(overdue) {
-            if let Some(reason) = overdue {
-                self.link_failed(role, reason, now);
-            }
-            if self.closing.is_none() && self.link_mut(role).begin(now) {
-                self.orders.push_back(LinkOrder::Connect(role));
-            }
-        }
-        self.probe(now);
-        self.ask(now);
-        let left = self.channels.take_left(now);
-        if !left.is_empty() && self.subscription.is_up() {
-            self.counts.commands_unsubscribe += 1;
-            self.channel_command(b"UNSUBSCRIBE", &left);
-        }
-        while let Some((room, shards)) = self.channels.take_overdue(now) {
-            self.counts.joins_refused += 1;
-            self.effects.push_back(Effect::JoinRefused { room, shards });
-        }
-        if !self.publishing.is_up() || !self.may_send() {
-            let age = Duration::from_millis(u64::from(self.options.buffer_age_ms));
-            let limit = Tick(now.0.saturating_sub(age.as_micros() as u64));
-            while let Some(entry) = self.outgoing.expire(limit) {
-                let local = self.options.degraded == Degraded::Local;
-                self.refuse(entry.from, &entry.batch, local);
-            }
-        }
-        self.outgoing.forget_idle(now);
-        self.send(now);
-        self.close_progress();
-    }
-
-    fn timeout(&self) -> Duration {
-        Duration::from_millis(u64::from(self.options.probe_timeout_ms))
-    }
-
-    /// Why a link is to be given up now.
-    fn overdue(&self, role: Role, timeout: Duration, now: Tick) -> Option<String> {
-        let link = self.link(role);
-        if let Some(reason) = link.overdue(&self.options.address, timeout, now) {
-            return Some(reason);
-        }
-        let since = link.up_since()?;
-        let ms = timeout.as_millis();
-        let late = |asked: Tick| asked.max(link.heard()).max(since).after(timeout) <= now;
-        match role {
-            Role::Publishing => {
-                let (_, asked) = self.expected.front()?;
-                late(*asked)
-                    .then(|| format!("Redis does not acknowledge what it is sent within {ms} ms"))
-            }
-            Role::Subscription => {
-                let due = self.channels.has_asked() || !self.probe_stands;
-                if due && late(self.asked_at) {
-                    return Some(format!("Redis does not answer SUBSCRIBE within {ms} ms"));
-                }
-                let probe = self.pulse.overdue(now)?;
-                Some(format!(
-                    "a probe was published {} ms ago and has not come back",
-                    now.since(probe) / 1_000
-                ))
-            }
-        }
-    }
-
-    /// Publishes a probe if it is time for one.
-    fn probe(&mut self, now: Tick) {
-        let Some(number) = self.pulse.take_due(self.probe_ready(), self.heard(), now) else {
-            return;
-        };
-        let channel = self.probe_channel();
-        self.scratch.clear();
-        let stamp = wire::Stamp {
-            node: self.node,
-            epoch: 0,
-            sequence: number,
-            sent: now,
-        };
-        wire::encode_probe(&mut self.scratch, &stamp);
-        self.publishing
-            .command(&[b"PUBLISH", channel.as_bytes(), &self.scratch]);
-        self.expected.push_back((Expected::Probe, now));
-        self.counts.commands_publish += 1;
-        self.counts.probes += 1;
-    }
-
-    fn probe_ready(&self) -> bool {
-        self.publishing.is_up()
-            && self.probe_stands
-            && self.channels.is_settled()
-            && self.closing.is_none()
-    }
-
-    /// When the link that was silent for longer was heard last.
-    fn heard(&self) -> Tick {
-        self.subscription.heard().min(self.publishing.heard())
-    }
-
-    /// When [`Self::output`] of the link has something to write.
-    #[must_use]
-    pub fn flush_deadline(&self, role: Role) -> Option<Tick> {
-        self.link(role).flush_deadline()
-    }
-
-    /// When [`Self::handle_deadline`] has something to do.
-    #[must_use]
-    pub fn next_deadline(&self) -> Option<Tick> {
-        let timeout = self.timeout();
-        let expected = self.expected.front();
-        let answer =
-            expected.map(|(_, asked)| (*asked).max(self.publishing.heard()).after(timeout));
-        let due = self.subscription.is_up() && (self.channels.has_asked() || !self.probe_stands);
-        let subscribed = due.then(|| self.asked_at.max(self.subscription.heard()).after(timeout));
-        let age = Duration::from_millis(u64::from(self.options.buffer_age_ms) + 1);
-        let stuck = !self.publishing.is_up() || !self.may_send();
-        let expires = self.outgoing.oldest_unsent().filter(|_| stuck);
-        let may_ask = self.subscription.is_up() && self.closing.is_none();
-        [
-            self.publishing.deadline(timeout),
-            self.subscription.deadline(timeout),
-            answer,
-            subscribed,
-            self.pulse.deadline(self.probe_ready(), self.heard()),
-            self.channels.deadline(may_ask),
-            expires.map(|taken| taken.after(age)),
-            self.outgoing.idle_deadline(),
-            self.closing,
-        ]
-        .into_iter()
-        .flatten()
-        .min()
     }
 
     // --- what comes out ---------------------------------------------------------------------------------------------
@@ -674,7 +559,7 @@ impl Remote {
     #[must_use]
     pub fn snapshot(&self, now: Tick) -> RedisSnapshot {
         RedisSnapshot {
-            links: [self.publishing.snapshot(), self.subscription.snapshot()],
+            links: Role::ALL.map(|role| self.link(role).snapshot()),
             ready: self.publishing.trouble().is_none() && self.subscription.trouble().is_none(),
             buffer_bytes: self.outgoing.bytes(),
             buffer_age_us: self.outgoing.oldest().map_or(0, |taken| now.since(taken)),
@@ -711,7 +596,8 @@ impl Remote {
     #[must_use]
     pub fn is_closed(&self, now: Tick) -> bool {
         let left = self.publishing.is_up() && !self.expected.is_empty()
-            || self.subscription.is_up() && self.channels.standing_count() > 0;
+            || self.subscription.is_up() && self.channels.standing_count() > 0
+            || self.commands.is_up() && !self.asked.is_empty();
         self.closing.is_some_and(|until| !left || until <= now)
     }
 
@@ -719,7 +605,8 @@ impl Remote {
         let nothing_left = self.expected.is_empty() && !self.outgoing.has_unsent();
         if self.closing.is_some() && nothing_left && self.publishing.is_up() {
             self.publishing.close();
-            self.orders.push_back(LinkOrder::Close(Role::Publishing));
+            let link = self.id(Role::Publishing);
+            self.orders.push_back(LinkOrder::Close(link));
         }
     }
 
@@ -735,9 +622,6 @@ impl Remote {
         assert!(self.publishing.is_up() || self.expected.is_empty());
     }
 }
-
-/// Between the prefix and the room in a channel's name.
-const ROOM_INFIX: &str = ":room:";
 
 /// An entry's place in its sequence.
 struct Stamped {

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::arrivals::Arrival;
 use super::link::Wants;
+use super::names::room_of;
 use super::wire::{self, Parcel, Stamp};
-use super::{Degraded, Expected, ROOM_INFIX, Remote, Role};
+use super::{Degraded, Expected, Remote, Role};
 use crate::backplane::resp::Reply;
 use crate::time::Tick;
 
@@ -19,6 +20,7 @@ impl Remote {
         }
         match role {
             Role::Publishing => self.send(now),
+            Role::Commands => return,
             Role::Subscription => {
                 self.ask(now);
                 if self.options.degraded == Degraded::Refuse {
@@ -36,6 +38,7 @@ impl Remote {
             let link = match role {
                 Role::Publishing => &mut self.publishing,
                 Role::Subscription => &mut self.subscription,
+                Role::Commands => &mut self.commands,
             };
             if !link.is_up() {
                 if link.greet(&reply, &self.options, now)? == Wants::Ready {
@@ -44,6 +47,7 @@ impl Remote {
                 continue;
             }
             match (role, reply) {
+                (Role::Commands, reply) => self.answered(reply)?,
                 (_, Reply::Error(error)) => return Err(super::greeting::explain(&error)),
                 (Role::Publishing, Reply::Number(_)) => self.acknowledged()?,
                 (Role::Subscription, Reply::Message { channel, payload }) => {
@@ -79,7 +83,7 @@ impl Remote {
             self.probe_stands |= channel == self.probe_channel().as_bytes();
             return;
         };
-        let Some(stood) = self.channels.stand(room, now) else {
+        let Some(stood) = self.channels.stand(&room, now) else {
             return;
         };
         if stood.was_lost {
@@ -100,7 +104,7 @@ impl Remote {
             (Ok(Parcel::Messages { stamp, count, body }), Some(room)) => {
                 self.counts.batches_received += 1;
                 self.counts.messages_received += u64::from(count);
-                self.messages(room, &stamp, count, body, now);
+                self.messages(&room, &stamp, count, body, now);
             }
             (Ok(Parcel::Probe(stamp)), None) if stamp.node == self.node => {
                 if self.pulse.returned(stamp.sequence) {
@@ -136,7 +140,7 @@ impl Remote {
             return;
         }
         // Read before it counts as seen: what cannot be read is a hole, and told as one with the next.
-        let Ok(batch) = wire::decode_batch(body, count, own, published) else {
+        let Ok(batch) = wire::decode_batch(&room, body, count, own, published) else {
             self.counts.malformed += 1;
             return;
         };
@@ -150,11 +154,4 @@ impl Remote {
             }
         }
     }
-}
-
-/// The room whose channel it is.
-fn room_of<'a>(prefix: &str, channel: &'a [u8]) -> Option<&'a str> {
-    let rest = channel.strip_prefix(prefix.as_bytes())?;
-    let room = rest.strip_prefix(ROOM_INFIX.as_bytes())?;
-    std::str::from_utf8(room).ok()
 }
