@@ -11,11 +11,13 @@ pub mod names;
 mod node;
 mod process;
 mod redis;
+mod registry;
 mod shard;
 
 pub use backplane::BackplaneSnapshot;
 pub use histogram::Log2Histogram;
 pub use node::{NodeSnapshot, ShardLanes, ShardReport};
 pub use process::{ProcessSnapshot, TcpSnapshot};
+pub use registry::RegistrySnapshot;
 pub use redis::{RedisLinkSnapshot, RedisSnapshot};
 pub use shard::{DropPolicy, RefusalKind, RingCounters, ShardCounters, ShardGauges, ShardSnapshot};
