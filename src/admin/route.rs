@@ -5,8 +5,8 @@ use std::sync::Arc;
 use percent_encoding::percent_decode_str;
 
 use super::Answer;
-use crate::bus::{ConnectionId, MessageKind, RoomName};
-use crate::limits::ROOM_NAME_BYTES_MAX;
+use crate::bus::{ConnectionId, MessageKind, RoomName, UserName, is_user_name};
+use crate::limits::{ROOM_NAME_BYTES_MAX, USER_NAME_BYTES_MAX};
 
 /// Rooms or members in one answer, when the query does not say.
 const LIMIT_DEFAULT: u32 = 100;
@@ -32,6 +32,15 @@ pub enum Route {
         room: RoomName,
         kind: Option<MessageKind>,
     },
+    /// The users are in the body.
+    Online {
+        with_nodes: bool,
+    },
+    User {
+        user: UserName,
+        connection_count_max: u32,
+    },
+    Cluster,
     Connection {
         id: ConnectionId,
     },
@@ -64,6 +73,14 @@ pub fn route(method: &str, path: &str, query: &str) -> Result<Route, Answer> {
             "POST" => route_publish(room, query),
             _ => Err(Answer::method_not_allowed("POST")),
         },
+        ["v1", "users", "online"] if method == "POST" => route_online(query),
+        ["v1", "users", user] => match method {
+            "GET" => route_user(user, query),
+            _ => Err(Answer::method_not_allowed("GET, HEAD")),
+        },
+        ["v1", "cluster"] => get(method)
+            .and_then(|()| no_parameters(query))
+            .map(|()| Route::Cluster),
         ["v1", "connections", id] => match method {
             "GET" => Ok(Route::Connection {
                 id: connection_id(id, query)?,
@@ -76,8 +93,8 @@ pub fn route(method: &str, path: &str, query: &str) -> Result<Route, Answer> {
         _ => Err(Answer::error(
             404,
             "not_found",
-            "there are /livez, /readyz, /metrics, /v1/stats, /v1/rooms, /v1/rooms/{room}, /v1/rooms/{room}/publish \
-             and /v1/connections/{id}",
+            "there are /livez, /readyz, /metrics, /v1/stats, /v1/rooms, /v1/rooms/{room}, /v1/rooms/{room}/publish, \
+             /v1/users/online, /v1/users/{id}, /v1/cluster and /v1/connections/{id}",
         )),
     }
 }
@@ -124,6 +141,39 @@ fn route_publish(room: &str, query: &str) -> Result<Route, Answer> {
         room: room_name(room)?,
         kind,
     })
+}
+
+fn route_online(query: &str) -> Result<Route, Answer> {
+    let [nodes] = parameters(query, ["nodes"])?;
+    let with_nodes = match nodes.as_deref() {
+        None | Some("0") => false,
+        Some("1") => true,
+        Some(_) => return Err(Answer::error(400, "query_invalid", "`nodes` is 0 or 1")),
+    };
+    Ok(Route::Online { with_nodes })
+}
+
+fn route_user(user: &str, query: &str) -> Result<Route, Answer> {
+    let [limit] = parameters(query, ["limit"])?;
+    Ok(Route::User {
+        user: user_name(user)?.into(),
+        connection_count_max: limit_of(limit, 1)?,
+    })
+}
+
+/// The rules of the client port hold: [`UserName`].
+fn user_name(segment: &str) -> Result<String, Answer> {
+    let invalid = |message: &str| Answer::error(400, "user_invalid", message);
+    let name = decoded(segment).ok_or_else(|| {
+        invalid("a user's id in a path is percent-encoded UTF-8; write `%` as %25")
+    })?;
+    if is_user_name(&name) {
+        Ok(name)
+    } else {
+        let message =
+            format!("a user's id has 1 to {USER_NAME_BYTES_MAX} bytes and no control characters");
+        Err(invalid(&message))
+    }
 }
 
 fn connection_id(id: &str, query: &str) -> Result<ConnectionId, Answer> {

@@ -1,7 +1,7 @@
 //! The registry beside the backplane: notes of shards into it, its commands to Redis, answers back, announcements out.
 
-use super::registry::{Options, Registry};
 use super::Backplane;
+use super::registry::{Options, Registry};
 use crate::bus::{ClusterQuestion, ClusterReply, CoreId, Downstream, PresenceNote};
 use crate::metrics::RegistrySnapshot;
 use crate::time::Tick;
@@ -71,7 +71,7 @@ impl Backplane {
         let Some(mut registry) = self.registry.take() else {
             return;
         };
-        if registry.next_deadline() <= now {
+        if registry.next_deadline().is_some_and(|due| due <= now) {
             registry.handle_deadline(now);
         }
         loop {
@@ -94,8 +94,7 @@ impl Backplane {
     }
 
     pub(super) fn next_deadline_registry(&self) -> Option<Tick> {
-        let registry = self.registry.as_ref()?;
-        Some(registry.next_deadline())
+        self.registry.as_ref()?.next_deadline()
     }
 
     pub(super) fn snapshot_registry(&self, now: Tick) -> RegistrySnapshot {

@@ -1,5 +1,6 @@
 //! Every setting, once. Flags, variables, file keys, `throng config` and the reference all derive from this table.
 
+use crate::backplane::registry::Kept;
 use crate::backplane::remote::{Address, AtStart, Degraded, without_password};
 use crate::config::draft::Draft;
 use crate::config::group::Group;
@@ -641,6 +642,36 @@ pub static DEFINITIONS: &[Definition] = &[
         "3s",
         "From a probe, a command or a connection attempt to giving the link up.",
         |draft, value| set(&mut draft.redis.probe_timeout_ms, value),
+    ),
+    setting(
+        "registry",
+        Group::Redis,
+        Kind::Choice(&["off", "users", "all"]),
+        "users",
+        "Which connections are written to Redis, so that every node knows of them: none (off), those of users, or all.",
+        |draft, value| {
+            draft.registry.kept = match value.text().as_deref() {
+                Some("off") => Kept::Off,
+                Some("all") => Kept::All,
+                _ => Kept::Users,
+            }
+        },
+    ),
+    setting(
+        "registry_ttl_ms",
+        Group::Redis,
+        ms(any(1_000, HOUR_MS)),
+        "90s",
+        "How long a connection's entry in Redis lives; each is written again three times in that time. A dead node's are gone by then at the latest.",
+        |draft, value| set(&mut draft.registry.ttl_ms, value),
+    ),
+    setting(
+        "cluster_interval_ms",
+        Group::Redis,
+        ms(any(100, 60_000)),
+        "2s",
+        "How often this node tells the others of its state. Three times that without a word is silence.",
+        |draft, value| set(&mut draft.registry.interval_ms, value),
     ),
     setting(
         "drain_delay_ms",

@@ -1,6 +1,6 @@
 //! Values on their way to [`Settings`]: what was given is put in place, then `auto` is worked out for this machine.
 
-use crate::backplane::remote;
+use crate::backplane::{registry, remote};
 use crate::config::capacity;
 use crate::config::settings::{Keepalive, Log, LogFormat, Machine, Settings, SocketOptions};
 use crate::runtime::ring::Descriptors;
@@ -26,6 +26,7 @@ pub struct Draft {
     pub(super) admin_key_file: Option<String>,
     /// What holds if there is a Redis; its address is put in place last.
     pub(super) redis: remote::Options,
+    pub(super) registry: registry::Options,
     pub(super) redis_url: Option<String>,
     pub(super) redis_password: Option<String>,
     pub(super) redis_password_file: Option<String>,
@@ -60,6 +61,7 @@ impl Draft {
                     user_timeout_ms: 0,
                 },
                 redis: None,
+                registry: registry::Options::new(String::new()),
                 drain: drain::Options {
                     delay_ms: 0,
                     window_ms: 0,
@@ -86,6 +88,7 @@ impl Draft {
                 password: None,
                 database: 0,
             }),
+            registry: registry::Options::new(String::new()),
             redis_url: None,
             redis_password: None,
             redis_password_file: None,
@@ -95,6 +98,7 @@ impl Draft {
     /// Works out what is `auto`, for `machine`.
     pub(super) fn finish(mut self, machine: &Machine) -> Settings {
         let redis = self.redis();
+        let prefix = self.redis.prefix.clone();
         let mut settings = self.settings;
         let processor_count = match settings.cores.len() {
             0 => machine.processors.len(),
@@ -150,6 +154,11 @@ impl Draft {
             client_name: format!("throng-{}", settings.node_id),
             ..redis
         });
+        settings.registry = registry::Options {
+            node_id: settings.node_id.clone(),
+            prefix,
+            ..self.registry
+        };
         settings.shard.join_timeout_ms = settings
             .redis
             .as_ref()
@@ -166,6 +175,7 @@ impl Draft {
         let message_bytes = self.settings.shard.message_bytes_max as usize;
         Some(remote::Options {
             address,
+            commands: true,
             reply_bytes_max: REPLY_BYTES_MAX.max(2 * message_bytes),
             ..self.redis.clone()
         })

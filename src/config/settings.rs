@@ -28,6 +28,8 @@ pub struct Settings {
     pub socket: SocketOptions,
     /// The Redis that makes this node one of several, if there is one.
     pub redis: Option<crate::backplane::remote::Options>,
+    /// Who is connected where, kept at that Redis.
+    pub registry: crate::backplane::registry::Options,
     /// How the node stops.
     pub drain: drain::Options,
     /// What is logged.
@@ -48,6 +50,7 @@ impl fmt::Debug for Settings {
             .field("ring", &self.ring)
             .field("socket", &self.socket)
             .field("redis", &self.redis)
+            .field("registry", &self.registry)
             .field("drain", &self.drain)
             .field("log", &self.log)
             .finish()

@@ -19,6 +19,8 @@ pub struct BackplaneSnapshot {
     pub stalls: u64,
     /// Rooms with members.
     pub rooms: u64,
+    /// Users with a connection.
+    pub users: u64,
     /// Those of them that their only shard orders itself.
     pub rooms_leased: u64,
     /// Lanes that wait now.

@@ -18,6 +18,6 @@ pub use backplane::BackplaneSnapshot;
 pub use histogram::Log2Histogram;
 pub use node::{NodeSnapshot, ShardLanes, ShardReport};
 pub use process::{ProcessSnapshot, TcpSnapshot};
-pub use registry::RegistrySnapshot;
 pub use redis::{RedisLinkSnapshot, RedisSnapshot};
+pub use registry::RegistrySnapshot;
 pub use shard::{DropPolicy, RefusalKind, RingCounters, ShardCounters, ShardGauges, ShardSnapshot};

@@ -91,6 +91,12 @@ impl NodeSnapshot {
         }
     }
 
+    /// Users with a connection, each once. A shard that is alone tells the backplane of none, and knows them all.
+    #[must_use]
+    pub fn users(&self) -> u64 {
+        self.backplane.users
+    }
+
     /// Bytes charged on all shards over the node's budget; 0 without a budget.
     #[must_use]
     #[allow(clippy::cast_precision_loss)] // a ratio for people

@@ -31,15 +31,22 @@ pub enum Asked {
     Roll,
     State,
     /// The next step of removing what a dead node has left.
-    Reap { run: u64 },
+    Reap {
+        run: u64,
+    },
     /// One of its connections.
-    ReapForget { run: u64 },
+    ReapForget {
+        run: u64,
+    },
     /// Its name is taken off the roll.
     ReapEnd,
     /// This node's own hash is removed.
     Leave,
     /// A part of the answer to a question.
-    Lookup { request: u64, part: usize },
+    Lookup {
+        request: u64,
+        part: usize,
+    },
 }
 
 /// Numbers commands, and remembers them until they are answered.

@@ -37,9 +37,7 @@ enum Stage {
         with_nodes: bool,
     },
     /// Part 0: how many; part 1: which.
-    User {
-        user: UserName,
-    },
+    User { user: UserName },
     /// Each part is one of these.
     Connections {
         connection_count: u64,
@@ -253,15 +251,7 @@ impl Lookups {
 
 /// The references in a user's set that are alive, `count_max` at most.
 fn references(key: &str, alive: &str, count_max: &str) -> Vec<Vec<u8>> {
-    words(&[
-        "ZRANGEBYSCORE",
-        key,
-        alive,
-        "+inf",
-        "LIMIT",
-        "0",
-        count_max,
-    ])
+    words(&["ZRANGEBYSCORE", key, alive, "+inf", "LIMIT", "0", count_max])
 }
 
 fn online(user: UserName, with_nodes: bool, reply: &Reply) -> OnlineUser {

@@ -109,7 +109,7 @@ impl Registry {
             beat_flying: false,
             away: Some("Redis has not answered yet".to_owned()),
             clock: None,
-            state: "{}".to_owned(),
+            state: String::new(),
             connection_count: 0,
             started: now,
             warned: false,
@@ -136,7 +136,8 @@ impl Registry {
         self.progress(now);
     }
 
-    /// What this node tells of itself from now on: JSON, and how many connections it has.
+    /// What this node tells of itself from now on: JSON, and how many connections it has. Before the first there is no
+    /// heartbeat.
     pub fn set_state(&mut self, state: String, connection_count: u64) {
         self.state = state;
         self.connection_count = connection_count;
@@ -214,7 +215,7 @@ impl Registry {
 
     /// Does what is due by time.
     pub fn handle_deadline(&mut self, now: Tick) {
-        if self.leaving.is_none() && self.beat_due <= now {
+        if self.leaving.is_none() && self.beat_due <= now && !self.state.is_empty() {
             self.beat_due = now.after(self.interval());
             self.beat();
         }
@@ -223,8 +224,11 @@ impl Registry {
 
     /// When [`Self::handle_deadline`] has something to do.
     #[must_use]
-    pub fn next_deadline(&self) -> Tick {
-        self.leaving.map_or(self.beat_due, |(_, until)| until)
+    pub fn next_deadline(&self) -> Option<Tick> {
+        match self.leaving {
+            Some((_, until)) => Some(until),
+            None => (!self.state.is_empty()).then_some(self.beat_due),
+        }
     }
 
     /// The node ends, and its clients have gone: what it has at Redis is removed, for a second at most.
