@@ -87,6 +87,8 @@ impl Draft {
                 user: None,
                 password: None,
                 database: 0,
+                tls: false,
+                kind: remote::Kind::Single,
             }),
             registry: registry::Options::new(String::new()),
             redis_url: None,

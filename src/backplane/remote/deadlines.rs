@@ -24,6 +24,7 @@ impl Remote {
             }
         }
         self.probe(now);
+        self.ask_rank(now);
         self.ask(now);
         let left = self.channels.take_left(now);
         if !left.is_empty() && self.subscription.is_up() {
@@ -146,6 +147,7 @@ impl Remote {
             subscribed,
             self.pulse.deadline(self.probe_ready(), self.heard()),
             self.channels.deadline(may_ask),
+            self.rank_deadline(),
             expires.map(|taken| taken.after(age)),
             self.outgoing.idle_deadline(),
             self.closing,

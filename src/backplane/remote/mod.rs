@@ -33,6 +33,8 @@ mod options;
 mod outgoing;
 mod outlets;
 mod pulse;
+mod rank;
+mod refusal;
 mod replies;
 mod shell;
 pub mod wire;
@@ -42,7 +44,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use super::resp::Reply;
-pub use address::{Address, Endpoint, without_password};
+pub use address::{Access, Address, Endpoint, Kind, Source, without_password};
 pub use link::{LinkId, Role};
 pub use options::{AtStart, Degraded, Options};
 pub(super) use outlets::Outlets;
@@ -53,6 +55,7 @@ use self::commands::Asked;
 use self::link::{Link, Random};
 use self::outgoing::{Entry, Outgoing};
 use self::pulse::Pulse;
+use self::rank::Rank;
 use super::ShardSet;
 use crate::bus::{Batch, CoreId, RoomName};
 use crate::metrics::RedisSnapshot;
@@ -160,6 +163,8 @@ pub struct LinkTrouble {
 enum Expected {
     Batch,
     Probe,
+    /// Whether the server is a master still.
+    Rank,
 }
 
 /// The state machine. After each input, drain [`Self::poll_effect`] and [`Self::poll_order`].
@@ -185,6 +190,7 @@ pub struct Remote {
     /// When a command was sent last on the subscription link whose answers are still due.
     asked_at: Tick,
     pulse: Pulse,
+    rank: Rank,
     effects: VecDeque<Effect>,
     orders: VecDeque<LinkOrder>,
     counts: RedisSnapshot,
@@ -213,6 +219,7 @@ impl Remote {
             probe_stands: false,
             asked_at: now,
             pulse: Pulse::new(&options),
+            rank: Rank::new(now),
             effects: VecDeque::new(),
             orders: VecDeque::new(),
             counts: RedisSnapshot {
@@ -367,6 +374,7 @@ impl Remote {
 
     /// The socket could not be connected, or has ended.
     pub fn failed(&mut self, role: Role, reason: String, now: Tick) {
+        let reason = self.link(role).explain_end(reason, &self.options.address);
         self.link_failed(role, reason, now);
     }
 
@@ -447,7 +455,10 @@ impl Remote {
     /// A link may be used from now on.
     fn link_ready(&mut self, role: Role, now: Tick) {
         match role {
-            Role::Publishing => self.send(now),
+            Role::Publishing => {
+                self.rank.greeted(now);
+                self.send(now);
+            }
             Role::Subscription => {
                 let channel = self.probe_channel();
                 self.subscription

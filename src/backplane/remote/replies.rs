@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::arrivals::Arrival;
 use super::link::Wants;
 use super::names::room_of;
+use super::refusal::{Grant, explain};
 use super::wire::{self, Parcel, Stamp};
 use super::{Degraded, Expected, Remote, Role};
 use crate::backplane::resp::Reply;
@@ -48,7 +49,10 @@ impl Remote {
             }
             match (role, reply) {
                 (Role::Commands, reply) => self.answered(reply)?,
-                (_, Reply::Error(error)) => return Err(super::greeting::explain(&error)),
+                (Role::Publishing, reply) if self.expects_rank() => self.rank_told(&reply, now)?,
+                (_, Reply::Error(error)) => {
+                    return Err(explain(&error, &Grant::at_redis(&self.options)));
+                }
                 (Role::Publishing, Reply::Number(_)) => self.acknowledged()?,
                 (Role::Subscription, Reply::Message { channel, payload }) => {
                     self.message(&channel, &payload, now);
@@ -73,7 +77,7 @@ impl Remote {
                 self.outgoing.acknowledge();
                 Ok(())
             }
-            Some((Expected::Probe, _)) => Ok(()),
+            Some((Expected::Probe | Expected::Rank, _)) => Ok(()),
             None => Err("Redis acknowledges what it was not sent".into()),
         }
     }
