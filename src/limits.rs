@@ -4,7 +4,7 @@
 /// Bytes in a room name, after percent-decoding.
 pub const ROOM_NAME_BYTES_MAX: usize = 255;
 /// Bytes in a user's id, after percent-decoding.
-pub const USER_NAME_BYTES_MAX: usize = 128;
+pub const USER_ID_BYTES_MAX: usize = 128;
 /// Connections that one envelope tells the registry of at most.
 pub const PRESENCE_NOTE_COUNT_MAX: usize = 256;
 /// Bytes in a control frame's payload (RFC 6455 §5.5).

@@ -5,7 +5,7 @@
 use libfuzzer_sys::fuzz_target;
 use throng::protocol::client::parse_response;
 use throng::protocol::handshake::{
-    HeadScan, Options, ParsedRequest, Refusal, Route, answer_health, answer_refusal,
+    Auth, Edge, HeadScan, Options, ParsedRequest, Refusal, Route, answer_health, answer_refusal,
     answer_upgrade, parse_request, route,
 };
 
@@ -25,6 +25,14 @@ fuzz_target!(|input: &[u8]| {
             Vec::new()
         } else {
             vec!["http*://*.a".to_owned()]
+        },
+        edge: Edge {
+            auth: if choice & 32 == 0 {
+                Auth::None
+            } else {
+                Auth::Header("X-User-Id".to_owned())
+            },
+            ..Edge::default()
         },
     };
     let mut request = Vec::new();
@@ -55,7 +63,7 @@ fuzz_target!(|input: &[u8]| {
         Ok(None) => {}
         Ok(Some(parsed)) => {
             check_with_httparse(&request, &parsed);
-            check_route(&parsed, &options);
+            check_route(&parsed, &options, choice & 64 != 0);
         }
         Err(refusal) => check_refusal(&refusal),
     }
@@ -102,9 +110,9 @@ fn check_with_httparse(request: &[u8], parsed: &ParsedRequest<'_>) {
     assert_eq!(theirs.headers.len(), parsed.header_count);
 }
 
-fn check_route(parsed: &ParsedRequest<'_>, options: &Options) {
+fn check_route(parsed: &ParsedRequest<'_>, options: &Options, from_proxy: bool) {
     let mut out = Vec::new();
-    match route(parsed, options) {
+    match route(parsed, options, from_proxy) {
         Ok(Route::Health(health)) => {
             let stays = answer_health(&mut out, true, health);
             assert_eq!(stays, health.keep_alive);
@@ -113,6 +121,11 @@ fn check_route(parsed: &ParsedRequest<'_>, options: &Options) {
         Ok(Route::Upgrade(upgrade)) => {
             assert!((1..=255).contains(&upgrade.room.len()));
             assert!(!upgrade.room.chars().any(char::is_control));
+            if let Some(user) = &upgrade.user {
+                assert!((1..=128).contains(&user.len()));
+                assert!(!user.chars().any(char::is_control));
+                assert!(from_proxy || options.edge.auth == Auth::None);
+            }
             answer_upgrade(&mut out, &upgrade.accept);
             if upgrade.accept == EXAMPLE_ACCEPT {
                 assert_eq!(

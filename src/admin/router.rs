@@ -293,21 +293,16 @@ impl Admin {
                     self.options.message_bytes_max,
                     now,
                 )?;
-                return Err(match node.publish(&room, &batch, now) {
-                    Ok(()) => Answer::json(202, &json!({ "accepted": true })),
-                    Err(NotPublished::BusFull) => Answer::busy(
-                        "bus_full",
-                        "the bus to a shard of this room is full: try again",
-                    ),
-                    Err(NotPublished::BackplaneLost { local: false }) => Answer::busy(
-                        "backplane_lost",
-                        "Redis cannot be reached, and the buffer for it is full: nobody got it, try again",
-                    ),
-                    Err(NotPublished::BackplaneLost { local: true }) => Answer::busy(
-                        "backplane_lost_local",
-                        "Redis cannot be reached, and the buffer for it is full: members on this node got it, others did not",
-                    ),
-                });
+                return Err(publish(node, &room, &batch, now));
+            }
+            Route::DisconnectUser {
+                room,
+                code,
+                reason,
+                reconnect,
+            } => {
+                let batch = message::close_batch(code, &reason, reconnect, now);
+                return Err(publish(node, &room, &batch, now));
             }
             // Before the figures are taken: a refusal costs nothing.
             _ if self.exchanges.len() >= ADMIN_EXCHANGE_COUNT_MAX => {
@@ -640,6 +635,25 @@ impl Admin {
 
     fn count(&mut self, answer: &Answer) {
         *self.answers.entry(answer.status).or_default() += 1;
+    }
+}
+
+/// Publishes, and says what became of it.
+fn publish(node: &mut impl Node, room: &RoomName, batch: &Arc<Batch>, now: Tick) -> Answer {
+    match node.publish(room, batch, now) {
+        Ok(()) => Answer::json(202, &json!({ "accepted": true })),
+        Err(NotPublished::BusFull) => Answer::busy(
+            "bus_full",
+            "the bus to a shard that it goes to is full: try again",
+        ),
+        Err(NotPublished::BackplaneLost { local: false }) => Answer::busy(
+            "backplane_lost",
+            "Redis cannot be reached, and the buffer for it is full: nobody got it, try again",
+        ),
+        Err(NotPublished::BackplaneLost { local: true }) => Answer::busy(
+            "backplane_lost_local",
+            "Redis cannot be reached, and the buffer for it is full: members on this node got it, others did not",
+        ),
     }
 }
 

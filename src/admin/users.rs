@@ -9,7 +9,7 @@ use super::Answer;
 use crate::bus::{
     ClusterReply, OnlineUser, PresenceNote, UserConnection, UserInfo, UserName, is_user_name,
 };
-use crate::limits::USER_NAME_BYTES_MAX;
+use crate::limits::USER_ID_BYTES_MAX;
 
 /// Users in one question.
 const USERS_MAX: usize = 1_000;
@@ -38,7 +38,7 @@ pub fn asked(body: &[u8]) -> Result<Vec<UserName>, Answer> {
     }
     if let Some(index) = asked.users.iter().position(|user| !is_user_name(user)) {
         let message = format!(
-            "users[{index}] is no user's id: those have 1 to {USER_NAME_BYTES_MAX} bytes and no control characters"
+            "users[{index}] is no user's id: those have 1 to {USER_ID_BYTES_MAX} bytes and no control characters"
         );
         return Err(Answer::error(400, "user_invalid", &message));
     }
@@ -189,7 +189,7 @@ mod tests {
             assert!(message(body).contains("the body is"), "{body}");
         }
         assert!(message(r#"{"users":["a",""]}"#).contains("users[1] is no user's id"));
-        let long = json!({ "users": ["u".repeat(USER_NAME_BYTES_MAX + 1)] });
+        let long = json!({ "users": ["u".repeat(USER_ID_BYTES_MAX + 1)] });
         assert!(message(&long.to_string()).contains("users[0]"));
     }
 }

@@ -316,6 +316,7 @@ impl Backplane {
         BackplaneSnapshot {
             rooms: self.table.room_count() as u64,
             rooms_leased: self.table.leased_count() as u64,
+            users: self.table.user_count() as u64,
             lanes_stalled: self.stalled.count() as u64,
             stalled_us: self
                 .stalled

@@ -74,7 +74,7 @@ impl fmt::Debug for ConnectionId {
 /// A room's name: UTF-8, 1 to [`crate::limits::ROOM_NAME_BYTES_MAX`] bytes, no control characters.
 pub type RoomName = Arc<str>;
 
-/// A user's id: UTF-8, 1 to [`crate::limits::USER_NAME_BYTES_MAX`] bytes, no control characters.
+/// A user's id: UTF-8, 1 to [`crate::limits::USER_ID_BYTES_MAX`] bytes, no control characters.
 pub type UserName = Arc<str>;
 
 /// What a message is on the wire (RFC 6455 §5.6); it is delivered as it came.

@@ -9,10 +9,10 @@
 //! ```
 
 use super::RoomName;
-use crate::limits::{ROOM_NAME_BYTES_MAX, USER_NAME_BYTES_MAX};
+use crate::limits::{ROOM_NAME_BYTES_MAX, USER_ID_BYTES_MAX};
 
 const USER_MARK: char = '\u{1}';
-const _: () = assert!(USER_NAME_BYTES_MAX < ROOM_NAME_BYTES_MAX);
+const _: () = assert!(USER_ID_BYTES_MAX < ROOM_NAME_BYTES_MAX);
 
 /// The name of everybody's room.
 pub const EVERYBODY: &str = "\u{2}";
@@ -47,7 +47,7 @@ pub fn user_room(user: &str) -> RoomName {
 /// Whether `text` may be a user's id ([`super::UserName`]).
 #[must_use]
 pub fn is_user_name(text: &str) -> bool {
-    (1..=USER_NAME_BYTES_MAX).contains(&text.len()) && !text.chars().any(char::is_control)
+    (1..=USER_ID_BYTES_MAX).contains(&text.len()) && !text.chars().any(char::is_control)
 }
 
 #[cfg(test)]
@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn a_users_id_is_judged_at_both_ends_of_its_limits() {
-        let longest = "u".repeat(USER_NAME_BYTES_MAX);
+        let longest = "u".repeat(USER_ID_BYTES_MAX);
         for (text, may_be) in [
             ("a", true),
             (&*longest, true),

@@ -7,6 +7,7 @@ use crate::config::effective::Effective;
 use crate::config::mistake::{Mistake, Source};
 use crate::config::settings::{Machine, Settings};
 use crate::config::value::Value;
+use crate::protocol::handshake::Auth;
 use crate::runtime::ring::Descriptors;
 
 /// A shard's part of `node_bytes_max` at least, bytes: room for its first connections beside what it keeps reserved.
@@ -25,6 +26,7 @@ pub(super) fn find_all(
         mistakes: Vec::new(),
     };
     listeners(settings, &mut found);
+    edge(settings, &mut found);
     cores(settings, machine, &mut found);
     limits(settings, machine, &mut found);
     times(settings, &mut found);
@@ -122,6 +124,21 @@ fn listeners(settings: &Settings, found: &mut Found<'_>) {
     }
 }
 
+fn edge(settings: &Settings, found: &mut Found<'_>) {
+    let edge = &settings.shard.edge;
+    if !edge.trusted_proxies.is_empty() {
+        return;
+    }
+    let believes = [("auth", edge.auth != Auth::None, "none")];
+    for (key, _, off) in believes.into_iter().filter(|(_, is_on, _)| *is_on) {
+        found.add(
+            &[key, "trusted_proxies"],
+            "nobody is trusted to say it".into(),
+            format!("write the balancers' addresses into trusted_proxies, or {key} = \"{off}\""),
+        );
+    }
+}
+
 fn cores(settings: &Settings, machine: &Machine, found: &mut Found<'_>) {
     let missing: Vec<String> = settings
         .cores
@@ -199,6 +216,16 @@ fn limits(settings: &Settings, machine: &Machine, found: &mut Found<'_>) {
             format!(
                 "{} connections from one address are more than the node's {}",
                 shard.address_connection_count_max, shard.connection_count_max
+            ),
+            "write fewer, or 0 for no limit".into(),
+        );
+    }
+    if shard.user_connection_count_max > shard.connection_count_max {
+        found.add(
+            &["user_connection_count_max", "connection_count_max"],
+            format!(
+                "{} connections of one user are more than the node's {}",
+                shard.user_connection_count_max, shard.connection_count_max
             ),
             "write fewer, or 0 for no limit".into(),
         );

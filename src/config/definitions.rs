@@ -1,5 +1,7 @@
 //! Every setting, once. Flags, variables, file keys, `throng config` and the reference all derive from this table.
 
+mod edge;
+
 use crate::backplane::registry::Kept;
 use crate::backplane::remote::{Address, AtStart, Degraded, without_password};
 use crate::config::draft::Draft;
@@ -12,7 +14,7 @@ use crate::runtime::ring::Descriptors;
 use crate::shard::HeartbeatMode;
 
 /// One setting.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Definition {
     /// Its key in the file; flag and variable are derived from it.
     pub key: &'static str,
@@ -116,8 +118,28 @@ const WEEK_MS: u64 = 7 * 24 * HOUR_MS;
 /// The kernel's keepalive counts to 32,767 seconds.
 const KEEPALIVE_MS_MAX: u64 = 9 * HOUR_MS;
 
-/// All settings, in the order of the reference.
-pub static DEFINITIONS: &[Definition] = &[
+/// All settings. Those of one group stand in the order of the reference.
+pub static DEFINITIONS: &[Definition] =
+    &joined::<{ SETTINGS.len() + edge::SETTINGS.len() }>(&[SETTINGS, edge::SETTINGS]);
+
+/// The `COUNT` settings of all `parts`.
+const fn joined<const COUNT: usize>(parts: &[&[Definition]]) -> [Definition; COUNT] {
+    let mut all = [parts[0][0]; COUNT];
+    let (mut part, mut index, mut at) = (0, 0, 0);
+    while at < COUNT {
+        if index == parts[part].len() {
+            part += 1;
+            index = 0;
+        } else {
+            all[at] = parts[part][index];
+            index += 1;
+            at += 1;
+        }
+    }
+    all
+}
+
+const SETTINGS: &[Definition] = &[
     setting(
         "listen",
         Group::Listeners,
@@ -219,6 +241,14 @@ pub static DEFINITIONS: &[Definition] = &[
         "0",
         "Connections from one IPv4 address or one IPv6 /64, from the accept on; beyond it the first request is answered 429.",
         |draft, value| set(&mut draft.settings.shard.address_connection_count_max, value),
+    ),
+    setting(
+        "user_connection_count_max",
+        Group::NodeLimits,
+        count("connections", any(1, U32_MAX).or_zero("no limit")),
+        "0",
+        "Connections of one user to this node; beyond it an upgrade is answered 429.",
+        |draft, value| set(&mut draft.settings.shard.user_connection_count_max, value),
     ),
     setting(
         "room_count_max",

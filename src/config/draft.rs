@@ -1,10 +1,12 @@
 //! Values on their way to [`Settings`]: what was given is put in place, then `auto` is worked out for this machine.
 
-use crate::backplane::{registry, remote};
+use crate::backplane::registry::{self, Kept};
+use crate::backplane::remote;
 use crate::config::capacity;
 use crate::config::settings::{Keepalive, Log, LogFormat, Machine, Settings, SocketOptions};
+use crate::protocol::handshake::{Auth, Edge};
 use crate::runtime::ring::Descriptors;
-use crate::shard::HeartbeatMode;
+use crate::shard::{HeartbeatMode, Presence};
 use crate::{drain, limits, runtime::ring, shard};
 
 /// Probes that the kernel's keepalive sends before it gives a peer up.
@@ -24,6 +26,8 @@ pub struct Draft {
     pub(super) node_bytes_max: Option<u64>,
     pub(super) user_timeout_ms: Option<u32>,
     pub(super) admin_key_file: Option<String>,
+    pub(super) auth_by_header: bool,
+    pub(super) identity_header: String,
     /// What holds if there is a Redis; its address is put in place last.
     pub(super) redis: remote::Options,
     pub(super) registry: registry::Options,
@@ -80,6 +84,8 @@ impl Draft {
             node_bytes_max: None,
             user_timeout_ms: None,
             admin_key_file: None,
+            auth_by_header: false,
+            identity_header: String::new(),
             redis: remote::Options::new(remote::Address {
                 endpoint: remote::Endpoint::Unix {
                     path: String::new(),
@@ -102,6 +108,9 @@ impl Draft {
         let redis = self.redis();
         let prefix = self.redis.prefix.clone();
         let mut settings = self.settings;
+        if self.auth_by_header {
+            settings.shard.edge.auth = Auth::Header(self.identity_header);
+        }
         let processor_count = match settings.cores.len() {
             0 => machine.processors.len(),
             count => count,
@@ -156,6 +165,12 @@ impl Draft {
             client_name: format!("throng-{}", settings.node_id),
             ..redis
         });
+        settings.shard.presence = match (&settings.redis, self.registry.kept) {
+            (None, _) | (_, Kept::Off) => Presence::Off,
+            (Some(_), Kept::Users) => Presence::Users,
+            (Some(_), Kept::All) => Presence::All,
+        };
+        settings.shard.presence_refresh_ms = self.registry.refresh_ms();
         settings.registry = registry::Options {
             node_id: settings.node_id.clone(),
             prefix,
@@ -213,6 +228,9 @@ fn shard_options_empty() -> shard::Options {
     shard::Options {
         connection_count_max: 0,
         address_connection_count_max: 0,
+        user_connection_count_max: 0,
+        presence: Presence::Off,
+        presence_refresh_ms: 20_000,
         room_count_max: 0,
         handshakes_per_s_max: 0,
         message_bytes_max: 0,
@@ -234,6 +252,7 @@ fn shard_options_empty() -> shard::Options {
         handshake_bytes_max: 0,
         handshake_header_count_max: 0,
         origins: Vec::new(),
+        edge: Edge::default(),
         retry_after_s: 0,
         reconnect_after_ms: 0,
         rooms: Vec::new(),

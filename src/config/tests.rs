@@ -5,6 +5,7 @@ use std::io;
 
 use super::*;
 use crate::metrics::DropPolicy;
+use crate::protocol::handshake::Auth;
 use crate::runtime::ring::Descriptors;
 use crate::shard::HeartbeatMode;
 
@@ -473,6 +474,8 @@ fn every_setting_reaches_its_option() {
             "fail",
             "refuse",
             "redis://host",
+            "10.0.0.0/8",
+            "header",
         ];
         let read = |text: &&str| definition.kind.read(&value::Raw::Text((*text).into())).ok();
         let changes = samples.iter().filter_map(read).any(|value| {
@@ -527,6 +530,27 @@ fn direct_descriptors_are_not_taken_unasked_where_closed_ones_are_kept() {
         descriptors(&[("descriptors", "direct")]).0,
         Descriptors::Direct
     );
+}
+
+#[test]
+fn a_header_names_the_user_only_where_somebody_is_trusted_to_send_it() {
+    let settings = from_file("trusted_proxies = [\"10.0.0.0/8\", \"::1\"]\nauth = \"header\"");
+    let edge = &settings.shard.edge;
+    assert_eq!(edge.trusted_proxies.len(), 2);
+    assert_eq!(edge.auth, Auth::Header("X-User-Id".into()));
+    let mistake = mistake_of("auth = \"header\"");
+    assert!(
+        mistake.contains("auth (line 1) and trusted_proxies (default)"),
+        "{mistake}"
+    );
+    for wrong in ["10.0.0.1/8", "balancer", "10.0.0.0/33"] {
+        let mistake = mistake_of(&format!("trusted_proxies = {wrong:?}"));
+        assert!(
+            mistake.contains(wrong) && mistake.contains("10.0.0.0/8"),
+            "{mistake}"
+        );
+    }
+    assert!(mistake_of("identity_header = \"X User\"").contains("X User"));
 }
 
 #[test]

@@ -19,10 +19,10 @@ pub struct BackplaneSnapshot {
     pub stalls: u64,
     /// Rooms with members.
     pub rooms: u64,
-    /// Users with a connection.
-    pub users: u64,
     /// Those of them that their only shard orders itself.
     pub rooms_leased: u64,
+    /// Users with connections.
+    pub users: u64,
     /// Lanes that wait now.
     pub lanes_stalled: u64,
     /// How long the oldest of them has waited, microseconds.

@@ -130,7 +130,12 @@ fn encode_connections(families: &mut Families<'_, '_>, node: &NodeSnapshot) -> f
     families.labelled_counter(&names::CONNECTIONS_CLOSED, "reason", closed)?;
     families.shards_gauge(&names::ROOMS, |shard| shard.gauges.rooms)?;
     families.gauge(&names::NODE_ROOMS, node.rooms())?;
-    families.gauge(&names::NODE_ROOMS_LEASED, node.backplane.rooms_leased)
+    families.gauge(&names::NODE_ROOMS_LEASED, node.backplane.rooms_leased)?;
+    families.shards_gauge(&names::USERS, |shard| shard.gauges.users)?;
+    families.gauge(&names::NODE_USERS, node.users())?;
+    families.shards_counter(&names::PRESENCE_DROPPED, |shard| {
+        shard.counters.presence_dropped
+    })
 }
 
 fn encode_messages(families: &mut Families<'_, '_>, node: &NodeSnapshot) -> fmt::Result {

@@ -52,6 +52,9 @@ names! {
     ROOMS: Gauge "throng_rooms", "Rooms with members, by shard.";
     NODE_ROOMS: Gauge "throng_node_rooms", "Rooms with members on any shard.";
     NODE_ROOMS_LEASED: Gauge "throng_node_rooms_leased", "Rooms with members on one shard only, which orders them itself.";
+    USERS: Gauge "throng_users", "Users with connections, by shard.";
+    NODE_USERS: Gauge "throng_node_users", "Users with connections on any shard.";
+    PRESENCE_DROPPED: Counter "throng_presence_dropped", "News of connections that the registry was not told of, because too many waited, by shard.";
 
     MESSAGES_RECEIVED: Counter "throng_messages_received", "Messages received whole from clients, by shard.";
     MESSAGES_RECEIVED_BYTES: Counter "throng_messages_received_bytes", "Payload of the messages received from clients, by shard.";
@@ -117,9 +120,9 @@ names! {
     REDIS_BUFFER_BYTES: Gauge "throng_redis_buffer_bytes", "Messages that Redis has not acknowledged.";
     REDIS_BUFFER_MAX_BYTES: Gauge "throng_redis_buffer_max_bytes", "Those at most; 0 without Redis.";
     REDIS_BUFFER_AGE: Gauge "throng_redis_buffer_age_seconds", "How long the oldest of them has waited.";
-    REDIS_SUBSCRIPTIONS: Gauge "throng_redis_subscriptions", "Rooms whose subscription stands.";
-    REDIS_JOINS_WAITING: Gauge "throng_redis_joins_waiting", "Rooms whose joins wait for their subscription.";
-    REDIS_JOINS_REFUSED: Counter "throng_redis_joins_refused", "Rooms whose joins were refused because they could not be subscribed to in time, or too many waited.";
+    REDIS_SUBSCRIPTIONS: Gauge "throng_redis_subscriptions", "Channels whose subscription stands: those of rooms, of users, and everybody's.";
+    REDIS_JOINS_WAITING: Gauge "throng_redis_joins_waiting", "Rooms and users whose joins wait for their subscription.";
+    REDIS_JOINS_REFUSED: Counter "throng_redis_joins_refused", "Rooms and users whose joins were refused because they could not be subscribed to in time, or too many waited.";
     REDIS_BACKLOG_BYTES: Gauge "throng_redis_backlog_bytes", "What waits for shards beyond their lanes.";
     REDIS_BACKLOG_DROPPED: Counter "throng_redis_backlog_dropped", "Messages dropped because a shard could not take them, once a shard.";
 

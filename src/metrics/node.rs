@@ -91,10 +91,13 @@ impl NodeSnapshot {
         }
     }
 
-    /// Users with a connection, each once. A shard that is alone tells the backplane of none, and knows them all.
+    /// Users with connections on any shard.
     #[must_use]
     pub fn users(&self) -> u64 {
-        self.backplane.users
+        match self.shards.as_slice() {
+            [alone] => alone.snapshot.gauges.users,
+            _ => self.backplane.users,
+        }
     }
 
     /// Bytes charged on all shards over the node's budget; 0 without a budget.

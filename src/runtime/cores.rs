@@ -76,13 +76,16 @@ pub fn serve(settings: Settings) -> Result<u8, String> {
     let common = Common {
         clock: Clock::start(),
         seed,
-        node: Arc::new(Node::new(
-            shard_count,
-            settings.shard.connection_count_max,
-            settings.shard.node_bytes_max,
-            settings.shard.address_connection_count_max,
-            seed,
-        )),
+        node: Arc::new(
+            Node::new(
+                shard_count,
+                settings.shard.connection_count_max,
+                settings.shard.node_bytes_max,
+                settings.shard.address_connection_count_max,
+                seed,
+            )
+            .limit_users(settings.shard.user_connection_count_max, seed),
+        ),
         delivery: match (shard_count, &settings.redis) {
             (1, None) => Delivery::Inline,
             _ => Delivery::Bus,

@@ -4,11 +4,8 @@ use std::collections::BTreeMap;
 
 use super::Shard;
 use super::connection::State;
-use super::room::{Room, RoomIndex};
-use crate::bus::{
-    ConnectionInfo, PresenceNote, Question, Reply, RoomInfo, RoomName, Upstream, UserInfo,
-    UserName, user_room,
-};
+use super::room::{Reach, Room, RoomIndex};
+use crate::bus::{ConnectionInfo, Question, Reply, RoomInfo, RoomName, Upstream, UserName};
 use crate::metrics::{ShardGauges, ShardSnapshot};
 use crate::protocol::CloseReason;
 use crate::time::{Tick, elapsed_ms};
@@ -105,6 +102,7 @@ impl Shard {
             sockets_open: u64::from(self.connections.count()),
             connections_open: self.connections_open,
             rooms: self.rooms.count() as u64,
+            users: self.user_count(),
             ledger_bytes: self.ledger.used_bytes(),
             ledger_bytes_max: self.options.shard_bytes_max,
             publishers_paused: self.paused.len() as u64,
@@ -123,7 +121,10 @@ impl Shard {
     fn rooms_by_name(&self, prefix: &str, count_max: usize) -> Vec<RoomInfo> {
         let mut first = BTreeMap::new();
         for (_, room) in self.rooms.iter() {
-            if room.members.is_empty() || !room.name.starts_with(prefix) {
+            if room.reach != Reach::Members
+                || room.members.is_empty()
+                || !room.name.starts_with(prefix)
+            {
                 continue;
             }
             first.insert(&*room.name, room);
@@ -135,39 +136,6 @@ impl Shard {
             .into_values()
             .map(|room| self.room_info(room, 0))
             .collect()
-    }
-
-    fn user_info(&self, user: &UserName, connection_count_max: usize) -> UserInfo {
-        let members = self
-            .rooms
-            .find(&user_room(user))
-            .map_or(&[][..], |index| &self.rooms[index].members);
-        let open = members
-            .iter()
-            .filter(|&&index| self.connections[index].state == State::Open);
-        UserInfo {
-            user: UserName::clone(user),
-            connection_count: u32::try_from(open.clone().count())
-                .expect("bounded by the connections"),
-            connections: open
-                .take(connection_count_max)
-                .map(|&index| self.presence_note(index, Some(user), false))
-                .collect(),
-        }
-    }
-
-    /// What there is to be told of a connection that is in a room.
-    fn presence_note(&self, index: u32, user: Option<&UserName>, is_gone: bool) -> PresenceNote {
-        let connection = &self.connections[index];
-        let now_ms = self.now.ms32();
-        PresenceNote {
-            id: self.connections.id(self.core, index),
-            user: user.cloned(),
-            room: RoomName::clone(&self.rooms[connection.room].name),
-            since_ms_ago: u64::from(elapsed_ms(now_ms, connection.opened_ms)),
-            heard_ms_ago: u64::from(elapsed_ms(now_ms, connection.heard_ms)),
-            is_gone,
-        }
     }
 
     fn room_info(&self, room: &Room, member_count_max: usize) -> RoomInfo {
@@ -193,11 +161,14 @@ impl Shard {
             peer: connection.peer(),
             room: (connection.room != RoomIndex::NONE)
                 .then(|| RoomName::clone(&self.rooms[connection.room].name)),
-            user: None,
+            user: self
+                .users
+                .identity(index)
+                .map(|identity| UserName::clone(&identity.user)),
             state: connection.state.label(),
             opened_ms_ago: u64::from(elapsed_ms(now_ms, connection.opened_ms)),
             heard_ms_ago: u64::from(elapsed_ms(now_ms, connection.heard_ms)),
-            charged_bytes: connection.charged_bytes(),
+            charged_bytes: connection.charged_bytes() + self.users.charged_bytes(index),
             queued_bytes: connection.queued_bytes,
             missed_untold: connection
                 .outbox

@@ -71,6 +71,13 @@ pub(super) mod flag {
     /// Its address had as many as it may when it was accepted: it reads so, unless one has gone by then.
     pub const ADDRESS_FULL: u16 = 1 << 12;
 
+    /// Its other end is a trusted proxy.
+    pub const FROM_PROXY: u16 = 1 << 13;
+    /// It is a user's: [`super::users::Users`] has its identity.
+    pub const USER: u16 = 1 << 14;
+    /// The last that it was told of its rooms is that messages may be missing.
+    pub const GAP_TOLD: u16 = 1 << 15;
+
     /// Any of these, or an outbox, makes a delivery take the slow way.
     pub const SLOW: u16 = SENDING | DIRTY | NO_ECHO;
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::connection::{State, flag};
-use super::room::{Gathered, Order, RoomIndex};
+use super::room::{Gathered, Order, Reach, RoomIndex};
 use super::{Quiet, Shard};
 use crate::bus::{Batch, BatchMessage, MessageKind, RoomName, Upstream};
 use crate::limits::{LANE_BYTES_MAX, ROOM_BATCH_BYTES_MAX, SERVER_HEADER_BYTES_MAX};
@@ -188,9 +188,23 @@ impl Shard {
     /// Delivers and forwards what one room gathered.
     pub(super) fn flush_room(&mut self, index: RoomIndex) {
         self.flush_outgoing(index);
-        if let Some(gathered) = self.rooms[index].incoming.take() {
-            self.gathered_bytes -= gathered.weight_bytes() as u64;
+        let room = &mut self.rooms[index];
+        let Some(mut gathered) = room.incoming.take() else {
+            return;
+        };
+        self.gathered_bytes -= gathered.weight_bytes() as u64;
+        let closing = match room.reach {
+            Reach::User => gathered.take_closing(),
+            Reach::Members | Reach::Everybody => None,
+        };
+        if !gathered.messages.is_empty() {
             self.publish_fan_out(index, gathered);
+        }
+        // Delivering may have closed the last member, and the room with it.
+        if let Some(closing) = closing
+            && self.rooms.is_open(index)
+        {
+            self.close_user(index, &closing);
         }
     }
 

@@ -98,13 +98,13 @@ fn push(out: &mut Vec<u8>, parts: &[&str]) {
 const fn phrase(kind: RefusalKind) -> &'static str {
     match kind {
         RefusalKind::BadRequest => "Bad Request",
-        RefusalKind::OriginForbidden => "Forbidden",
+        RefusalKind::OriginForbidden | RefusalKind::IdentityForbidden => "Forbidden",
         RefusalKind::NotFound => "Not Found",
         RefusalKind::MethodNotAllowed => "Method Not Allowed",
         RefusalKind::Timeout => "Request Timeout",
         RefusalKind::UriTooLong => "URI Too Long",
         RefusalKind::UpgradeRequired => "Upgrade Required",
-        RefusalKind::AddressFull => "Too Many Requests",
+        RefusalKind::AddressFull | RefusalKind::UserFull => "Too Many Requests",
         RefusalKind::HeadersTooLarge => "Request Header Fields Too Large",
         RefusalKind::NodeFull
         | RefusalKind::HandshakeRate
