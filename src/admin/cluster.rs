@@ -81,7 +81,7 @@ impl Meter {
             "memory_bytes": node.process.resident_bytes,
             "memory_bytes_max": node.node_bytes_max,
             "lag_us": lag,
-            "cpu_percent": rate(sample.cpu_us, last.cpu_us) / 10_000.0,
+            "cpu_percent": tenths(sample.cpu_us.saturating_sub(last.cpu_us), us.saturating_mul(10_000)),
             "mode": options.mode,
         });
         match value {

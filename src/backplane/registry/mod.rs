@@ -192,7 +192,8 @@ impl Registry {
             }
             Asked::Beat => self.beat_answered(reply.as_ref(), now),
             Asked::Roll => self.roll_answered(reply.as_ref(), now),
-            Asked::State | Asked::ReapEnd => {}
+            Asked::State => {}
+            Asked::ReapEnd => self.struck_off(),
             Asked::Reap { run } => {
                 let reaped = self.reaper.stepped(run, reply.as_ref(), own, desk);
                 self.reaped(reaped);
@@ -327,11 +328,18 @@ impl Registry {
         self.reaper.begin(own, &self.own, &mut self.desk);
     }
 
+    /// A name is off the roll.
+    fn struck_off(&mut self) {
+        if matches!(self.leaving, Some((Leaving::Reaping, _))) {
+            self.leave_for(Leaving::Left);
+        }
+    }
+
     fn reaped(&mut self, reaped: Reaped) {
         let is_leaving = matches!(self.leaving, Some((Leaving::Reaping, _)));
         match reaped {
             Reaped::On => {}
-            Reaped::Whole if is_leaving => self.leave_for(Leaving::Left),
+            Reaped::Whole if is_leaving => {} // its name is about to go
             Reaped::Whole => self.counts.nodes_reaped += 1,
             Reaped::Not if is_leaving => self.leave_for(Leaving::Left),
             Reaped::Not => {}

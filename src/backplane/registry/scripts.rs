@@ -65,7 +65,7 @@ return all";
 
 /// A step of removing what a node has left: claims it, takes off the set what is done, gives what is next. Keys: the claim,
 /// the node's hash, the node's set. Arguments: who claims, milliseconds that the claim holds, members in the answer at most,
-/// members that are done. Answers `more` and members, or `done`, `taken` (another node does it), `alive`.
+/// members that are done. Who removes itself leaves no claim behind. Answers `more` and members, or `done`, `taken` (another node does it), `alive`.
 pub const REAP: &str = "\
 if redis.call('EXISTS',KEYS[2])==1 then return {'alive'} end
 if not redis.call('SET',KEYS[1],ARGV[1],'NX','PX',ARGV[2]) then
@@ -74,6 +74,8 @@ redis.call('PEXPIRE',KEYS[1],ARGV[2])
 end
 if ARGV[4] then redis.call('SREM',KEYS[3],unpack(ARGV,4)) end
 local left=redis.call('SRANDMEMBER',KEYS[3],ARGV[3])
+local own='{'..ARGV[1]..'}'
+if #left==0 and string.sub(KEYS[1],-#own)==own then redis.call('DEL',KEYS[1]) end
 table.insert(left,1,#left==0 and 'done' or 'more')
 return left";
 
