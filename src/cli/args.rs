@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
+use super::top::{self, TopArgs};
 use crate::config::{DEFINITIONS, Definition, Mistake, ServeArgs};
 
 /// What a person asked for.
@@ -23,6 +24,8 @@ pub(super) enum Asked {
     Config(ServeArgs),
     /// Print the reference of all settings.
     Reference,
+    /// Show all nodes.
+    Top(TopArgs),
 }
 
 /// The whole command line.
@@ -53,6 +56,7 @@ fn command() -> Command {
                     .help("Prints the reference of all settings in Markdown instead."),
             ),
         )
+        .subcommand(top::command())
 }
 
 /// Reads a command line, the program's name first. Flags that nobody knows are mistakes like any other, so that they
@@ -134,6 +138,7 @@ fn asked(matches: &ArgMatches) -> Option<Asked> {
         }),
         "config" if matches.get_flag("markdown") => Some(Asked::Reference),
         "config" => Some(Asked::Config(serve_args(matches))),
+        "top" => Some(Asked::Top(TopArgs::read(matches))),
         _ => None,
     }
 }

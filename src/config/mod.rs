@@ -27,4 +27,5 @@ pub use load::{ServeArgs, load};
 pub use mistake::{Mistake, Source};
 pub use rooms::ROOM_RULE_COUNT_MAX;
 pub use settings::{Keepalive, Log, LogFormat, Machine, Settings, SocketOptions};
+pub(crate) use value::human_number;
 pub use value::{Kind, Range, Unit, Value};
