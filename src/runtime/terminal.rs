@@ -75,9 +75,7 @@ impl<T: Send + 'static> Terminal<T> {
     /// # Errors
     /// It is no terminal, or it cannot be taken over.
     pub fn open(interval: Duration, ask: impl FnMut() -> T + Send + 'static) -> io::Result<Self> {
-        let signals = Signals::new([
-            SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGTSTP, SIGWINCH, SIGCONT,
-        ])?;
+        let signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGTSTP, SIGWINCH, SIGCONT])?;
         PANIC_HOOK.call_once(|| {
             let before = panic::take_hook();
             panic::set_hook(Box::new(move |what| {
@@ -149,9 +147,7 @@ impl<T> Drop for Terminal<T> {
 #[must_use]
 pub fn size() -> (usize, usize) {
     match tcgetwinsize(io::stdout()) {
-        Ok(size) if size.ws_col > 0 && size.ws_row > 0 => {
-            (size.ws_col.into(), size.ws_row.into())
-        }
+        Ok(size) if size.ws_col > 0 && size.ws_row > 0 => (size.ws_col.into(), size.ws_row.into()),
         _ => SIZE_DEFAULT,
     }
 }
@@ -292,5 +288,76 @@ fn ask_again<T>(interval: Duration, mut ask: impl FnMut() -> T, sender: &Sender<
         }
         // Who answers late is not asked twice in a row.
         next = (next + interval).max(Instant::now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::env;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// Set where a test is to panic, on a terminal of its own.
+    const ON_A_TERMINAL: &str = "PANIC_ON_A_TERMINAL";
+    const FOREVER: Duration = Duration::from_secs(3_600);
+
+    /// Runs a test of this module under script(1), which gives it a terminal, and returns all that the terminal is sent,
+    /// what stty(1) says of it afterwards included.
+    fn on_a_terminal(test: &str) -> String {
+        let program = env::current_exe().unwrap();
+        let line = format!(
+            "{} --exact runtime::terminal::tests::{test} --nocapture; stty -a",
+            program.display()
+        );
+        let out = Command::new("script")
+            .args(["-qec", &line, "/dev/null"])
+            .env(ON_A_TERMINAL, "1")
+            .env("RUST_BACKTRACE", "0")
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    }
+
+    fn is_given_back(sent: &str) {
+        let at = |part: &str| {
+            sent.find(part)
+                .unwrap_or_else(|| panic!("{part:?} in {sent:?}"))
+        };
+        assert!(at(ENTER) < at(LEAVE), "{sent:?}");
+        assert!(at(LEAVE) < at("as it was told to"), "{sent:?}");
+        assert_eq!(sent.matches(LEAVE).count(), 1, "{sent:?}");
+        let modes: Vec<&str> = sent[at("as it was told to")..].split_whitespace().collect();
+        for mode in ["icanon", "echo", "isig", "opost"] {
+            assert!(modes.contains(&mode), "{mode:?} in {modes:?}");
+        }
+    }
+
+    #[test]
+    fn a_panic_gives_the_terminal_back_before_it_is_told() {
+        is_given_back(&on_a_terminal("panics"));
+    }
+
+    #[test]
+    fn a_panic_of_whoever_is_asked_ends_the_program_and_gives_the_terminal_back() {
+        is_given_back(&on_a_terminal("panics_when_asked"));
+    }
+
+    #[test]
+    fn panics() {
+        if env::var_os(ON_A_TERMINAL).is_some() {
+            let _terminal = Terminal::open(FOREVER, || ()).unwrap();
+            panic!("as it was told to");
+        }
+    }
+
+    #[test]
+    fn panics_when_asked() {
+        if env::var_os(ON_A_TERMINAL).is_some() {
+            let ask = || -> () { panic!("as it was told to") };
+            let terminal = Terminal::open(Duration::from_millis(1), ask).unwrap();
+            while !matches!(terminal.next(FOREVER), Event::Over) {}
+        }
     }
 }

@@ -123,7 +123,14 @@ mod tests {
     #[test]
     fn all_that_is_wrong_is_told() {
         let mut mistakes = Vec::new();
-        let args = args(&["--admin", "https://a:1", "--admin", "b:2", "--interval", "2"]);
+        let args = args(&[
+            "--admin",
+            "https://a:1",
+            "--admin",
+            "b:2",
+            "--interval",
+            "2",
+        ]);
         assert_eq!(args.targets(&mut mistakes).len(), 1);
         assert_eq!(args.interval_ms(&mut mistakes), INTERVAL_MS_DEFAULT);
         let places: Vec<_> = mistakes.iter().map(|mistake| &*mistake.place).collect();

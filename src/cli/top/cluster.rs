@@ -226,10 +226,10 @@ mod tests {
             "nodes": [{"id": evil, "state": evil, "reasons": [evil, [evil]], "version": evil, "mode": evil}],
         }))
         .unwrap();
-        let all = format!("{cluster:?}");
-        assert!(!all.contains(char::is_control), "{all:?}");
         // Debug would escape a control character itself; one that was escaped before has two backslashes.
-        assert_eq!(all.matches(r"\\u{1b}").count(), 7, "{all}");
+        let all = format!("{cluster:?}");
+        assert_eq!(all.matches(r"\\u{1b}").count(), 6, "{all}");
+        assert_eq!(all.matches(r"\u{1b}").count(), 6, "{all}");
     }
 
     #[test]

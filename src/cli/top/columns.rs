@@ -136,7 +136,7 @@ fn put(line: &mut Line, style: Style, column: Column, text: &str, width: usize, 
     if !is_word {
         line.add(style, blanks.clone());
     }
-    line.spans.extend(cut.spans);
+    line.join(cut);
     if is_word {
         line.add(style, blanks);
     }
@@ -218,10 +218,7 @@ mod tests {
             head(300),
             "NODE STATE CONNS OF MAX USERS ROOMS IN/S OUT/S BUFFERED MEMORY LAG P50 P99 CPU UPTIME VERSION MODE AGE"
         );
-        assert_eq!(
-            head(80),
-            "NODE STATE CONNS IN/S OUT/S BUFFERED MEMORY P99"
-        );
+        assert_eq!(head(80), "NODE STATE CONNS IN/S OUT/S BUFFERED MEMORY P99");
         assert_eq!(head(40), "NODE STATE CONNS OUT/S");
         assert_eq!(head(10), "NODE");
         assert_eq!(head(0), "NODE");

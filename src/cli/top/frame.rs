@@ -19,6 +19,8 @@ const HISTORY_HEIGHT_MIN: usize = 12;
 /// Widths of a history and of the bar of all connections at most.
 const HISTORY_WIDTH_MAX: usize = 120;
 const BAR_WIDTH: usize = 20;
+/// What is kept beside a history for its greatest value.
+const MOST_WIDTH: usize = 17;
 
 /// The whole screen: `height` lines of at most `width` columns.
 pub(super) fn frame(state: &State, width: usize, height: usize, glyphs: &Glyphs) -> Vec<Line> {
@@ -91,7 +93,7 @@ fn head(state: &State, width: usize, height: usize, glyphs: &Glyphs) -> Vec<Line
     // The clock stands at the right, where there is room for it; else below.
     if first.width() + 2 + clock.width() <= width {
         first.pad(Style::Plain, width - clock.width());
-        first.spans.extend(clock.spans);
+        first.join(clock);
     } else {
         lines.push(clock);
     }
@@ -169,7 +171,10 @@ fn clock(state: &State) -> Line {
     let (node, source) = (&state.answer.cluster.node, &state.answer.source);
     line.add(
         Style::Dim,
-        format!("{}  from {node} ({source})", time_of_day(state.answered_unix_s)),
+        format!(
+            "{}  from {node} ({source})",
+            time_of_day(state.answered_unix_s)
+        ),
     );
     line
 }
@@ -220,14 +225,15 @@ fn history(
 ) -> Line {
     let newest = state.history.back().map_or(0, &of);
     let most = state.history.iter().map(&of).max().unwrap_or(0);
-    let figures = format!(" {} (most {})", figure(Some(newest)), figure(Some(most)));
-    let mut line = Line::of(Style::Dim, format!("{name:<12}"));
-    let room = width.saturating_sub(line.width() + figures.len());
+    let mut line = Line::of(Style::Dim, format!("{name:<11} "));
+    line.add(Style::Plain, format!("{:>11} ", figure(Some(newest))));
+    let room = width.saturating_sub(line.width() + MOST_WIDTH);
+    let values = state.history.iter().map(&of);
     line.add(
         Style::Good,
-        glyphs.history(state.history.iter().map(of), room.min(HISTORY_WIDTH_MAX)),
+        glyphs.history(values, room.min(HISTORY_WIDTH_MAX)),
     );
-    line.add(Style::Plain, figures);
+    line.add(Style::Dim, format!(" most {}", figure(Some(most))));
     line
 }
 
@@ -270,7 +276,7 @@ fn reason_lines<'a>(rows: &'a [&'a Node]) -> impl Iterator<Item = Line> + 'a {
 /// The keys, and which of the rows are shown.
 fn foot(state: &State, node_count: usize, row_count: usize) -> Line {
     let mut line = Line::default();
-    if row_count < node_count {
+    if (1..node_count).contains(&row_count) {
         let first = state.first_row.min(node_count - row_count);
         line.add(
             Style::Bold,

@@ -57,7 +57,9 @@ impl Target {
 
     /// `GET path`, with the key if there is one.
     pub(super) fn request(&self, path: &str, key: Option<&str>) -> Vec<u8> {
-        let bearer = key.map_or_else(String::new, |key| format!("Authorization: Bearer {key}\r\n"));
+        let bearer = key.map_or_else(String::new, |key| {
+            format!("Authorization: Bearer {key}\r\n")
+        });
         let agent = env!("CARGO_PKG_VERSION");
         format!(
             "GET {path} HTTP/1.1\r\nHost: {self}\r\nUser-Agent: throng-top/{agent}\r\nAccept: application/json\r\n\

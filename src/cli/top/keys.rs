@@ -135,7 +135,11 @@ mod tests {
     fn what_means_nothing_is_dropped_and_never_grows() {
         let mut keys = Keys::default();
         assert_eq!(keys.read("é\x7f\t\x1bx".as_bytes()), []);
-        assert_eq!(keys.read(&[b"\x1b[".to_vec(), vec![b'1'; 1_000]].concat()).len(), 1_000 - 14);
+        assert_eq!(
+            keys.read(&[b"\x1b[".to_vec(), vec![b'1'; 1_000]].concat())
+                .len(),
+            1_000 - 14
+        );
         assert!(keys.pending.len() <= SEQUENCE_BYTES_MAX);
     }
 }

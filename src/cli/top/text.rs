@@ -54,11 +54,20 @@ impl Line {
         line
     }
 
-    /// Adds a span.
+    /// Adds text, to the last span where it has the same style.
     pub(super) fn add(&mut self, style: Style, text: impl Into<String>) {
         let text = text.into();
-        if !text.is_empty() {
-            self.spans.push(Span { style, text });
+        match self.spans.last_mut() {
+            Some(last) if last.style == style => last.text.push_str(&text),
+            _ if text.is_empty() => {}
+            _ => self.spans.push(Span { style, text }),
+        }
+    }
+
+    /// Adds what another line has.
+    pub(super) fn join(&mut self, other: Self) {
+        for span in other.spans {
+            self.add(span.style, span.text);
         }
     }
 
@@ -144,7 +153,8 @@ impl Glyphs {
             .collect()
     }
 
-    /// The last `width` of `values`, between nothing and the greatest of them, the newest at the right.
+    /// The last `width` of `values`, between nothing and the greatest of them, the newest at the right. Something is never
+    /// drawn as nothing.
     pub(super) fn history(
         &self,
         values: impl DoubleEndedIterator<Item = u64>,
@@ -154,7 +164,7 @@ impl Glyphs {
         last.reverse();
         let most = last.iter().copied().max().unwrap_or(0).max(1);
         let step = |value: &u64| {
-            let index = u128::from(*value) * 7 / u128::from(most);
+            let index = (u128::from(*value) * 7).div_ceil(u128::from(most));
             self.steps[usize::try_from(index).unwrap_or(0).min(7)]
         };
         let blanks = std::iter::repeat_n(' ', width - last.len());
@@ -248,7 +258,7 @@ mod tests {
         let history = |values: &[u64]| Glyphs::ASCII.history(values.iter().copied(), 4);
         assert_eq!(history(&[]), "    ");
         assert_eq!(history(&[0, 7]), "   #");
-        assert_eq!(history(&[9, 9, 9, 9, 0, 1, 7]), "# .#");
+        assert_eq!(history(&[9, 9, 9, 9, 0, 1, 7]), "# .*");
         assert_eq!(history(&[u64::MAX, 0]), "  # ");
     }
 
