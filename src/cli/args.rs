@@ -76,7 +76,8 @@ pub(super) fn read(mut line: Vec<OsString>) -> Result<(Asked, Vec<Mistake>), Err
             }
             Err(error) => error,
         };
-        let Some(mistake) = unknown_flag(&error) else {
+        let verb = line.get(1).map(|verb| verb.to_string_lossy().into_owned());
+        let Some(mistake) = unknown_flag(&error, &verb.unwrap_or_default()) else {
             return Err(error);
         };
         if !remove_flag(&mut line, &mistake.place) {
@@ -86,8 +87,8 @@ pub(super) fn read(mut line: Vec<OsString>) -> Result<(Asked, Vec<Mistake>), Err
     }
 }
 
-/// The flag that clap does not know, if that is its complaint.
-fn unknown_flag(error: &Error) -> Option<Mistake> {
+/// The flag that clap does not know of the command `verb`, if that is its complaint.
+fn unknown_flag(error: &Error, verb: &str) -> Option<Mistake> {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.clone()),
         Some(ContextValue::Strings(texts)) => texts.first().cloned(),
@@ -99,7 +100,7 @@ fn unknown_flag(error: &Error) -> Option<Mistake> {
         problem: "there is no such flag".into(),
         instead: match text(ContextKind::SuggestedArg) {
             Some(meant) => format!("write {meant}, or leave it out"),
-            None => "leave it out; `throng serve --help` prints all flags".into(),
+            None => format!("leave it out; `throng {verb} --help` prints all flags"),
         },
     })
 }
@@ -246,6 +247,13 @@ mod tests {
             .collect();
         assert_eq!(places, ["--listne", "--colour", "--wrap"]);
         assert!(mistakes[0].instead.contains("--listen"), "{}", mistakes[0]);
+        assert!(
+            mistakes[1].instead.contains("`throng serve --help`"),
+            "{}",
+            mistakes[1]
+        );
+        let (_, mistakes) = read_line("throng top --colour").unwrap();
+        assert!(mistakes[0].instead.contains("`throng top --help`"));
     }
 
     #[test]

@@ -289,7 +289,7 @@ def test_a_pause_keeps_what_is_seen():
         asked = admin.asked
         eventually(lambda: admin.asked >= asked + 3, "it goes on asking")
         # Ages go on: what is drawn after those answers still has the old figure.
-        screen.sent = ""
+        screen.sent = ENTERED
         assert "1,200 of" in screen.shows("paused")
         screen.type("p")
         screen.shows("77 of")
