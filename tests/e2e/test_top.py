@@ -244,7 +244,7 @@ def state_of(pid):
 
 def test_a_resized_terminal_gets_what_it_has_room_for():
     with Admin(a_cluster(a_node("a"))) as admin, Screen("--admin", admin.url, size=(80, 24)) as screen:
-        narrow = screen.shows("NODE", "P99")
+        narrow = screen.shows("NODE", "LAG P99")
         assert "VERSION" not in narrow and max(map(len, narrow.splitlines())) <= 80
         screen.resize((200, 40))
         wide = screen.shows("NODE", "VERSION", "AGE", "OF MAX")

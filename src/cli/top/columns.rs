@@ -46,7 +46,7 @@ const COLUMNS: [(Column, &str, usize, u8); 17] = [
     (Column::Buffered, "BUFFERED", 9, 7),
     (Column::Memory, "MEMORY", 9, 6),
     (Column::LagP50, "LAG P50", 8, 13),
-    (Column::LagP99, "P99", 8, 5),
+    (Column::LagP99, "LAG P99", 8, 5),
     (Column::Cpu, "CPU", 7, 10),
     (Column::Uptime, "UPTIME", 7, 14),
     (Column::Version, "VERSION", 9, 15),
@@ -216,9 +216,12 @@ mod tests {
     fn columns_are_left_out_by_their_rank() {
         assert_eq!(
             head(300),
-            "NODE STATE CONNS OF MAX USERS ROOMS IN/S OUT/S BUFFERED MEMORY LAG P50 P99 CPU UPTIME VERSION MODE AGE"
+            "NODE STATE CONNS OF MAX USERS ROOMS IN/S OUT/S BUFFERED MEMORY LAG P50 LAG P99 CPU UPTIME VERSION MODE AGE"
         );
-        assert_eq!(head(80), "NODE STATE CONNS IN/S OUT/S BUFFERED MEMORY P99");
+        assert_eq!(
+            head(80),
+            "NODE STATE CONNS IN/S OUT/S BUFFERED MEMORY LAG P99"
+        );
         assert_eq!(head(40), "NODE STATE CONNS OUT/S");
         assert_eq!(head(10), "NODE");
         assert_eq!(head(0), "NODE");
