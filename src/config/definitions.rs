@@ -1,6 +1,6 @@
 //! Every setting, once. Flags, variables, file keys, `throng config` and the reference all derive from this table.
 
-use crate::backplane::remote::{Address, AtStart, Degraded, without_password};
+use crate::backplane::remote::{Address, AtStart, Degraded, Mode, without_password};
 use crate::config::draft::Draft;
 use crate::config::group::Group;
 use crate::config::rooms::origin_is_allowed;
@@ -522,6 +522,44 @@ pub static DEFINITIONS: &[Definition] = &[
         |draft, value| draft.redis_password_file = value.text(),
     )
     .or("none"),
+    setting(
+        "backplane_mode",
+        Group::Redis,
+        Kind::Choice(&["pubsub", "sharded", "streams"]),
+        "pubsub",
+        "How messages travel through Redis: by channels (pubsub), by channels of a cluster's slots (sharded), or kept in a stream for each room, so that a node reads what it has missed (streams). The same on all nodes.",
+        |draft, value| {
+            draft.redis.mode = match value.text().as_deref() {
+                Some("sharded") => Mode::Sharded,
+                Some("streams") => Mode::Streams,
+                _ => Mode::Pubsub,
+            }
+        },
+    ),
+    setting(
+        "streams_length_max",
+        Group::Redis,
+        count("batches", any(10, 10_000_000)),
+        "1000",
+        "With backplane_mode = \"streams\": what a room's stream keeps, about; what a node has missed beyond it is told as gone. A batch is what a room was sent by one node at a time, mostly one message.",
+        |draft, value| set(&mut draft.redis.streams_length_max, value),
+    ),
+    setting(
+        "streams_ttl_ms",
+        Group::Redis,
+        ms(any(60_000, 24 * HOUR_MS)),
+        "600s",
+        "With backplane_mode = \"streams\": from a room's last message until its stream is forgotten. Nodes that are cut off for longer tell their members that messages may be missing.",
+        |draft, value| set(&mut draft.redis.streams_ttl_ms, value),
+    ),
+    setting(
+        "streams_retain_ms",
+        Group::Redis,
+        ms(any(0, 30_000)),
+        "5s",
+        "With backplane_mode = \"streams\": how long a message that Redis has acknowledged is kept, to be sent again to a server that takes its place and lacks it; redis_buffer_bytes_max of them at most.",
+        |draft, value| set(&mut draft.redis.streams_retain_ms, value),
+    ),
     setting(
         "redis_prefix",
         Group::Redis,

@@ -74,6 +74,16 @@ pub struct RedisSnapshot {
     pub commands_unsubscribe: u64,
     /// PUBLISH commands sent.
     pub commands_publish: u64,
+    /// Times a room began to read what it had missed.
+    pub stream_catch_ups: u64,
+    /// Messages that were missed and read from their stream.
+    pub stream_messages_recovered: u64,
+    /// Messages that were missed and are no longer in their stream.
+    pub stream_messages_gone: u64,
+    /// Rooms whose stream is to be read.
+    pub stream_rooms_behind: u64,
+    /// Bytes that Redis has acknowledged and that are kept for a server that takes its place.
+    pub stream_retained_bytes: u64,
     /// Bytes that wait for shards beyond their lanes.
     pub backlog_bytes: u64,
     /// Messages dropped because a shard could not take them, once a shard.

@@ -268,6 +268,11 @@ impl Channels {
             .then_some((channel.state == State::Standing, &mut channel.arrivals))
     }
 
+    /// Whether the room's channel stands, or is to stand.
+    pub fn follows(&self, room: &str) -> bool {
+        self.rooms.contains_key(room)
+    }
+
     /// The rooms whose joins have waited too long, one a call: the room, and who waited.
     pub fn take_overdue(&mut self, now: Tick) -> Option<(RoomName, ShardSet)> {
         while self.waits.front().is_some_and(|(due, _)| *due <= now) {

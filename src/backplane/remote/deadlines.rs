@@ -16,7 +16,7 @@ impl Remote {
             if let Some(reason) = overdue {
                 self.link_failed(role, reason, now);
             }
-            let wanted = role != Role::Commands || self.options.commands;
+            let wanted = role != Role::Commands || self.wants_commands();
             if wanted && self.closing.is_none() && self.link_mut(role).begin(now) {
                 let address = self.options.address.clone();
                 let link = self.id(role);
@@ -27,6 +27,7 @@ impl Remote {
         self.ask_rank(now);
         self.ask(now);
         let left = self.channels.take_left(now);
+        self.streams_forget(&left);
         if !left.is_empty() && self.subscription.is_up() {
             self.counts.commands_unsubscribe += 1;
             self.channel_command(b"UNSUBSCRIBE", &left);
@@ -45,7 +46,13 @@ impl Remote {
         }
         self.outgoing.forget_idle(now);
         self.send(now);
+        self.streams_deadline(now);
         self.close_progress();
+    }
+
+    /// Whether there is a commands link.
+    fn wants_commands(&self) -> bool {
+        self.options.commands || self.streams.is_some()
     }
 
     pub(super) fn timeout(&self) -> Duration {
@@ -141,8 +148,9 @@ impl Remote {
         [
             self.publishing.deadline(timeout),
             self.subscription.deadline(timeout),
-            commands.filter(|_| self.options.commands),
+            commands.filter(|_| self.wants_commands()),
             self.command_deadline(timeout),
+            self.streams_next_deadline(),
             answer,
             subscribed,
             self.pulse.deadline(self.probe_ready(), self.heard()),

@@ -73,7 +73,7 @@ enum State {
         since: Tick,
     },
     Greeting {
-        greeting: Greeting,
+        greeting: Box<Greeting>,
         since: Tick,
     },
     Up {
@@ -200,7 +200,7 @@ impl Link {
         self.decoder = Decoder::new(Version::Resp3);
         self.heard = now;
         self.has_spoken = false;
-        let mut greeting = Greeting::new(&options.address, Grant::at_redis(options));
+        let mut greeting = Box::new(Greeting::new(&options.address, Grant::at_redis(options)));
         let name = self.client_name(options);
         greeting.begin(&mut self.out, &name);
         self.state = State::Greeting {

@@ -36,6 +36,7 @@ mod rank;
 mod refusal;
 mod replies;
 mod shell;
+mod streams;
 pub mod wire;
 
 use std::collections::VecDeque;
@@ -45,7 +46,7 @@ use std::time::Duration;
 pub use super::resp::Reply;
 pub use address::{Access, Address, Endpoint, Kind, Source, without_password};
 pub use link::{LinkId, Role};
-pub use options::{AtStart, Degraded, Options};
+pub use options::{AtStart, Degraded, Mode, Options};
 pub(super) use outlets::Outlets;
 
 use self::arrivals::Arrival;
@@ -55,6 +56,7 @@ use self::link::{Link, Random};
 use self::outgoing::{Entry, Outgoing};
 use self::pulse::Pulse;
 use self::rank::Rank;
+use self::streams::Streams;
 use super::ShardSet;
 use crate::bus::{Batch, CoreId, RoomName};
 use crate::metrics::RedisSnapshot;
@@ -164,6 +166,8 @@ enum Expected {
     Probe,
     /// Whether the server is a master still.
     Rank,
+    Script,
+    Server,
 }
 
 /// The state machine. After each input, drain [`Self::poll_effect`] and [`Self::poll_order`].
@@ -190,6 +194,7 @@ pub struct Remote {
     asked_at: Tick,
     pulse: Pulse,
     rank: Rank,
+    streams: Option<Box<Streams>>,
     effects: VecDeque<Effect>,
     orders: VecDeque<LinkOrder>,
     counts: RedisSnapshot,
@@ -219,6 +224,8 @@ impl Remote {
             asked_at: now,
             pulse: Pulse::new(&options),
             rank: Rank::new(now),
+            streams: (options.mode == Mode::Streams)
+                .then(|| Box::new(Streams::new(&options, seed, now))),
             effects: VecDeque::new(),
             orders: VecDeque::new(),
             counts: RedisSnapshot {
@@ -240,7 +247,11 @@ impl Remote {
     pub fn interest(&mut self, shard: CoreId, room: &RoomName, now: Tick) {
         let (room, shards) = (room.clone(), ShardSet::of(shard));
         match self.channels.interest(shard, &room, now) {
-            Interest::Stands => self.effects.push_back(Effect::Joined { room, shards }),
+            Interest::Stands => {
+                if self.streams_join(shard, &room, now) {
+                    self.effects.push_back(Effect::Joined { room, shards });
+                }
+            }
             Interest::Waits => self.ask(now),
             Interest::Refused => {
                 self.counts.joins_refused += 1;
@@ -251,7 +262,8 @@ impl Remote {
 
     /// A shard's last member has left a room; `is_last`: nobody here is in it any more.
     pub fn disinterest(&mut self, shard: CoreId, room: &RoomName, is_last: bool, now: Tick) {
-        if self.channels.disinterest(shard, room, is_last, now) {
+        let waited = self.channels.disinterest(shard, room, is_last, now);
+        if self.streams_leave(shard, room, is_last) || waited {
             let (room, shards) = (room.clone(), ShardSet::of(shard));
             self.effects.push_back(Effect::Joined { room, shards });
         }
@@ -339,7 +351,10 @@ impl Remote {
     fn arrived(&mut self, arrival: Arrival, room: RoomName, batch: Arc<Batch>) {
         match arrival {
             Arrival::Next => {}
-            Arrival::Hole(missed) => self.tell_gap(room.clone(), Some(missed)),
+            Arrival::Hole(missing) => match self.streams_untold(&room, missing) {
+                0 => {}
+                missed => self.tell_gap(room.clone(), Some(missed)),
+            },
             Arrival::Duplicate => return,
         }
         self.effects.push_back(Effect::Deliver { room, batch });
@@ -428,11 +443,15 @@ impl Remote {
                 self.publishing.fail(reason, now, random);
                 self.expected.clear();
                 self.outgoing.rewind();
+                if let Some(streams) = &mut self.streams {
+                    streams.publishing_lost();
+                }
             }
             Role::Subscription => {
                 self.subscription.fail(reason, now, random);
                 self.probe_stands = false;
                 self.channels.lose();
+                self.streams_lost();
             }
             Role::Commands => self.commands_lost(reason, now),
         }
@@ -444,7 +463,9 @@ impl Remote {
         if was_up && self.options.degraded == Degraded::Local {
             // What would have come back through Redis, and now may not, or much later. (What was published since a link
             // was lost was delivered as it came.)
-            let waiting: Vec<Entry> = self.outgoing.iter().cloned().collect();
+            let retained = self.streams.as_ref().map(|streams| streams.retained.iter());
+            let retained = retained.into_iter().flatten();
+            let waiting: Vec<Entry> = retained.chain(self.outgoing.iter()).cloned().collect();
             for entry in &waiting {
                 self.deliver_here(entry);
             }
@@ -456,6 +477,7 @@ impl Remote {
         match role {
             Role::Publishing => {
                 self.rank.greeted(now);
+                self.streams_prepare(now);
                 self.send(now);
             }
             Role::Subscription => {
@@ -466,7 +488,10 @@ impl Remote {
                 self.asked_at = now;
                 self.ask(now);
             }
-            Role::Commands => self.commands.proven(),
+            Role::Commands => {
+                self.commands.proven();
+                self.streams_commands_ready(now);
+            }
         }
     }
 
@@ -494,8 +519,15 @@ impl Remote {
             let channel = Self::room_channel(&self.options.prefix, &entry.room);
             self.scratch.clear();
             wire::encode_batch(&mut self.scratch, &entry.stamp, &entry.batch);
-            self.publishing
-                .command(&[b"PUBLISH", &channel, &self.scratch]);
+            match &mut self.streams {
+                Some(streams) => {
+                    let (link, prefix) = (&mut self.publishing, &self.options.prefix);
+                    streams.append(link, prefix, &channel, entry, &self.scratch);
+                }
+                None => self
+                    .publishing
+                    .command(&[b"PUBLISH", &channel, &self.scratch]),
+            }
             self.expected.push_back((Expected::Batch, now));
             self.counts.commands_publish += 1;
             self.counts.batches_published += 1;
@@ -505,6 +537,13 @@ impl Remote {
 
     /// Where nothing was delivered here meanwhile, what waits is sent only once it comes back to the members here.
     fn may_send(&self) -> bool {
+        if self
+            .streams
+            .as_ref()
+            .is_some_and(|streams| !streams.is_ready())
+        {
+            return false;
+        }
         self.options.degraded == Degraded::Local
             || self.closing.is_some()
             || self.subscription.is_up() && self.channels.is_settled()
@@ -576,7 +615,7 @@ impl Remote {
     /// Everything counted, and what is held now.
     #[must_use]
     pub fn snapshot(&self, now: Tick) -> RedisSnapshot {
-        RedisSnapshot {
+        let mut snapshot = RedisSnapshot {
             links: Role::ALL.map(|role| self.link(role).snapshot()),
             ready: self.publishing.trouble().is_none() && self.subscription.trouble().is_none(),
             buffer_bytes: self.outgoing.bytes(),
@@ -585,7 +624,11 @@ impl Remote {
             joins_waiting: self.channels.waiting_count() as u64,
             probe_age_us: self.pulse.pending().map_or(0, |sent| now.since(sent)),
             ..self.counts.clone()
+        };
+        if let Some(streams) = &self.streams {
+            streams.count(&mut snapshot);
         }
+        snapshot
     }
 
     /// The node ends: what waits is sent, subscriptions are dropped, links closed; within a second.
@@ -634,6 +677,9 @@ impl Remote {
     /// When something does not hold.
     pub fn check_invariants(&self) {
         self.channels.check_invariants();
+        if let Some(streams) = &self.streams {
+            streams.places.check_invariants();
+        }
         let batches = self.expected.iter();
         let batches = batches.filter(|(expected, _)| *expected == Expected::Batch);
         assert!(batches.count() <= self.outgoing.iter().count());

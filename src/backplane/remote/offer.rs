@@ -217,6 +217,7 @@ impl Backplane {
     pub(in crate::backplane) fn handle_deadline_remote(&mut self, now: Tick) {
         if let Some(side) = &mut self.remote {
             side.note_crowd(now);
+            side.remote.set_crowded(side.crowded_since.is_some(), now);
             side.remote.handle_deadline(now);
             self.settle();
         }

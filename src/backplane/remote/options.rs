@@ -20,11 +20,36 @@ pub enum AtStart {
     Fail,
 }
 
+/// How messages travel through Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// PUBLISH and SUBSCRIBE.
+    Pubsub,
+    /// SPUBLISH and SSUBSCRIBE (Redis 7.0): in a cluster a message stays with the server of its slot.
+    Sharded,
+    /// A stream for each room: what a node missed is read again.
+    Streams,
+}
+
+impl Mode {
+    /// The name in settings, answers and logs.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Pubsub => "pubsub",
+            Self::Sharded => "sharded",
+            Self::Streams => "streams",
+        }
+    }
+}
+
 /// The Redis backplane's options. Checked by `config`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// Where Redis is.
     pub address: Address,
+    /// How messages travel.
+    pub mode: Mode,
     /// What all channels begin with.
     pub prefix: String,
     /// The name that links are given at Redis, this node's in it.
@@ -55,8 +80,14 @@ pub struct Options {
     pub probe_timeout_ms: u32,
     /// Bytes of one reply at most.
     pub reply_bytes_max: usize,
-    /// There is a link for commands, too.
+    /// There is a link for commands, too. [`Mode::Streams`] has one in any case.
     pub commands: bool,
+    /// Batches that a room's stream keeps, about.
+    pub streams_length_max: u32,
+    /// From a room's last publish until its stream is forgotten.
+    pub streams_ttl_ms: u32,
+    /// How long what Redis has acknowledged is kept for a server that takes its place.
+    pub streams_retain_ms: u32,
 }
 
 impl Options {
@@ -65,6 +96,7 @@ impl Options {
     pub fn new(address: Address) -> Self {
         Self {
             address,
+            mode: Mode::Pubsub,
             prefix: "throng".into(),
             client_name: "throng".into(),
             at_start: AtStart::Wait,
@@ -81,6 +113,9 @@ impl Options {
             probe_timeout_ms: 3_000,
             reply_bytes_max: 8 << 20,
             commands: false,
+            streams_length_max: 1_000,
+            streams_ttl_ms: 600_000,
+            streams_retain_ms: 5_000,
         }
     }
 }

@@ -35,7 +35,8 @@ pub struct Entry {
 }
 
 impl Entry {
-    fn bytes(&self) -> u64 {
+    /// What it costs in memory.
+    pub fn bytes(&self) -> u64 {
         self.batch.weight_bytes() as u64 + ENTRY_BYTES
     }
 }
@@ -133,6 +134,17 @@ impl Outgoing {
     /// The link was lost: everything is to be sent again.
     pub fn rewind(&mut self) {
         self.sent_count = 0;
+    }
+
+    /// Puts entries in front that were acknowledged by a server that is gone. Nothing is on its way then. Nobody is told if
+    /// they cannot be sent in time: they were published once.
+    pub fn replay(&mut self, entries: Vec<Entry>) {
+        debug_assert_eq!(self.sent_count, 0, "nothing is on its way");
+        for mut entry in entries.into_iter().rev() {
+            entry.from = None;
+            self.bytes += entry.bytes();
+            self.queue.push_front(entry);
+        }
     }
 
     /// Takes the oldest out if it was taken before `limit` and is not on its way.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::arrivals::Arrival;
 use super::link::Wants;
 use super::refusal::{Grant, explain};
+use super::streams::Came;
 use super::wire::{self, Parcel, Stamp};
 use super::{Degraded, Expected, ROOM_INFIX, Remote, Role};
 use crate::backplane::resp::Reply;
@@ -20,9 +21,13 @@ impl Remote {
         }
         match role {
             Role::Publishing => self.send(now),
-            Role::Commands => return,
+            Role::Commands => {
+                self.streams_read(now);
+                return;
+            }
             Role::Subscription => {
                 self.ask(now);
+                self.streams_read(now);
                 if self.options.degraded == Degraded::Refuse {
                     self.send(now); // it may have waited for its channel
                 }
@@ -47,12 +52,13 @@ impl Remote {
                 continue;
             }
             match (role, reply) {
-                (Role::Commands, reply) => self.answered(reply)?,
+                (Role::Commands, reply) => self.answered(reply, now)?,
                 (Role::Publishing, reply) if self.expects_rank() => self.rank_told(&reply, now)?,
                 (_, Reply::Error(error)) => {
                     return Err(explain(&error, &Grant::at_redis(&self.options)));
                 }
-                (Role::Publishing, Reply::Number(_)) => self.acknowledged()?,
+                (Role::Publishing, Reply::Number(_)) => self.acknowledged(now)?,
+                (Role::Publishing, Reply::Text(text)) => self.streams_prepared(&text)?,
                 (Role::Subscription, Reply::Message { channel, payload }) => {
                     self.message(&channel, &payload, now);
                 }
@@ -70,13 +76,17 @@ impl Remote {
     }
 
     /// Redis has the oldest that it was sent.
-    fn acknowledged(&mut self) -> Result<(), String> {
+    fn acknowledged(&mut self, now: Tick) -> Result<(), String> {
         match self.expected.pop_front() {
             Some((Expected::Batch, _)) => {
-                self.outgoing.acknowledge();
+                let entry = self.outgoing.acknowledge();
+                if let (Some(streams), Some(entry)) = (&mut self.streams, entry) {
+                    streams.retained.keep(entry, now);
+                }
                 Ok(())
             }
-            Some((Expected::Probe | Expected::Rank, _)) => Ok(()),
+            Some((Expected::Probe, _)) => Ok(()),
+            Some(_) => Err("Redis says what nobody asked for".into()),
             None => Err("Redis acknowledges what it was not sent".into()),
         }
     }
@@ -89,6 +99,9 @@ impl Remote {
         let Some(stood) = self.channels.stand(room, now) else {
             return;
         };
+        if self.streams_stand(&stood.room, stood.waiting, now) {
+            return; // it is answered, and told what is missing, once its stream was looked at
+        }
         if stood.was_lost {
             self.tell_gap(stood.room.clone(), None);
         }
@@ -100,10 +113,13 @@ impl Remote {
     }
 
     fn message(&mut self, channel: &[u8], payload: &[u8], now: Tick) {
-        match (
-            wire::decode(payload),
-            room_of(&self.options.prefix, channel),
-        ) {
+        let room = room_of(&self.options.prefix, channel);
+        let payload = match room.map(|room| self.streams_came(room, payload)) {
+            Some(Came::Parcel(parcel)) => parcel,
+            Some(Came::Nothing) => return,
+            None => payload,
+        };
+        match (wire::decode(payload), room) {
             (Ok(Parcel::Messages { stamp, count, body }), Some(room)) => {
                 self.counts.batches_received += 1;
                 self.counts.messages_received += u64::from(count);
@@ -131,29 +147,41 @@ impl Remote {
         self.subscription.proven();
     }
 
-    fn messages(&mut self, room: &str, stamp: &Stamp, count: u32, body: &[u8], now: Tick) {
+    /// Messages of a room, each of which is delivered once. Whether these are.
+    pub(super) fn messages(
+        &mut self,
+        room: &str,
+        stamp: &Stamp,
+        count: u32,
+        body: &[u8],
+        now: Tick,
+    ) -> bool {
         let own = stamp.node == self.node;
         let published = if own { stamp.sent } else { now };
         let Some((room, arrivals)) = self.channels.arrivals(room) else {
-            return; // left, or lost and not ours yet: the members are told of what they missed
+            return false; // left, or lost and not ours yet: the members are told of what they missed
         };
         if arrivals.has(stamp.node, stamp.epoch, stamp.sequence) {
             // What was delivered here while Redis was away comes back by design; anything else came twice.
             self.counts.duplicates += u64::from(count);
-            return;
+            return false;
         }
         // Read before it counts as seen: what cannot be read is a hole, and told as one with the next.
         let Ok(batch) = wire::decode_batch(body, count, own, published) else {
             self.counts.malformed += 1;
-            return;
+            return false;
         };
         match arrivals.arrive(stamp.node, stamp.epoch, stamp.sequence, count) {
-            Arrival::Duplicate => self.counts.duplicates += u64::from(count),
+            Arrival::Duplicate => {
+                self.counts.duplicates += u64::from(count);
+                false
+            }
             arrival => {
                 if own {
                     self.counts.lag.record(now.since(stamp.sent), 1);
                 }
                 self.arrived(arrival, room, Arc::clone(&batch));
+                true
             }
         }
     }
