@@ -243,6 +243,16 @@ impl Link {
         self.decoder = Decoder::new(Version::Resp3);
     }
 
+    /// Begins anew at another address: `soon` without a rest, else with the one that it has.
+    pub fn restart(&mut self, soon: bool, now: Tick) {
+        match &mut self.state {
+            State::Closed => {}
+            State::Resting { until } if soon => *until = now,
+            State::Resting { .. } => {}
+            state => *state = State::Resting { until: now },
+        }
+    }
+
     /// It ends for good.
     pub fn close(&mut self) {
         self.state = State::Closed;

@@ -1,6 +1,6 @@
 //! What the Redis backplane may be told.
 
-use super::Address;
+use super::{Address, Kind};
 
 /// Whether members of this node hear each other while Redis cannot be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,13 +43,20 @@ impl Mode {
     }
 }
 
+/// Servers by themselves at most: the place of a room is looked for among all of them, for each message.
+pub const SERVER_COUNT_MAX: usize = 64;
+
 /// The Redis backplane's options. Checked by `config`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Where Redis is.
+    /// Where Redis is: the first server, or the first that is asked for all others.
     pub address: Address,
+    /// Further servers, each on its own; or further ones of the cluster that may be asked.
+    pub others: Vec<Address>,
     /// How messages travel.
     pub mode: Mode,
+    /// Parts that rooms are dealt out to, in a cluster or with [`Mode::Sharded`]; 1 to 4096, the same on all nodes.
+    pub partitions: u16,
     /// What all channels begin with.
     pub prefix: String,
     /// The name that links are given at Redis, this node's in it.
@@ -91,12 +98,31 @@ pub struct Options {
 }
 
 impl Options {
+    /// All servers that were named.
+    pub fn addresses(&self) -> impl Iterator<Item = &Address> {
+        std::iter::once(&self.address).chain(&self.others)
+    }
+
+    /// Whether the servers are those of a Redis Cluster.
+    #[must_use]
+    pub fn is_cluster(&self) -> bool {
+        self.address.kind == Kind::ClusterNode
+    }
+
+    /// Whether channels' names have the tag of their partition in them.
+    #[must_use]
+    pub fn has_tags(&self) -> bool {
+        self.is_cluster() || self.mode == Mode::Sharded
+    }
+
     /// Everything as usual, for `address`.
     #[must_use]
     pub fn new(address: Address) -> Self {
         Self {
             address,
+            others: Vec::new(),
             mode: Mode::Pubsub,
+            partitions: 128,
             prefix: "throng".into(),
             client_name: "throng".into(),
             at_start: AtStart::Wait,

@@ -11,6 +11,11 @@ const GRANT_MESSAGES: &str = "+publish +subscribe +unsubscribe";
 /// What keeps them in streams, too: what the script calls, and how what was missed is read.
 const GRANT_STREAMS: &str =
     "+script|load +evalsha +hmget +del +hlen +hkeys +hdel +xadd +hset +pexpire +xrange +get +set";
+/// The same in partitions.
+const GRANT_SHARDED: &str = " +spublish +ssubscribe +sunsubscribe";
+/// Who serves what.
+const GRANT_CLUSTER: &str = " +cluster|slots";
+
 /// What the user at a server is to be granted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
@@ -25,6 +30,12 @@ impl Grant {
         let mut rules = format!("&{prefix}:* {GRANT_GREETING} {GRANT_MESSAGES}");
         if options.mode == Mode::Streams {
             rules.push_str(&format!(" ~{prefix}:* {GRANT_STREAMS}"));
+        }
+        if options.mode == Mode::Sharded {
+            rules.push_str(GRANT_SHARDED);
+        }
+        if options.is_cluster() {
+            rules.push_str(GRANT_CLUSTER);
         }
         Self::new(options.address.user.as_deref(), rules)
     }

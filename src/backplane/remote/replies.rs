@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use super::arrivals::Arrival;
 use super::link::Wants;
-use super::refusal::{Grant, explain};
 use super::streams::Came;
 use super::wire::{self, Parcel, Stamp};
-use super::{Degraded, Expected, ROOM_INFIX, Remote, Role};
+use super::{Degraded, Expected, Remote, Role};
 use crate::backplane::resp::Reply;
 use crate::time::Tick;
 
@@ -54,9 +53,7 @@ impl Remote {
             match (role, reply) {
                 (Role::Commands, reply) => self.answered(reply, now)?,
                 (Role::Publishing, reply) if self.expects_rank() => self.rank_told(&reply, now)?,
-                (_, Reply::Error(error)) => {
-                    return Err(explain(&error, &Grant::at_redis(&self.options)));
-                }
+                (_, Reply::Error(error)) => self.refused(role, &error)?,
                 (Role::Publishing, Reply::Number(_)) => self.acknowledged(now)?,
                 (Role::Publishing, Reply::Text(text)) => self.streams_prepared(&text)?,
                 (Role::Subscription, Reply::Message { channel, payload }) => {
@@ -68,7 +65,9 @@ impl Remote {
                 (Role::Subscription, Reply::Unsubscribed { .. }) if self.closing.is_some() => {
                     self.subscription.close();
                 }
-                (Role::Subscription, Reply::Unsubscribed { .. }) => {}
+                (Role::Subscription, Reply::Unsubscribed { channel }) => {
+                    self.unsubscribed(channel.as_deref());
+                }
                 _ => return Err("Redis says what nobody asked for".into()),
             }
         }
@@ -79,9 +78,11 @@ impl Remote {
     fn acknowledged(&mut self, now: Tick) -> Result<(), String> {
         match self.expected.pop_front() {
             Some((Expected::Batch, _)) => {
-                let entry = self.outgoing.acknowledge();
-                if let (Some(streams), Some(entry)) = (&mut self.streams, entry) {
-                    streams.retained.keep(entry, now);
+                if let Some(entry) = self.outgoing.acknowledge() {
+                    self.note_left(&entry.room);
+                    if let Some(streams) = &mut self.streams {
+                        streams.retained.keep(entry, now);
+                    }
                 }
                 Ok(())
             }
@@ -92,11 +93,15 @@ impl Remote {
     }
 
     fn subscribed(&mut self, channel: &[u8], now: Tick) {
-        let Some(room) = room_of(&self.options.prefix, channel) else {
-            self.probe_stands |= channel == self.probe_channel().as_bytes();
+        self.ask_answered(channel);
+        let Some(room) = self.naming.room_of(channel) else {
+            if channel == self.probe_channel().as_bytes() {
+                self.probe_asked = false;
+                self.probe_stands = true;
+            }
             return;
         };
-        let Some(stood) = self.channels.stand(room, now) else {
+        let Some(stood) = self.channels.stand(&room, now) else {
             return;
         };
         if self.streams_stand(&stood.room, stood.waiting, now) {
@@ -113,8 +118,8 @@ impl Remote {
     }
 
     fn message(&mut self, channel: &[u8], payload: &[u8], now: Tick) {
-        let room = room_of(&self.options.prefix, channel);
-        let payload = match room.map(|room| self.streams_came(room, payload)) {
+        let room = self.naming.room_of(channel);
+        let payload = match room.as_deref().map(|room| self.streams_came(room, payload)) {
             Some(Came::Parcel(parcel)) => parcel,
             Some(Came::Nothing) => return,
             None => payload,
@@ -123,9 +128,9 @@ impl Remote {
             (Ok(Parcel::Messages { stamp, count, body }), Some(room)) => {
                 self.counts.batches_received += 1;
                 self.counts.messages_received += u64::from(count);
-                self.messages(room, &stamp, count, body, now);
+                self.messages(&room, &stamp, count, body, now);
             }
-            (Ok(Parcel::Probe(stamp)), None) if stamp.node == self.node => {
+            (Ok(Parcel::Probe(stamp)), None) if self.is_own(&stamp) => {
                 if self.pulse.returned(stamp.sequence) {
                     self.counts.lag.record(now.since(stamp.sent), 1);
                     self.proven(now);
@@ -133,6 +138,11 @@ impl Remote {
             }
             _ => self.counts.malformed += 1,
         }
+    }
+
+    /// Whether it is a probe of this node through this server.
+    fn is_own(&self, stamp: &Stamp) -> bool {
+        stamp.node == self.node && stamp.epoch == u32::from(self.server)
     }
 
     /// Both links work: a probe has come through them.
@@ -185,11 +195,4 @@ impl Remote {
             }
         }
     }
-}
-
-/// The room whose channel it is.
-fn room_of<'a>(prefix: &str, channel: &'a [u8]) -> Option<&'a str> {
-    let rest = channel.strip_prefix(prefix.as_bytes())?;
-    let room = rest.strip_prefix(ROOM_INFIX.as_bytes())?;
-    std::str::from_utf8(room).ok()
 }

@@ -317,7 +317,7 @@ impl Remote {
             let prefix = &self.options.prefix;
             match turn {
                 Turn::Known { room, ticket } => {
-                    let channel = Self::room_channel(prefix, &room);
+                    let channel = self.naming.channel(&room);
                     let [_, known] = kept::keys(prefix, &channel);
                     let [history, last] = Known::FIELDS.map(str::as_bytes);
                     self.command(&[b"HMGET", &known, history, last], OWN | ticket, now);
@@ -328,7 +328,7 @@ impl Remote {
                     first,
                     count,
                 } => {
-                    let channel = Self::room_channel(prefix, &room);
+                    let channel = self.naming.channel(&room);
                     let [stream, _] = kept::keys(prefix, &channel);
                     let (first, count) = (first.to_string(), count.to_string());
                     let words = [
