@@ -425,3 +425,31 @@ def test_a_terminal_that_goes_away_takes_it_along():
             os.close(screen.inner)
             os.close(screen.terminal)
             assert screen.process.wait(10) != 0
+
+
+def test_it_shows_real_nodes_from_any_of_them(serve, redis):
+    joined = f'redis = "{redis.url}"\ncluster_interval_ms = 200\nnode_id = '
+    a, b = serve(f'{joined}"a"\n', shards=1), serve(f'{joined}"b"\n', shards=1)
+    with a.join("lobby"), b.join("lobby"), b.join("lobby"):
+        for asked in (a, b):
+            url = "http://{}:{}".format(*asked.admin_address)
+            with Screen("--admin", url, size=(160, 24)) as screen:
+                screen.shows("2 nodes, 2 ready", "3 of ", "pubsub")
+                assert screen.rows() == ["a", "b"]
+                screen.type("c")
+                eventually(lambda: screen.rows() == ["b", "a"], "the one with more connections is first")  # noqa: B023
+                screen.type("q")
+                assert screen.ends() == 0
+    with Screen("--admin", "http://{}:{}".format(*a.admin_address)) as screen:
+        screen.shows("2 nodes, 2 ready")
+        b.process.kill()
+        b.wait()
+        screen.shows("1 ready", "silent")
+        screen.type("q")
+        assert screen.ends() == 0
+
+
+def test_it_shows_a_node_that_is_alone(server):
+    done = top("--once", "--admin", "{}:{}".format(*server.admin_address))
+    assert done.returncode == 0, done
+    assert "1 node, 1 ready" in done.stdout and "there are no other nodes" in done.stdout, done.stdout
