@@ -2,18 +2,18 @@
 //! PUBLISH to its subscriber, and how many a second one pipelined client gets through, are Redis' own; a backplane is
 //! compared with them.
 //!
-//! One thread, one epoll instance, RESP2 (<https://redis.io/docs/latest/develop/reference/protocol-spec/>).
+//! One thread, `ppoll` (whose timeouts are finer than a millisecond), RESP2 (<https://redis.io/docs/latest/develop/reference/protocol-spec/>).
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 use hdrhistogram::Histogram;
-use rustix::event::{Timespec, epoll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use super::resp::{self, Incoming};
@@ -231,7 +231,6 @@ impl Client {
 /// The publisher, the subscribers, and what has been seen of them.
 struct Pair<'a> {
     arguments: &'a Arguments,
-    epoll: OwnedFd,
     publisher: Client,
     subscribers: Vec<Client>,
     channels: Vec<Vec<u8>>,
@@ -281,8 +280,6 @@ impl<'a> Pair<'a> {
             subscribers,
             channels,
             payload: vec![0; usize::from(arguments.bytes)],
-            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)
-                .map_err(|error| broken(error.into()))?,
             found: Found {
                 published: 0,
                 acknowledged: 0,
@@ -294,17 +291,10 @@ impl<'a> Pair<'a> {
             },
             arguments,
         };
-        pair.watch().map_err(broken)?;
-        Ok(pair)
-    }
-
-    fn watch(&self) -> io::Result<()> {
-        for (index, client) in self.subscribers.iter().chain([&self.publisher]).enumerate() {
-            client.set_nonblocking()?;
-            let data = epoll::EventData::new_u64(index as u64);
-            epoll::add(&self.epoll, client.as_fd(), data, epoll::EventFlags::IN)?;
+        for client in pair.subscribers.iter().chain([&pair.publisher]) {
+            client.set_nonblocking().map_err(broken)?;
         }
-        Ok(())
+        Ok(pair)
     }
 
     /// The whole run.
@@ -393,35 +383,33 @@ impl<'a> Pair<'a> {
     /// Waits until `until_ns` at most, and reads what has come.
     fn turn(&mut self, until_ns: u64, from_ns: u64, scratch: &mut [u8]) -> io::Result<()> {
         let wait = Duration::from_nanos(until_ns.saturating_sub(now_ns()));
-        // A full socket is tried again: it is rare, and needs no event of its own.
-        let wait = if self.publisher.unsent.is_empty() {
-            wait
-        } else {
-            wait.min(Duration::from_micros(50))
-        };
         let timeout = Timespec::try_from(wait).ok();
-        let mut events = [epoll::Event {
-            flags: epoll::EventFlags::empty(),
-            data: epoll::EventData::new_u64(0),
-        }; 65];
-        let ready = match epoll::wait(&self.epoll, &mut events, timeout.as_ref()) {
-            Ok(count) => count,
-            Err(Errno::INTR) => 0,
+        let mut waited: Vec<PollFd<'_>> = Vec::with_capacity(self.subscribers.len() + 1);
+        for client in self.subscribers.iter().chain([&self.publisher]) {
+            let mut flags = PollFlags::IN;
+            flags.set(PollFlags::OUT, !client.unsent.is_empty());
+            waited.push(PollFd::from_borrowed_fd(client.as_fd(), flags));
+        }
+        match poll(&mut waited, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
-        };
-        for event in &events[..ready] {
-            let index = event.data.u64() as usize;
-            let found = &mut self.found;
-            let Some(subscriber) = self.subscribers.get_mut(index) else {
-                self.publisher
-                    .receive(scratch, |_| found.acknowledged += 1)?;
+        }
+        let is_readable = |found: &PollFd<'_>| !(found.revents() - PollFlags::OUT).is_empty();
+        let readable: Vec<bool> = waited.iter().map(is_readable).collect();
+        let found = &mut self.found;
+        for (index, subscriber) in self.subscribers.iter_mut().enumerate() {
+            if !readable[index] {
                 continue;
-            };
+            }
             subscriber.receive(scratch, |incoming| {
                 if let Incoming::Message(payload) = incoming {
                     found.delivered(index as u32, payload, from_ns);
                 }
             })?;
+        }
+        if readable[self.subscribers.len()] {
+            self.publisher
+                .receive(scratch, |_| found.acknowledged += 1)?;
         }
         Ok(())
     }
