@@ -35,6 +35,21 @@ def say(line):
     print(line, file=sys.stderr, flush=True)
 
 
+@contextmanager
+def priority(nice):
+    """Everything that is started in it runs at this nice value, as a process and, where sessions share, as a session."""
+    sessions = Path("/proc/self/autogroup")
+    before = re.search(r"nice (-?\d+)", sessions.read_text()) if nice and sessions.exists() else None
+    os.setpriority(os.PRIO_PROCESS, 0, nice)
+    try:
+        if before:
+            sessions.write_text(str(nice))
+        yield
+    finally:
+        if before:
+            sessions.write_text(before.group(1))
+
+
 class Run:
     """Everything that is measured: figures of rounds by name, rows of the table, faults."""
 
@@ -55,8 +70,7 @@ class Run:
             check=False,
         )
         if done.returncode != 0:
-            self.faults.append(f"{name}, round {number}: {done.stderr.strip() or done.stdout[-500:]}")
-            say(f"FAULT in {self.faults[-1]}")
+            self.faults.append(f"{name}, round {number}: {(done.stderr.strip() or done.stdout)[-300:]}")
         if path.exists():
             self.rounds[name].append(json.loads(path.read_text())["figures"])
 
@@ -66,7 +80,7 @@ class Run:
     def fan_out(self, name, nodes, *arguments):
         targets = [word for node in nodes for word in ("--target", node.url(""))]
         targets += [word for node in nodes for word in ("--server-pid", node.process.pid)]
-        self.load(name, "fanout", "-q", *targets, "--size", BYTES, "--expect", "order_members_apart=0", *arguments)
+        self.load(name, "fanout", "-q", *targets, "--size", BYTES, *arguments)
 
     # --- figures over rounds --------------------------------------------------------------------------------------
 
@@ -187,18 +201,19 @@ def measure_nodes(run):
         with cluster(count) as (_, nodes):
             traffic = ["--rooms", 1000, "--members", 10, "--publishers", 5, "--rate", 0.4]
             name = f"nodes-{count}"
-            run.fan_out(name, nodes, *traffic, "--duration", DURATION * 2, "--expect", "order_rooms_compared=1000")
+            run.fan_out(name, nodes, *traffic, "--duration", DURATION * 2)
             gaps = sum(node.metric("throng_redis_gaps_total") for node in nodes)
         figure = {key: run.median(name, key) for key in ("delivered", "published", "lost", "duplicated", "order_members_apart")}
+        compared = run.median(name, "order_rooms_compared")
         wrong = figure["lost"] + figure["duplicated"] + figure["order_members_apart"] + gaps
         missing = 10 * figure["published"] - figure["delivered"]
         run.promise(
             f"{count} nodes, 10,000 connections, 1,000 rooms: deliveries that were lost, came twice, or in another order than elsewhere",
-            wrong + missing,
+            wrong + missing + (1000 - compared),
             "=",
             0,
-            f"{figure['delivered']:,.0f} deliveries of {figure['published']:,.0f} messages; members of "
-            f"{run.median(name, 'order_rooms_compared'):,.0f} rooms compared; p99 {run.median(name, 'latency_p99_ms'):.1f} ms",
+            f"{figure['delivered']:,.0f} deliveries of {figure['published']:,.0f} messages; the members of "
+            f"{compared:,.0f} rooms saw one order each; p99 {run.median(name, 'latency_p99_ms'):.1f} ms",
             0,
         )
 
@@ -330,7 +345,6 @@ def main():
     options = parser.parse_args()
     if options.write and options.topics:
         parser.error("--write needs all measurements")
-    os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
     run = Run()
@@ -342,9 +356,10 @@ def main():
     )
     run.rows += ["| promise | bound | measured | verdict | detail |", "|---|---|---|---|---|"]
     print(head + "\n" + "\n".join(run.rows), flush=True)
-    for topic in options.topics or TOPICS:
-        say(f"measuring {topic}")
-        globals()[f"measure_{topic}"](run)
+    with priority(PRIORITY):
+        for topic in options.topics or TOPICS:
+            say(f"measuring {topic}")
+            globals()[f"measure_{topic}"](run)
     waited = max((run.waited(name) for name in run.rounds), default=0)
     tail = f"\nOthers had the processors for at most {waited:.0%} of the time in which nodes or clients could have run (the worst round).\n"
     print(tail)
