@@ -85,6 +85,8 @@ impl Draft {
                 user: None,
                 password: None,
                 database: 0,
+                tls: false,
+                kind: remote::Kind::Single,
             }),
             redis_url: None,
             redis_password: None,

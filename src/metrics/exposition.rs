@@ -293,11 +293,12 @@ fn encode_redis(families: &mut Families<'_, '_>, redis: &RedisSnapshot) -> fmt::
 fn by_link(
     redis: &RedisSnapshot,
     figure: impl Fn(&RedisLinkSnapshot) -> u64,
-) -> [(&'static str, u64); 2] {
-    let [publishing, subscription] = &redis.links;
+) -> [(&'static str, u64); 3] {
+    let [publishing, subscription, commands] = &redis.links;
     [
         ("publishing", figure(publishing)),
         ("subscription", figure(subscription)),
+        ("commands", figure(commands)),
     ]
 }
 

@@ -28,8 +28,8 @@ pub struct RedisSnapshot {
     pub configured: bool,
     /// A probe has come through both links since they came up last.
     pub ready: bool,
-    /// The publishing link's, the subscription link's.
-    pub links: [RedisLinkSnapshot; 2],
+    /// The publishing link's, the subscription link's, the commands link's.
+    pub links: [RedisLinkSnapshot; 3],
     /// From publishing to the return through Redis, of probes and of this node's own batches.
     pub lag: Log2Histogram,
     /// Probes sent.

@@ -367,10 +367,8 @@ impl BackplaneCore {
 
     /// Leaves Redis, once all clients are gone: what they published is sent, subscriptions are dropped. Whether it is done.
     fn has_left_redis(&mut self, now: Tick) -> bool {
-        self.backplane.remote().is_none_or(|remote| {
-            remote.close(now);
-            remote.is_closed(now)
-        })
+        self.backplane.close_redis(now);
+        self.backplane.has_left_redis(now)
     }
 
     fn end_shards(&self, around: &Surroundings) {

@@ -23,6 +23,8 @@
 mod address;
 mod arrivals;
 mod channels;
+mod commands;
+mod deadlines;
 mod greeting;
 mod link;
 pub(super) mod offer;
@@ -30,23 +32,29 @@ mod options;
 mod outgoing;
 mod outlets;
 mod pulse;
+mod rank;
+mod refusal;
 mod replies;
+mod shell;
 pub mod wire;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use address::{Address, Endpoint, without_password};
-pub use link::Role;
+pub use super::resp::Reply;
+pub use address::{Access, Address, Endpoint, Kind, Source, without_password};
+pub use link::{LinkId, Role};
 pub use options::{AtStart, Degraded, Options};
 pub(super) use outlets::Outlets;
 
 use self::arrivals::Arrival;
 use self::channels::{Channels, Interest};
+use self::commands::Asked;
 use self::link::{Link, Random};
 use self::outgoing::{Entry, Outgoing};
 use self::pulse::Pulse;
+use self::rank::Rank;
 use super::ShardSet;
 use crate::bus::{Batch, CoreId, RoomName};
 use crate::metrics::RedisSnapshot;
@@ -99,15 +107,27 @@ pub enum Effect {
         /// Members on this node got them.
         local: bool,
     },
+    /// What became of a command that was given with [`Remote::command`].
+    Answered {
+        /// Its number.
+        ticket: u64,
+        /// The answer; `None`: the link was lost first, and nobody knows whether it was carried out.
+        reply: Option<Reply>,
+    },
 }
 
 /// Work for the shell's sockets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LinkOrder {
     /// Connect, and say `connected` or `failed`.
-    Connect(Role),
+    Connect {
+        /// The link.
+        link: LinkId,
+        /// Where to.
+        address: Address,
+    },
     /// Close the socket, if there is one; its news are not wanted any more.
-    Close(Role),
+    Close(LinkId),
     /// Redis cannot be used at the start, and the node is not to wait for it.
     Fatal(String),
 }
@@ -142,17 +162,24 @@ pub struct LinkTrouble {
 enum Expected {
     Batch,
     Probe,
+    /// Whether the server is a master still.
+    Rank,
 }
 
 /// The state machine. After each input, drain [`Self::poll_effect`] and [`Self::poll_order`].
 #[derive(Debug)]
 pub struct Remote {
     options: Options,
+    /// Which of the servers it is.
+    server: u16,
     /// Names this process to the others.
     node: u64,
     random: Random,
     publishing: Link,
     subscription: Link,
+    commands: Link,
+    /// What the commands link owes an answer to, oldest first.
+    asked: VecDeque<Asked>,
     outgoing: Outgoing,
     /// Answers that the publishing link owes, and when each was asked for.
     expected: VecDeque<(Expected, Tick)>,
@@ -162,6 +189,7 @@ pub struct Remote {
     /// When a command was sent last on the subscription link whose answers are still due.
     asked_at: Tick,
     pulse: Pulse,
+    rank: Rank,
     effects: VecDeque<Effect>,
     orders: VecDeque<LinkOrder>,
     counts: RedisSnapshot,
@@ -174,19 +202,23 @@ pub struct Remote {
 impl Remote {
     /// A backplane whose links are to be connected. `seed` is its only source of randomness.
     #[must_use]
-    pub fn new(options: Options, seed: u64, now: Tick) -> Self {
+    pub fn new(options: Options, server: u16, seed: u64, now: Tick) -> Self {
         let mut random = Random::new(seed);
         let node = random.up_to(u64::MAX - 1);
         Self {
+            server,
             node,
             publishing: Link::new(Role::Publishing, now),
             subscription: Link::new(Role::Subscription, now),
+            commands: Link::new(Role::Commands, now),
+            asked: VecDeque::new(),
             outgoing: Outgoing::new(node, seed),
             expected: VecDeque::new(),
             channels: Channels::new(&options, seed),
             probe_stands: false,
             asked_at: now,
             pulse: Pulse::new(&options),
+            rank: Rank::new(now),
             effects: VecDeque::new(),
             orders: VecDeque::new(),
             counts: RedisSnapshot {
@@ -329,23 +361,19 @@ impl Remote {
 
     // --- the links' side --------------------------------------------------------------------------------------------
 
-    /// Where Redis is.
-    #[must_use]
-    pub fn address(&self) -> &Address {
-        &self.options.address
-    }
-
     /// The socket that [`LinkOrder::Connect`] asked for is connected.
     pub fn connected(&mut self, role: Role, now: Tick) {
         let options = &self.options;
         match role {
             Role::Publishing => self.publishing.connected(options, now),
             Role::Subscription => self.subscription.connected(options, now),
+            Role::Commands => self.commands.connected(options, now),
         }
     }
 
     /// The socket could not be connected, or has ended.
     pub fn failed(&mut self, role: Role, reason: String, now: Tick) {
+        let reason = self.link(role).explain_end(reason, &self.options.address);
         self.link_failed(role, reason, now);
     }
 
@@ -364,10 +392,16 @@ impl Remote {
         }
     }
 
+    fn id(&self, role: Role) -> LinkId {
+        let server = self.server;
+        LinkId { server, role }
+    }
+
     fn link(&self, role: Role) -> &Link {
         match role {
             Role::Publishing => &self.publishing,
             Role::Subscription => &self.subscription,
+            Role::Commands => &self.commands,
         }
     }
 
@@ -375,6 +409,7 @@ impl Remote {
         match role {
             Role::Publishing => &mut self.publishing,
             Role::Subscription => &mut self.subscription,
+            Role::Commands => &mut self.commands,
         }
     }
 
@@ -399,9 +434,13 @@ impl Remote {
                 self.probe_stands = false;
                 self.channels.lose();
             }
+            Role::Commands => self.commands_lost(reason, now),
+        }
+        self.orders.push_back(LinkOrder::Close(self.id(role)));
+        if role == Role::Commands {
+            return;
         }
         self.pulse.lost();
-        self.orders.push_back(LinkOrder::Close(role));
         if was_up && self.options.degraded == Degraded::Local {
             // What would have come back through Redis, and now may not, or much later. (What was published since a link
             // was lost was delivered as it came.)
@@ -415,7 +454,10 @@ impl Remote {
     /// A link may be used from now on.
     fn link_ready(&mut self, role: Role, now: Tick) {
         match role {
-            Role::Publishing => self.send(now),
+            Role::Publishing => {
+                self.rank.greeted(now);
+                self.send(now);
+            }
             Role::Subscription => {
                 let channel = self.probe_channel();
                 self.subscription
@@ -424,6 +466,7 @@ impl Remote {
                 self.asked_at = now;
                 self.ask(now);
             }
+            Role::Commands => self.commands.proven(),
         }
     }
 
@@ -490,146 +533,6 @@ impl Remote {
         self.subscription.command(&words);
     }
 
-    // --- time -------------------------------------------------------------------------------------------------------
-
-    /// Does what is due by time.
-    pub fn handle_deadline(&mut self, now: Tick) {
-        let timeout = self.timeout();
-        // Judged together: the failure of one takes the probe along that tells of the other.
-        let overdue = Role::ALL.map(|role| self.overdue(role, timeout, now));
-        for (role, overdue) in Role::ALL.into_iter().zip(overdue) {
-            if let Some(reason) = overdue {
-                self.link_failed(role, reason, now);
-            }
-            if self.closing.is_none() && self.link_mut(role).begin(now) {
-                self.orders.push_back(LinkOrder::Connect(role));
-            }
-        }
-        self.probe(now);
-        self.ask(now);
-        let left = self.channels.take_left(now);
-        if !left.is_empty() && self.subscription.is_up() {
-            self.counts.commands_unsubscribe += 1;
-            self.channel_command(b"UNSUBSCRIBE", &left);
-        }
-        while let Some((room, shards)) = self.channels.take_overdue(now) {
-            self.counts.joins_refused += 1;
-            self.effects.push_back(Effect::JoinRefused { room, shards });
-        }
-        if !self.publishing.is_up() || !self.may_send() {
-            let age = Duration::from_millis(u64::from(self.options.buffer_age_ms));
-            let limit = Tick(now.0.saturating_sub(age.as_micros() as u64));
-            while let Some(entry) = self.outgoing.expire(limit) {
-                let local = self.options.degraded == Degraded::Local;
-                self.refuse(entry.from, &entry.batch, local);
-            }
-        }
-        self.outgoing.forget_idle(now);
-        self.send(now);
-        self.close_progress();
-    }
-
-    fn timeout(&self) -> Duration {
-        Duration::from_millis(u64::from(self.options.probe_timeout_ms))
-    }
-
-    /// Why a link is to be given up now.
-    fn overdue(&self, role: Role, timeout: Duration, now: Tick) -> Option<String> {
-        let link = self.link(role);
-        if let Some(reason) = link.overdue(&self.options.address, timeout, now) {
-            return Some(reason);
-        }
-        let since = link.up_since()?;
-        let ms = timeout.as_millis();
-        let late = |asked: Tick| asked.max(link.heard()).max(since).after(timeout) <= now;
-        match role {
-            Role::Publishing => {
-                let (_, asked) = self.expected.front()?;
-                late(*asked)
-                    .then(|| format!("Redis does not acknowledge what it is sent within {ms} ms"))
-            }
-            Role::Subscription => {
-                let due = self.channels.has_asked() || !self.probe_stands;
-                if due && late(self.asked_at) {
-                    return Some(format!("Redis does not answer SUBSCRIBE within {ms} ms"));
-                }
-                let probe = self.pulse.overdue(now)?;
-                Some(format!(
-                    "a probe was published {} ms ago and has not come back",
-                    now.since(probe) / 1_000
-                ))
-            }
-        }
-    }
-
-    /// Publishes a probe if it is time for one.
-    fn probe(&mut self, now: Tick) {
-        let Some(number) = self.pulse.take_due(self.probe_ready(), self.heard(), now) else {
-            return;
-        };
-        let channel = self.probe_channel();
-        self.scratch.clear();
-        let stamp = wire::Stamp {
-            node: self.node,
-            epoch: 0,
-            sequence: number,
-            sent: now,
-        };
-        wire::encode_probe(&mut self.scratch, &stamp);
-        self.publishing
-            .command(&[b"PUBLISH", channel.as_bytes(), &self.scratch]);
-        self.expected.push_back((Expected::Probe, now));
-        self.counts.commands_publish += 1;
-        self.counts.probes += 1;
-    }
-
-    fn probe_ready(&self) -> bool {
-        self.publishing.is_up()
-            && self.probe_stands
-            && self.channels.is_settled()
-            && self.closing.is_none()
-    }
-
-    /// When the link that was silent for longer was heard last.
-    fn heard(&self) -> Tick {
-        self.subscription.heard().min(self.publishing.heard())
-    }
-
-    /// When [`Self::output`] of the link has something to write.
-    #[must_use]
-    pub fn flush_deadline(&self, role: Role) -> Option<Tick> {
-        self.link(role).flush_deadline()
-    }
-
-    /// When [`Self::handle_deadline`] has something to do.
-    #[must_use]
-    pub fn next_deadline(&self) -> Option<Tick> {
-        let timeout = self.timeout();
-        let expected = self.expected.front();
-        let answer =
-            expected.map(|(_, asked)| (*asked).max(self.publishing.heard()).after(timeout));
-        let due = self.subscription.is_up() && (self.channels.has_asked() || !self.probe_stands);
-        let subscribed = due.then(|| self.asked_at.max(self.subscription.heard()).after(timeout));
-        let age = Duration::from_millis(u64::from(self.options.buffer_age_ms) + 1);
-        let stuck = !self.publishing.is_up() || !self.may_send();
-        let expires = self.outgoing.oldest_unsent().filter(|_| stuck);
-        let may_ask = self.subscription.is_up() && self.closing.is_none();
-        [
-            self.publishing.deadline(timeout),
-            self.subscription.deadline(timeout),
-            answer,
-            subscribed,
-            self.pulse.deadline(self.probe_ready(), self.heard()),
-            self.channels.deadline(may_ask),
-            expires.map(|taken| taken.after(age)),
-            self.outgoing.idle_deadline(),
-            self.closing,
-        ]
-        .into_iter()
-        .flatten()
-        .min()
-    }
-
     // --- what comes out ---------------------------------------------------------------------------------------------
 
     /// The next thing that shards are to be told.
@@ -674,7 +577,7 @@ impl Remote {
     #[must_use]
     pub fn snapshot(&self, now: Tick) -> RedisSnapshot {
         RedisSnapshot {
-            links: [self.publishing.snapshot(), self.subscription.snapshot()],
+            links: Role::ALL.map(|role| self.link(role).snapshot()),
             ready: self.publishing.trouble().is_none() && self.subscription.trouble().is_none(),
             buffer_bytes: self.outgoing.bytes(),
             buffer_age_us: self.outgoing.oldest().map_or(0, |taken| now.since(taken)),
@@ -711,7 +614,8 @@ impl Remote {
     #[must_use]
     pub fn is_closed(&self, now: Tick) -> bool {
         let left = self.publishing.is_up() && !self.expected.is_empty()
-            || self.subscription.is_up() && self.channels.standing_count() > 0;
+            || self.subscription.is_up() && self.channels.standing_count() > 0
+            || self.commands.is_up() && !self.asked.is_empty();
         self.closing.is_some_and(|until| !left || until <= now)
     }
 
@@ -719,7 +623,8 @@ impl Remote {
         let nothing_left = self.expected.is_empty() && !self.outgoing.has_unsent();
         if self.closing.is_some() && nothing_left && self.publishing.is_up() {
             self.publishing.close();
-            self.orders.push_back(LinkOrder::Close(Role::Publishing));
+            let link = self.id(Role::Publishing);
+            self.orders.push_back(LinkOrder::Close(link));
         }
     }
 

@@ -55,6 +55,8 @@ pub struct Options {
     pub probe_timeout_ms: u32,
     /// Bytes of one reply at most.
     pub reply_bytes_max: usize,
+    /// There is a link for commands, too.
+    pub commands: bool,
 }
 
 impl Options {
@@ -78,6 +80,7 @@ impl Options {
             probe_interval_ms: 5_000,
             probe_timeout_ms: 3_000,
             reply_bytes_max: 8 << 20,
+            commands: false,
         }
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::arrivals::Arrival;
 use super::link::Wants;
+use super::refusal::{Grant, explain};
 use super::wire::{self, Parcel, Stamp};
 use super::{Degraded, Expected, ROOM_INFIX, Remote, Role};
 use crate::backplane::resp::Reply;
@@ -19,6 +20,7 @@ impl Remote {
         }
         match role {
             Role::Publishing => self.send(now),
+            Role::Commands => return,
             Role::Subscription => {
                 self.ask(now);
                 if self.options.degraded == Degraded::Refuse {
@@ -36,6 +38,7 @@ impl Remote {
             let link = match role {
                 Role::Publishing => &mut self.publishing,
                 Role::Subscription => &mut self.subscription,
+                Role::Commands => &mut self.commands,
             };
             if !link.is_up() {
                 if link.greet(&reply, &self.options, now)? == Wants::Ready {
@@ -44,7 +47,11 @@ impl Remote {
                 continue;
             }
             match (role, reply) {
-                (_, Reply::Error(error)) => return Err(super::greeting::explain(&error)),
+                (Role::Commands, reply) => self.answered(reply)?,
+                (Role::Publishing, reply) if self.expects_rank() => self.rank_told(&reply, now)?,
+                (_, Reply::Error(error)) => {
+                    return Err(explain(&error, &Grant::at_redis(&self.options)));
+                }
                 (Role::Publishing, Reply::Number(_)) => self.acknowledged()?,
                 (Role::Subscription, Reply::Message { channel, payload }) => {
                     self.message(&channel, &payload, now);
@@ -69,7 +76,7 @@ impl Remote {
                 self.outgoing.acknowledge();
                 Ok(())
             }
-            Some((Expected::Probe, _)) => Ok(()),
+            Some((Expected::Probe | Expected::Rank, _)) => Ok(()),
             None => Err("Redis acknowledges what it was not sent".into()),
         }
     }
