@@ -473,6 +473,7 @@ fn every_setting_reaches_its_option() {
             "fail",
             "refuse",
             "redis://host",
+            "streams",
         ];
         let read = |text: &&str| definition.kind.read(&value::Raw::Text((*text).into())).ok();
         let changes = samples.iter().filter_map(read).any(|value| {

@@ -73,7 +73,7 @@ enum State {
         since: Tick,
     },
     Greeting {
-        greeting: Greeting,
+        greeting: Box<Greeting>,
         since: Tick,
     },
     Up {
@@ -200,7 +200,7 @@ impl Link {
         self.decoder = Decoder::new(Version::Resp3);
         self.heard = now;
         self.has_spoken = false;
-        let mut greeting = Greeting::new(&options.address, Grant::at_redis(options));
+        let mut greeting = Box::new(Greeting::new(&options.address, Grant::at_redis(options)));
         let name = self.client_name(options);
         greeting.begin(&mut self.out, &name);
         self.state = State::Greeting {
@@ -241,6 +241,16 @@ impl Link {
         self.trouble_since.get_or_insert(now);
         self.out.clear();
         self.decoder = Decoder::new(Version::Resp3);
+    }
+
+    /// Begins anew at another address: `soon` without a rest, else with the one that it has.
+    pub fn restart(&mut self, soon: bool, now: Tick) {
+        match &mut self.state {
+            State::Closed => {}
+            State::Resting { until } if soon => *until = now,
+            State::Resting { .. } => {}
+            state => *state = State::Resting { until: now },
+        }
     }
 
     /// It ends for good.

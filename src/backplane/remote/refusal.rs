@@ -1,6 +1,6 @@
 //! What Redis refuses, in words that say what to do.
 
-use super::Options;
+use super::{Mode, Options};
 
 /// What is shown of a server's words.
 const SHOWN_CHARS_MAX: usize = 200;
@@ -8,6 +8,14 @@ const SHOWN_CHARS_MAX: usize = 200;
 const GRANT_GREETING: &str = "+hello +client|setname +select +info +role";
 /// What carries messages.
 const GRANT_MESSAGES: &str = "+publish +subscribe +unsubscribe";
+/// What keeps them in streams, too: what the script calls, and how what was missed is read.
+const GRANT_STREAMS: &str =
+    "+script|load +evalsha +hmget +del +hlen +hkeys +hdel +xadd +hset +pexpire +xrange +get +set";
+/// The same in partitions.
+const GRANT_SHARDED: &str = " +spublish +ssubscribe +sunsubscribe";
+/// Who serves what.
+const GRANT_CLUSTER: &str = " +cluster|slots";
+
 /// What the user at a server is to be granted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
@@ -19,10 +27,17 @@ impl Grant {
     /// What this node needs at a Redis that carries messages.
     pub fn at_redis(options: &Options) -> Self {
         let prefix = &options.prefix;
-        Self::new(
-            options.address.user.as_deref(),
-            format!("&{prefix}:* {GRANT_GREETING} {GRANT_MESSAGES}"),
-        )
+        let mut rules = format!("&{prefix}:* {GRANT_GREETING} {GRANT_MESSAGES}");
+        if options.mode == Mode::Streams {
+            rules.push_str(&format!(" ~{prefix}:* {GRANT_STREAMS}"));
+        }
+        if options.mode == Mode::Sharded {
+            rules.push_str(GRANT_SHARDED);
+        }
+        if options.is_cluster() {
+            rules.push_str(GRANT_CLUSTER);
+        }
+        Self::new(options.address.user.as_deref(), rules)
     }
 
     fn new(user: Option<&str>, rules: String) -> Self {
