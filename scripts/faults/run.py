@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from traffic import MEMBERS_PER_NODE, ROOM_COUNT, Traffic  # noqa: E402
 MODES = ("pubsub", "sharded", "streams")
 BEFORE_S, AFTER_S = 2.0, 2.0
 HEAL_WAIT_S = 40
+LOGS = REPOSITORY / "target/faults"
 HEAD = (
     "| fault | mode | found after | healed after | lost, of deliveries | missed by who was away | what members were told | `/readyz` meanwhile | verdict |\n"
     "|---|---|---|---|---|---|---|---|---|"
@@ -89,6 +91,15 @@ def broken(scenario, result):
     if result["panics"]:
         faults.append("panics in " + ", ".join(result["panics"]))
     return faults
+
+
+def keep_logs(directory, kept):
+    """What nodes and Redis said in a world in which a promise broke."""
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.mkdir(parents=True)
+    for path in directory.glob("*.log"):
+        shutil.copy(path, kept)
+    say(f"logs: {kept}")
 
 
 def seconds(value):
@@ -178,6 +189,8 @@ def main():
                     rows.append(f"| {scenario.title} | {mode} | – | – | – | – | – | – | **{faults[0][:200]}** |")
                     results.append({"fault": name, "mode": mode, "broken": faults})
                     say(str(error)[:3000])
+                if faults:
+                    keep_logs(Path(directory), LOGS / f"{name}-{mode}")
             is_broken |= bool(faults)
             print(rows[-1], flush=True)
     if options.json:

@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack
 from datetime import datetime
 
-from harness import Redis, Sentinel, Server, StallingProxy, eventually
+from harness import Redis, Sentinel, Server, StallingProxy, eventually, free_port
 
 QUICK = "drain_window_ms = 200\ndrain_deadline_ms = 4000\nclose_timeout_ms = 300\n"
 LOOK_EVERY_S = 0.05
@@ -182,7 +182,7 @@ class Cluster(World):
         self.all = []
         for _ in range(2 * CLUSTER_MASTERS):
             one = Redis(self.directory, settings)
-            one.settings.append(f"cluster-config-file nodes-{one.port}.conf")
+            one.settings += [f"cluster-config-file nodes-{one.port}.conf", f"cluster-port {free_port()}"]
             self.all.append(self.stack.enter_context(one))
         addresses = [f"127.0.0.1:{one.port}" for one in self.all]
         self.cli("--cluster", "create", *addresses, "--cluster-replicas", "1", "--cluster-yes")
