@@ -10,6 +10,7 @@
 # SKIP_BUILD=1  takes the binaries that are there     ROUNDS=N     rounds of each side (5)
 # DURATION=S    seconds of each round (4)             PRIORITY=N   runs Redis, nodes and clients at this nice value (0): below
 #                                                                  0, as root, where others use the processors
+# REALTIME=1    as root: the latency rounds go before all others (SCHED_RR), as on a machine that does nothing else
 # OUT=DIR       reports and logs (target/measure-cluster)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,7 +20,7 @@ cd "$(dirname "$0")/.."
 for argument in "$@"; do
     case $argument in
         -h | --help)
-            sed -n '2,13s/^# \{0,1\}//p' "$0"
+            sed -n '2,14s/^# \{0,1\}//p' "$0"
             exit 0
             ;;
     esac
