@@ -11,6 +11,7 @@ use std::sync::Arc;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use throng::bus::CoreId;
 use throng::protocol::client::encode_request;
+use throng::protocol::handshake::Edge;
 use throng::protocol::{Encoded, Meter, OpCode, encode_client_header, unmask_extend};
 use throng::shard::{Action, Delivery, HeartbeatMode, Input, Node, Options, Shard};
 use throng::time::Tick;
@@ -50,6 +51,7 @@ fn options() -> Options {
         handshake_bytes_max: 8_192,
         handshake_header_count_max: 64,
         origins: Vec::new(),
+        edge: Edge::default(),
         retry_after_s: 5,
         reconnect_after_ms: 1_000,
         rooms: Vec::new(),

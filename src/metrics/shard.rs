@@ -11,6 +11,8 @@ pub enum RefusalKind {
     BadRequest,
     /// 403: the `Origin` is not on the allowlist.
     OriginForbidden,
+    /// 403: named a user, and may not.
+    IdentityForbidden,
     /// 404: no such path.
     NotFound,
     /// 405: not `GET`.
@@ -39,9 +41,10 @@ pub enum RefusalKind {
 
 impl RefusalKind {
     /// All kinds, in the order of their discriminants.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::BadRequest,
         Self::OriginForbidden,
+        Self::IdentityForbidden,
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::Timeout,
@@ -61,7 +64,7 @@ impl RefusalKind {
     pub const fn status(self) -> u16 {
         match self {
             Self::BadRequest => 400,
-            Self::OriginForbidden => 403,
+            Self::OriginForbidden | Self::IdentityForbidden => 403,
             Self::NotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::Timeout => 408,
@@ -83,6 +86,7 @@ impl RefusalKind {
         match self {
             Self::BadRequest => "bad_request",
             Self::OriginForbidden => "origin_forbidden",
+            Self::IdentityForbidden => "identity_forbidden",
             Self::NotFound => "not_found",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::Timeout => "timeout",
@@ -95,6 +99,53 @@ impl RefusalKind {
             Self::OverBudget => "over_budget",
             Self::Draining => "draining",
             Self::Backplane => "backplane",
+        }
+    }
+}
+
+/// How the address of a client behind a proxy was learned, or why not. Label of its metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum ClientAddress {
+    /// By a PROXY header.
+    ProxyHeader,
+    /// A PROXY header without a client: the proxy's own check, or a client that did not come by TCP over IP.
+    ProxyOwn,
+    /// A PROXY header that is none: refused with 400.
+    ProxyMalformed,
+    /// No PROXY header from a trusted proxy, though it is required: refused with 400.
+    ProxyMissing,
+    /// A PROXY header is required, and this other end may not send one: closed.
+    ProxyUntrusted,
+    /// By `X-Forwarded-For`.
+    Forwarded,
+    /// An `X-Forwarded-For` with something else than an address: the client is whoever brought it.
+    ForwardedMalformed,
+}
+
+impl ClientAddress {
+    /// All of them, in the order of their discriminants.
+    pub const ALL: [Self; 7] = [
+        Self::ProxyHeader,
+        Self::ProxyOwn,
+        Self::ProxyMalformed,
+        Self::ProxyMissing,
+        Self::ProxyUntrusted,
+        Self::Forwarded,
+        Self::ForwardedMalformed,
+    ];
+
+    /// The name in metrics.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::ProxyHeader => "proxy_header",
+            Self::ProxyOwn => "proxy_own",
+            Self::ProxyMalformed => "proxy_malformed",
+            Self::ProxyMissing => "proxy_missing",
+            Self::ProxyUntrusted => "proxy_untrusted",
+            Self::Forwarded => "forwarded",
+            Self::ForwardedMalformed => "forwarded_malformed",
         }
     }
 }
@@ -146,6 +197,8 @@ pub struct ShardCounters {
     pub health_checks: u64,
     /// Upgrades refused, by [`RefusalKind`].
     pub refused: [u64; RefusalKind::ALL.len()],
+    /// Addresses learned of clients behind proxies, by [`ClientAddress`].
+    pub client_addresses: [u64; ClientAddress::ALL.len()],
     /// Connections ended, by [`CloseReason`].
     pub closed: [u64; CloseReason::ALL.len()],
     /// Data messages received whole.

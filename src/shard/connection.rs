@@ -71,6 +71,11 @@ pub(super) mod flag {
     /// Its address had as many as it may when it was accepted: it reads so, unless one has gone by then.
     pub const ADDRESS_FULL: u16 = 1 << 12;
 
+    /// Its other end is a trusted proxy.
+    pub const FROM_PROXY: u16 = 1 << 13;
+    /// Its first bytes may be a PROXY header.
+    pub const PROXY_AWAITED: u16 = 1 << 14;
+
     /// Any of these, or an outbox, makes a delivery take the slow way.
     pub const SLOW: u16 = SENDING | DIRTY | NO_ECHO;
 }
@@ -155,6 +160,15 @@ impl Connection {
         first
     }
 
+    pub(super) fn set_peer(&mut self, peer: SocketAddr) {
+        self.peer_address = match peer.ip() {
+            IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+            IpAddr::V6(address) => address.octets(),
+        };
+        self.peer_port = peer.port();
+    }
+
+    /// The client, as far as it is known: the other end of the socket, or whom a trusted proxy there speaks for.
     pub(super) fn peer(&self) -> SocketAddr {
         let address = Ipv6Addr::from(self.peer_address);
         SocketAddr::new(
@@ -210,13 +224,9 @@ impl Connections {
             heard_ms: now_ms,
             message_ms: now_ms,
             generation: connection.generation,
-            peer_address: match peer.ip() {
-                IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-                IpAddr::V6(address) => address.octets(),
-            },
-            peer_port: peer.port(),
             ..Connection::vacant()
         };
+        connection.set_peer(peer);
         connection
     }
 

@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod arrival;
 mod connection;
 mod deliver;
 mod inbox;
@@ -257,6 +258,7 @@ impl Shard {
             bytes_max: options.handshake_bytes_max as usize,
             header_count_max: options.handshake_header_count_max as usize,
             origins: options.origins.clone(),
+            edge: options.edge.clone(),
         };
         Self {
             core,

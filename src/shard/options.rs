@@ -1,6 +1,7 @@
 //! What a shard may be told. Checked by `config`; a shard sees valid values only.
 
 use crate::metrics::DropPolicy;
+use crate::protocol::handshake::Edge;
 
 /// How dead peers are found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +70,8 @@ pub struct Options {
     pub handshake_header_count_max: u32,
     /// Allowed values of `Origin`; empty: any. `*` stands for one or more characters.
     pub origins: Vec<String>,
+    /// What is believed of what comes through a balancer.
+    pub edge: Edge,
     /// `Retry-After` of a 503, seconds, before jitter (up to the same again is added).
     pub retry_after_s: u32,
     /// `after_ms` of the `reconnect` notice, before jitter (up to the same again is added).

@@ -2,6 +2,7 @@
 
 use throng::bus::BatchMessage;
 use throng::metrics::DropPolicy;
+use throng::protocol::handshake::Edge;
 use throng::shard::{HeartbeatMode, Options, RoomRule};
 
 use crate::random::Random;
@@ -66,6 +67,7 @@ impl Plan {
             handshake_bytes_max: 4_096,
             handshake_header_count_max: 20,
             origins: Vec::new(),
+            edge: Edge::default(),
             retry_after_s: 3,
             reconnect_after_ms: 500,
             rooms,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::bus::{CoreId, Downstream, Upstream};
 use crate::metrics::{DropPolicy, ShardCounters};
 use crate::protocol::client::{Key, encode_request};
+use crate::protocol::handshake::Edge;
 use crate::protocol::{
     CloseReason, OpCode, Role, decode_header, encode_client_header, parse_close, unmask_extend,
 };
@@ -67,6 +68,7 @@ pub(super) fn options() -> Options {
         handshake_bytes_max: 8_192,
         handshake_header_count_max: 64,
         origins: Vec::new(),
+        edge: Edge::default(),
         retry_after_s: 5,
         reconnect_after_ms: 1_000,
         rooms: DropPolicy::ALL
