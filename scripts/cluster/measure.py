@@ -249,7 +249,7 @@ def calls(redis, command):
 
 def subscriptions(redis):
     """Rooms that anybody follows, the most and the fewest followers of one, and patterns."""
-    rooms = redis.command("PUBSUB", "CHANNELS", "throng:room:*idle*")
+    rooms = redis.command("PUBSUB", "CHANNELS", "throng:room:idle-*")
     counts = []
     for begin in range(0, len(rooms), 5_000):
         counts += redis.command("PUBSUB", "NUMSUB", *rooms[begin : begin + 5_000])[1::2]

@@ -175,7 +175,9 @@ class Sentinels(World):
 
 
 class Cluster(World):
-    """Three masters with a replica each."""
+    """Three masters with a replica each. Streams are not kept in a cluster."""
+
+    modes = ("pubsub", "sharded")
 
     def start_redis(self):
         settings = ["cluster-enabled yes", "cluster-node-timeout 2000", "cluster-require-full-coverage no", "repl-diskless-sync-delay 0"]
