@@ -1,9 +1,15 @@
 //! What Redis refuses, in words that say what to do.
 
-use super::{Mode, Options};
+use super::{Address, Mode, Options};
 
 /// What is shown of a server's words.
 const SHOWN_CHARS_MAX: usize = 200;
+/// What is shown of bytes that are no RESP.
+const SHOWN_BYTES_MAX: usize = 60;
+/// How a TLS record begins: its type, and the first byte of its version (RFC 8446 §5.1).
+const TLS_ALERT: u8 = 21;
+const TLS_HANDSHAKE: u8 = 22;
+const TLS_MAJOR: u8 = 3;
 /// What every link is greeted with.
 const GRANT_GREETING: &str = "+hello +client|setname +select +info +role";
 /// What carries messages.
@@ -128,6 +134,27 @@ fn lacking(error: &str, grant: &Grant) -> String {
         "it lacks {what}; an administrator grants all that is needed by: {}",
         grant.command()
     )
+}
+
+/// What is behind bytes that are no RESP.
+pub fn explain_junk(bytes: &[u8]) -> String {
+    let shown = &bytes[..bytes.len().min(SHOWN_BYTES_MAX)];
+    if let [TLS_ALERT | TLS_HANDSHAKE, TLS_MAJOR, ..] = shown {
+        return "what answers there speaks TLS: write rediss:// instead of redis://".into();
+    }
+    let shown = String::from_utf8_lossy(shown);
+    format!("what answers there is not Redis: it says {shown:?}")
+}
+
+/// What may be behind an end before anything was said: a TLS port ends a connection that begins without TLS.
+pub fn explain_silence(reason: String, address: &Address) -> String {
+    match address.tls {
+        true => reason,
+        false => format!(
+            "{reason}: {} has said nothing to HELLO; it is no Redis, or speaks TLS (write rediss://)",
+            address.endpoint
+        ),
+    }
 }
 
 /// As much of a server's words as is shown to people.
