@@ -310,7 +310,7 @@ impl Cluster {
         if let Parcel::Messages { stamp, count, body } = wire::decode(payload).unwrap() {
             let channel = std::str::from_utf8(channel).unwrap();
             let (_, room) = channel.split_once(":room:").unwrap();
-            let batch = wire::decode_batch(body, count, true, stamp.sent).unwrap();
+            let batch = wire::decode_batch(room, body, count, true, stamp.sent).unwrap();
             let ids: Vec<u64> = super::redis::ids(&batch).collect();
             let room = room.to_owned();
             let key = (room.clone(), stamp.node, stamp.epoch, stamp.sequence);
