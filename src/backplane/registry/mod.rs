@@ -207,7 +207,7 @@ impl Registry {
                 let at = Tick(0);
                 let clock = self.clock.unwrap_or(RedisClock { unix_ms: 0, at });
                 let lookups = &mut self.lookups;
-                let answer = lookups.answered(request, part, reply, clock, own, desk, now);
+                let answer = lookups.answered(request, part, reply, clock.now_ms(now), own, desk);
                 self.answers.extend(answer.map(|answer| (request, answer)));
             }
         }
