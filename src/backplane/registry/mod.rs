@@ -45,6 +45,8 @@ use crate::time::Tick;
 const INTERVALS_MAX: u32 = 3;
 /// Connections that are told of anew a second, over all shards.
 const ANNOUNCED_PER_S: u64 = 20_000;
+/// While Redis is away, it is asked this often.
+const RETRY: Duration = Duration::from_millis(250);
 /// At a stop, entries are removed for so long.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
 
@@ -173,13 +175,13 @@ impl Registry {
         let is_lost = reply.is_none();
         let is_done = match &reply {
             Some(Reply::Error(error)) => {
-                self.refused(&asked, error);
+                self.refused(&asked, error, now);
                 false
             }
             reply => reply.is_some(),
         };
         if is_lost {
-            self.lose("the link for commands to Redis is down".to_owned());
+            self.lose("the link for commands to Redis is down".to_owned(), now);
         }
         let (own, desk) = (&self.own, &mut self.desk);
         match asked {
@@ -217,7 +219,11 @@ impl Registry {
     /// Does what is due by time.
     pub fn handle_deadline(&mut self, now: Tick) {
         if self.leaving.is_none() && self.beat_due <= now && !self.state.is_empty() {
-            self.beat_due = now.after(self.interval());
+            let pause = match self.away {
+                None => self.interval(),
+                Some(_) => self.interval().min(RETRY),
+            };
+            self.beat_due = now.after(pause);
             self.beat();
         }
         self.progress(now);
@@ -347,10 +353,11 @@ impl Registry {
     }
 
     /// Redis cannot be asked.
-    fn lose(&mut self, reason: String) {
+    fn lose(&mut self, reason: String, now: Tick) {
         if self.away.is_none() {
             tracing::warn!(reason, "the registry at Redis is not kept up");
             self.away = Some(reason);
+            self.beat_due = self.beat_due.min(now.after(RETRY));
             self.notes.lose();
         }
         if self.leaving.is_some() {
@@ -358,10 +365,13 @@ impl Registry {
         }
     }
 
-    fn refused(&mut self, asked: &Asked, error: &str) {
+    fn refused(&mut self, asked: &Asked, error: &str, now: Tick) {
         self.counts.errors += 1;
         if matches!(asked, Asked::Beat) {
-            self.lose(format!("Redis refuses what the registry asks: {error}"));
+            self.lose(
+                format!("Redis refuses what the registry asks: {error}"),
+                now,
+            );
         }
     }
 
