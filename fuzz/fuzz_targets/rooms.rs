@@ -12,6 +12,7 @@ use throng::bus::{Batch, BatchMessage, CoreId, Downstream, DrainOrder, MessageKi
 use throng::limits::SEND_PIECE_COUNT_MAX;
 use throng::metrics::DropPolicy;
 use throng::protocol::client::encode_request;
+use throng::protocol::handshake::Edge;
 use throng::protocol::{OpCode, encode_client_header, encode_header, unmask_extend};
 use throng::shard::{Action, Delivery, HeartbeatMode, Presence, Input, Node, Options, RoomRule, Shard};
 use throng::time::Tick;
@@ -129,6 +130,7 @@ impl World {
             handshake_bytes_max: 400,
             handshake_header_count_max: 8,
             origins: Vec::new(),
+            edge: Edge::default(),
             retry_after_s: 1,
             reconnect_after_ms: 10,
             rooms: policies
@@ -138,7 +140,13 @@ impl World {
                 })
                 .collect(),
         };
-        let node = Node::new(1, options.connection_count_max, options.node_bytes_max, 5, 1);
+        let node = Node::new(
+            1,
+            options.connection_count_max,
+            options.node_bytes_max,
+            5,
+            1,
+        );
         let delivery = if choice & 16 == 0 {
             Delivery::Inline
         } else {

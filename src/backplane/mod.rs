@@ -32,7 +32,7 @@ mod interest;
 mod probe;
 pub mod registry;
 pub mod remote;
-mod resp;
+pub(crate) mod resp;
 mod shard_set;
 mod stall;
 mod turn;

@@ -197,11 +197,15 @@ fn of_resp2(frame: resp2::types::BytesFrame) -> Reply {
 fn of_push(mut texts: impl Iterator<Item = Option<Bytes>>) -> Option<Reply> {
     let kind = texts.next().flatten();
     match (kind.as_deref(), texts.next(), texts.next()) {
-        (Some(b"message"), Some(Some(channel)), Some(Some(payload))) => {
+        (Some(b"message" | b"smessage"), Some(Some(channel)), Some(Some(payload))) => {
             Some(Reply::Message { channel, payload })
         }
-        (Some(b"subscribe"), Some(Some(channel)), _) => Some(Reply::Subscribed { channel }),
-        (Some(b"unsubscribe"), Some(channel), _) => Some(Reply::Unsubscribed { channel }),
+        (Some(b"subscribe" | b"ssubscribe"), Some(Some(channel)), _) => {
+            Some(Reply::Subscribed { channel })
+        }
+        (Some(b"unsubscribe" | b"sunsubscribe"), Some(channel), _) => {
+            Some(Reply::Unsubscribed { channel })
+        }
         _ => None,
     }
 }

@@ -3,7 +3,8 @@
 mod edge;
 
 use crate::backplane::registry::Kept;
-use crate::backplane::remote::{Address, AtStart, Degraded, without_password};
+use crate::backplane::remote::placement::PARTITION_COUNT_MAX;
+use crate::backplane::remote::{AtStart, Degraded, Mode, Source, without_password};
 use crate::config::draft::Draft;
 use crate::config::group::Group;
 use crate::config::rooms::origin_is_allowed;
@@ -518,14 +519,14 @@ const SETTINGS: &[Definition] = &[
     setting(
         "redis",
         Group::Redis,
-        Kind::Checked {
-            range: "redis://[USER:PASSWORD@]HOST:PORT[/DB] or unix:///PATH[?db=N]",
-            check: |url| Address::parse(url).map(|_| ()),
+        Kind::CheckedTexts {
+            range: "one or more of redis://[USER:PASSWORD@]HOST:PORT[/DB] and unix:///PATH[?db=N], or redis-cluster://[USER:PASSWORD@]HOST:PORT[,HOST:PORT…]",
+            check: check_redis,
             shown: without_password,
         },
         "none",
-        "The Redis that joins this node with others: everything published goes through it. Others read a command line: give a password by redis_password.",
-        |draft, value| draft.redis_url = value.text(),
+        "The Redis that joins this node with others: everything published goes through it. Several are independent, and rooms are spread over them; every node is to be given the same. Others read a command line: give a password by redis_password.",
+        |draft, value| draft.redis_urls = value.texts(),
     )
     .or("none"),
     setting(
@@ -554,6 +555,92 @@ const SETTINGS: &[Definition] = &[
     )
     .or("none"),
     setting(
+        "redis_tls_ca_file",
+        Group::Redis,
+        Kind::Text {
+            range: "the path of a file in PEM",
+            accepts: |text| !text.is_empty(),
+        },
+        "none",
+        "The certificates of the authorities that Redis' own may be signed by, for URLs with TLS; none: those that the host trusts.",
+        |draft, value| draft.redis_tls_ca_file = value.text(),
+    )
+    .or("none"),
+    setting(
+        "redis_tls_cert_file",
+        Group::Redis,
+        Kind::Text {
+            range: "the path of a file in PEM",
+            accepts: |text| !text.is_empty(),
+        },
+        "none",
+        "This node's certificate, where Redis wants one (tls-auth-clients), with those between it and its authority behind it.",
+        |draft, value| draft.redis_tls_cert_file = value.text(),
+    )
+    .or("none"),
+    setting(
+        "redis_tls_key_file",
+        Group::Redis,
+        Kind::Text {
+            range: "the path of a file in PEM",
+            accepts: |text| !text.is_empty(),
+        },
+        "none",
+        "The private key of redis_tls_cert_file, without a passphrase.",
+        |draft, value| draft.redis_tls_key_file = value.text(),
+    )
+    .or("none"),
+    setting(
+        "redis_tls_server_name",
+        Group::Redis,
+        Kind::Text {
+            range: "a host name or an address",
+            accepts: |text| !text.is_empty() && text.len() <= 253 && text.bytes().all(|byte| byte.is_ascii_graphic()),
+        },
+        "none",
+        "The name that Redis' certificate is to be for; none: the host's name in the URL.",
+        |draft, value| draft.settings.redis_tls.server_name = value.text(),
+    )
+    .or("none"),
+    setting(
+        "backplane_mode",
+        Group::Redis,
+        Kind::Choice(&["pubsub", "sharded", "streams"]),
+        "pubsub",
+        "How messages travel through Redis: by channels (pubsub), by channels that spread the work over a cluster's nodes and want Redis 7.0 (sharded), or kept in a stream for each room, so that a node reads what it has missed (streams). The same on all nodes.",
+        |draft, value| {
+            draft.redis.mode = match value.text().as_deref() {
+                Some("sharded") => Mode::Sharded,
+                Some("streams") => Mode::Streams,
+                _ => Mode::Pubsub,
+            }
+        },
+    ),
+    setting(
+        "streams_length_max",
+        Group::Redis,
+        count("batches", any(10, 10_000_000)),
+        "1000",
+        "With backplane_mode = \"streams\": what a room's stream keeps, about; what a node has missed beyond it is told as gone. A batch is what a room was sent by one node at a time, mostly one message.",
+        |draft, value| set(&mut draft.redis.streams_length_max, value),
+    ),
+    setting(
+        "streams_ttl_ms",
+        Group::Redis,
+        ms(any(60_000, 24 * HOUR_MS)),
+        "600s",
+        "With backplane_mode = \"streams\": from a room's last message until its stream is forgotten. Nodes that are cut off for longer tell their members that messages may be missing.",
+        |draft, value| set(&mut draft.redis.streams_ttl_ms, value),
+    ),
+    setting(
+        "streams_retain_ms",
+        Group::Redis,
+        ms(any(0, 30_000)),
+        "5s",
+        "With backplane_mode = \"streams\": how long a message that Redis has acknowledged is kept, to be sent again to a server that takes its place and lacks it; redis_buffer_bytes_max of them at most.",
+        |draft, value| set(&mut draft.redis.streams_retain_ms, value),
+    ),
+    setting(
         "redis_prefix",
         Group::Redis,
         Kind::Text {
@@ -566,6 +653,17 @@ const SETTINGS: &[Definition] = &[
         "throng",
         "What all channels begin with: nodes with the same prefix are one server.",
         |draft, value| draft.redis.prefix = value.text().unwrap_or_default(),
+    ),
+    setting(
+        "redis_partitions",
+        Group::Redis,
+        Kind::Number(Unit::Count("partitions"), Range::of(1, PARTITION_COUNT_MAX as u64)),
+        "128",
+        "Parts that rooms are dealt out to in a Redis Cluster, or with backplane_mode = sharded: each is in one slot. It is in the channels' names, and the same on all nodes.",
+        |draft, value| {
+            let count = value.u32().and_then(|count| u16::try_from(count).ok());
+            draft.redis.partitions = count.unwrap_or_default();
+        },
     ),
     setting(
         "redis_at_start",
@@ -792,6 +890,7 @@ impl Value {
     fn texts(&self) -> Vec<String> {
         match self {
             Self::Texts(texts) => texts.clone(),
+            Self::Text(text) => vec![text.clone()],
             _ => Vec::new(),
         }
     }
@@ -815,5 +914,13 @@ impl Value {
             Self::Processors(processors) => processors.clone(),
             _ => Vec::new(),
         }
+    }
+}
+
+/// Whether a URL names servers that messages may go through.
+fn check_redis(url: &str) -> Result<(), String> {
+    match Source::parse(url)? {
+        Source::One(_) | Source::Cluster { .. } => Ok(()),
+        Source::Sentinel { .. } => Err("Sentinel is not spoken".into()),
     }
 }

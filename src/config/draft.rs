@@ -3,8 +3,9 @@
 use crate::backplane::registry::{self, Kept};
 use crate::backplane::remote;
 use crate::config::capacity;
+use crate::config::redis_tls::RedisTls;
 use crate::config::settings::{Keepalive, Log, LogFormat, Machine, Settings, SocketOptions};
-use crate::protocol::handshake::{Auth, Edge};
+use crate::protocol::handshake::{Auth, Badge, Cookie, Edge, SameSite};
 use crate::runtime::ring::Descriptors;
 use crate::shard::{HeartbeatMode, Presence};
 use crate::{drain, limits, runtime::ring, shard};
@@ -28,12 +29,24 @@ pub struct Draft {
     pub(super) admin_key_file: Option<String>,
     pub(super) auth_by_header: bool,
     pub(super) identity_header: String,
+    pub(super) node_header: Option<String>,
+    /// `None`: no cookie is set, and what is below does not count.
+    pub(super) affinity_cookie: Option<String>,
+    pub(super) affinity_value: Option<String>,
+    pub(super) affinity_path: String,
+    pub(super) affinity_domain: Option<String>,
+    pub(super) affinity_max_age_s: u32,
+    pub(super) affinity_same_site: SameSite,
+    pub(super) affinity_secure: bool,
     /// What holds if there is a Redis; its address is put in place last.
     pub(super) redis: remote::Options,
     pub(super) registry: registry::Options,
-    pub(super) redis_url: Option<String>,
+    pub(super) redis_urls: Vec<String>,
     pub(super) redis_password: Option<String>,
     pub(super) redis_password_file: Option<String>,
+    pub(super) redis_tls_ca_file: Option<String>,
+    pub(super) redis_tls_cert_file: Option<String>,
+    pub(super) redis_tls_key_file: Option<String>,
 }
 
 impl Draft {
@@ -65,6 +78,7 @@ impl Draft {
                     user_timeout_ms: 0,
                 },
                 redis: None,
+                redis_tls: RedisTls::default(),
                 registry: registry::Options::new(String::new()),
                 drain: drain::Options {
                     delay_ms: 0,
@@ -86,6 +100,14 @@ impl Draft {
             admin_key_file: None,
             auth_by_header: false,
             identity_header: String::new(),
+            node_header: None,
+            affinity_cookie: None,
+            affinity_value: None,
+            affinity_path: String::new(),
+            affinity_domain: None,
+            affinity_max_age_s: 0,
+            affinity_same_site: SameSite::Lax,
+            affinity_secure: false,
             redis: remote::Options::new(remote::Address {
                 endpoint: remote::Endpoint::Unix {
                     path: String::new(),
@@ -96,10 +118,13 @@ impl Draft {
                 tls: false,
                 kind: remote::Kind::Single,
             }),
+            redis_urls: Vec::new(),
             registry: registry::Options::new(String::new()),
-            redis_url: None,
             redis_password: None,
             redis_password_file: None,
+            redis_tls_ca_file: None,
+            redis_tls_cert_file: None,
+            redis_tls_key_file: None,
         }
     }
 
@@ -108,9 +133,6 @@ impl Draft {
         let redis = self.redis();
         let prefix = self.redis.prefix.clone();
         let mut settings = self.settings;
-        if self.auth_by_header {
-            settings.shard.edge.auth = Auth::Header(self.identity_header);
-        }
         let processor_count = match settings.cores.len() {
             0 => machine.processors.len(),
             count => count,
@@ -129,6 +151,22 @@ impl Draft {
         settings.node_id = self
             .node_id
             .unwrap_or_else(|| node_id_default(&machine.hostname, machine.process_id));
+
+        if self.auth_by_header {
+            settings.shard.edge.auth = Auth::Header(self.identity_header);
+        }
+        let node_id = &settings.node_id;
+        let cookie = self.affinity_cookie.map(|name| Cookie {
+            name,
+            value: self.affinity_value.unwrap_or_else(|| node_id.clone()),
+            path: self.affinity_path,
+            domain: self.affinity_domain,
+            max_age_s: self.affinity_max_age_s,
+            same_site: self.affinity_same_site,
+            secure: self.affinity_secure,
+        });
+        let header = self.node_header.as_deref().map(|name| (name, &**node_id));
+        settings.shard.edge.badge = Badge::new(header, cookie.as_ref());
 
         let node_bytes_max = self
             .node_bytes_max
@@ -185,13 +223,26 @@ impl Draft {
 
     /// The backplane's options, if there is a Redis.
     fn redis(&mut self) -> Option<remote::Options> {
-        let mut address = remote::Address::parse(self.redis_url.as_deref()?).ok()?;
-        if let Some(password) = self.redis_password.take() {
-            address.password = Some(password);
+        let mut addresses = Vec::new();
+        for url in &self.redis_urls {
+            let mut source = remote::Source::parse(url).ok()?;
+            if let Some(password) = &self.redis_password {
+                source.set_password(password);
+            }
+            match source {
+                remote::Source::One(address) => addresses.push(address),
+                remote::Source::Cluster { seeds } => addresses.extend(seeds),
+                remote::Source::Sentinel { .. } => return None,
+            }
         }
+        if addresses.is_empty() {
+            return None;
+        }
+        let address = addresses.remove(0);
         let message_bytes = self.settings.shard.message_bytes_max as usize;
         Some(remote::Options {
             address,
+            others: addresses,
             commands: true,
             reply_bytes_max: REPLY_BYTES_MAX.max(2 * message_bytes),
             ..self.redis.clone()

@@ -48,6 +48,7 @@ names! {
     SOCKETS: Gauge "throng_sockets", "Client sockets open, whatever their state, by shard.";
     SOCKETS_ACCEPTED: Counter "throng_sockets_accepted", "Client sockets accepted, by shard.";
     HANDSHAKES: Counter "throng_handshakes", "Requests on the client port, by outcome: upgraded, health, or why they were refused.";
+    CLIENT_ADDRESSES: Counter "throng_client_addresses", "Addresses of clients behind proxies, by how they were learned, or why not.";
     CONNECTIONS_CLOSED: Counter "throng_connections_closed", "Connections ended, by reason.";
     ROOMS: Gauge "throng_rooms", "Rooms with members, by shard.";
     NODE_ROOMS: Gauge "throng_node_rooms", "Rooms with members on any shard.";
@@ -95,8 +96,12 @@ names! {
     PUBLISHERS_PAUSED: Gauge "throng_publishers_paused", "Publishers whose messages wait because the bus, the memory budget or their room's batch of the turn is full, by shard.";
     PUBLISHER_PAUSES: Counter "throng_publisher_pauses", "Times a publisher had to wait because the bus, the memory budget or its room's batch of the turn was full, by shard.";
 
-    REDIS_READY: Gauge "throng_redis_ready", "1 when a probe has come through both links to Redis since they came up last; 0 without Redis, too.";
-    REDIS_LINK_UP: Gauge "throng_redis_link_up", "1 when commands may be sent, by link: publishing, subscription.";
+    REDIS_READY: Gauge "throng_redis_ready", "1 when a probe has come through both links to every Redis since they came up last; 0 without Redis, too.";
+    REDIS_MODE: Gauge "throng_redis_mode", "1 for the mode in use, by mode: pubsub, sharded, streams.";
+    REDIS_SERVER_READY: Gauge "throng_redis_server_ready", "The same as throng_redis_ready for each server, by server.";
+    REDIS_SERVER_SUBSCRIPTIONS: Gauge "throng_redis_server_subscriptions", "Rooms whose subscription stands there, by server.";
+    REDIS_SERVER_BUFFER_BYTES: Gauge "throng_redis_server_buffer_bytes", "Messages that it has not acknowledged, by server.";
+    REDIS_LINK_UP: Gauge "throng_redis_link_up", "1 when commands may be sent to every server, by link: publishing, subscription, commands.";
     REDIS_CONNECTS: Counter "throng_redis_connects", "Times a link came up, by link.";
     REDIS_LOSSES: Counter "throng_redis_losses", "Times a link was lost that was up, by link.";
     REDIS_CONNECT_FAILURES: Counter "throng_redis_connect_failures", "Times a link could not be brought up, by link.";
@@ -125,6 +130,11 @@ names! {
     REDIS_JOINS_REFUSED: Counter "throng_redis_joins_refused", "Rooms and users whose joins were refused because they could not be subscribed to in time, or too many waited.";
     REDIS_BACKLOG_BYTES: Gauge "throng_redis_backlog_bytes", "What waits for shards beyond their lanes.";
     REDIS_BACKLOG_DROPPED: Counter "throng_redis_backlog_dropped", "Messages dropped because a shard could not take them, once a shard.";
+    STREAM_CATCH_UPS: Counter "throng_stream_catch_ups", "Times a room began to read what it had missed from its stream.";
+    STREAM_MESSAGES_RECOVERED: Counter "throng_stream_recovered_messages", "Messages that were missed and read from their stream.";
+    STREAM_MESSAGES_GONE: Counter "throng_stream_gone_messages", "Messages that were missed and are no longer in their stream.";
+    STREAM_ROOMS_BEHIND: Gauge "throng_stream_rooms_behind", "Rooms whose stream is to be read.";
+    STREAM_RETAINED_BYTES: Gauge "throng_stream_retained_bytes", "What Redis has acknowledged lately, kept for a server that takes its place.";
 
     CLUSTER_NODES: Gauge "throng_cluster_nodes", "Nodes that were heard at Redis within three intervals, this one included; 0 without Redis.";
     REGISTRY_UP: Gauge "throng_registry_up", "1 when Redis has answered this node's last heartbeat; 0 without Redis, too.";

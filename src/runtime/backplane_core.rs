@@ -272,6 +272,7 @@ impl admin::Node for AdminNode<'_> {
                 .link_troubles(now)
                 .into_iter()
                 .map(|trouble| admin::LinkTrouble {
+                    server: trouble.server,
                     link: trouble.link,
                     state: trouble.state,
                     since_us: trouble.since_us,

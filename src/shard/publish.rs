@@ -177,11 +177,15 @@ impl Shard {
 
     /// Delivers and forwards what all rooms gathered.
     pub(super) fn flush_rooms(&mut self) {
-        while let Some(index) = self.rooms_dirty.pop() {
+        // In the order in which they gathered: what one member hears of several rooms keeps close to how it came.
+        let mut next = 0;
+        while let Some(&index) = self.rooms_dirty.get(next) {
+            next += 1;
             if self.rooms.is_open(index) {
                 self.flush_room(index);
             }
         }
+        self.rooms_dirty.clear();
         debug_assert_eq!(self.gathered_bytes, 0);
     }
 

@@ -394,8 +394,8 @@ impl World {
             } else {
                 (0, 0)
             };
-            self.shards[shard].handle(Input::BusRoom { envelopes, bytes }, self.now);
         }
+        self.shards[shard].handle(Input::BusRoom { envelopes, bytes }, self.now);
         let read_max = if thorough {
             usize::MAX
         } else {

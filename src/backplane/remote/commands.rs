@@ -41,11 +41,14 @@ impl Remote {
     }
 
     /// An answer has come.
-    pub(super) fn answered(&mut self, reply: Reply) -> Result<(), String> {
+    pub(super) fn answered(&mut self, reply: Reply, now: Tick) -> Result<(), String> {
         let Some(Asked { ticket, .. }) = self.asked.pop_front() else {
             return Err("Redis answers what it was not asked".into());
         };
         let reply = Some(reply);
+        if Self::is_streams_own(ticket) {
+            return self.streams_answered(ticket, reply, now);
+        }
         self.effects.push_back(Effect::Answered { ticket, reply });
         Ok(())
     }
@@ -54,6 +57,11 @@ impl Remote {
         self.commands.fail(reason, now, &mut self.random);
         for Asked { ticket, .. } in std::mem::take(&mut self.asked) {
             let reply = None;
+            if Self::is_streams_own(ticket) {
+                let lost = self.streams_answered(ticket, reply, now);
+                debug_assert!(lost.is_ok(), "there is nothing to be wrong");
+                continue;
+            }
             self.effects.push_back(Effect::Answered { ticket, reply });
         }
     }

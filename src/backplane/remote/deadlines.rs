@@ -16,8 +16,7 @@ impl Remote {
             if let Some(reason) = overdue {
                 self.link_failed(role, reason, now);
             }
-            let wanted = role != Role::Commands || self.options.commands;
-            if wanted && self.closing.is_none() && self.link_mut(role).begin(now) {
+            if self.wants_link(role) && self.closing.is_none() && self.link_mut(role).begin(now) {
                 let address = self.options.address.clone();
                 let link = self.id(role);
                 self.orders.push_back(LinkOrder::Connect { link, address });
@@ -27,9 +26,9 @@ impl Remote {
         self.ask_rank(now);
         self.ask(now);
         let left = self.channels.take_left(now);
+        self.streams_forget(&left);
         if !left.is_empty() && self.subscription.is_up() {
-            self.counts.commands_unsubscribe += 1;
-            self.channel_command(b"UNSUBSCRIBE", &left);
+            self.channel_command(true, &left);
         }
         while let Some((room, shards)) = self.channels.take_overdue(now) {
             self.counts.joins_refused += 1;
@@ -45,7 +44,16 @@ impl Remote {
         }
         self.outgoing.forget_idle(now);
         self.send(now);
+        self.streams_deadline(now);
         self.close_progress();
+    }
+
+    /// Whether there is such a link.
+    fn wants_link(&self, role: Role) -> bool {
+        match role {
+            Role::Publishing | Role::Subscription => !self.is_scout,
+            Role::Commands => self.is_scout || self.options.commands || self.streams.is_some(),
+        }
     }
 
     pub(super) fn timeout(&self) -> Duration {
@@ -68,7 +76,7 @@ impl Remote {
                     .then(|| format!("Redis does not acknowledge what it is sent within {ms} ms"))
             }
             Role::Subscription => {
-                let due = self.channels.has_asked() || !self.probe_stands;
+                let due = self.channels.has_asked() || self.probe_asked;
                 if due && late(self.asked_at) {
                     return Some(format!("Redis does not answer SUBSCRIBE within {ms} ms"));
                 }
@@ -94,13 +102,13 @@ impl Remote {
         self.scratch.clear();
         let stamp = wire::Stamp {
             node: self.node,
-            epoch: 0,
+            epoch: u32::from(self.server),
             sequence: number,
             sent: now,
         };
         wire::encode_probe(&mut self.scratch, &stamp);
         self.publishing
-            .command(&[b"PUBLISH", channel.as_bytes(), &self.scratch]);
+            .command(&[self.words().publish, channel.as_bytes(), &self.scratch]);
         self.expected.push_back((Expected::Probe, now));
         self.counts.commands_publish += 1;
         self.counts.probes += 1;
@@ -131,18 +139,22 @@ impl Remote {
         let expected = self.expected.front();
         let answer =
             expected.map(|(_, asked)| (*asked).max(self.publishing.heard()).after(timeout));
-        let due = self.subscription.is_up() && (self.channels.has_asked() || !self.probe_stands);
+        let due = self.subscription.is_up() && (self.channels.has_asked() || self.probe_asked);
         let subscribed = due.then(|| self.asked_at.max(self.subscription.heard()).after(timeout));
         let age = Duration::from_millis(u64::from(self.options.buffer_age_ms) + 1);
         let stuck = !self.publishing.is_up() || !self.may_send();
         let expires = self.outgoing.oldest_unsent().filter(|_| stuck);
         let may_ask = self.subscription.is_up() && self.closing.is_none();
-        let commands = self.commands.deadline(timeout);
+        let link = |role| {
+            let due = self.link(role).deadline(timeout);
+            due.filter(|_| self.wants_link(role))
+        };
         [
-            self.publishing.deadline(timeout),
-            self.subscription.deadline(timeout),
-            commands.filter(|_| self.options.commands),
+            link(Role::Publishing),
+            link(Role::Subscription),
+            link(Role::Commands),
             self.command_deadline(timeout),
+            self.streams_next_deadline(),
             answer,
             subscribed,
             self.pulse.deadline(self.probe_ready(), self.heard()),

@@ -23,39 +23,60 @@
 mod address;
 mod arrivals;
 mod channels;
+mod cluster;
 mod commands;
 mod deadlines;
+mod directory;
+mod fleet;
 mod greeting;
 mod link;
+mod moves;
 mod names;
+mod naming;
 pub(super) mod offer;
 mod options;
 mod outgoing;
 mod outlets;
+pub mod placement;
 mod pulse;
 mod rank;
 mod refusal;
 mod replies;
+mod sharded;
 mod shell;
+mod streams;
+mod transit;
 pub mod wire;
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+
 pub use super::resp::Reply;
 pub use address::{Access, Address, Endpoint, Kind, Source, without_password};
+pub use fleet::Fleet;
+pub(crate) use greeting::{Greeting, Step};
 pub use link::{LinkId, Role};
-pub use options::{AtStart, Degraded, Options};
+pub use options::{AtStart, Degraded, Mode, Options, SERVER_COUNT_MAX};
 pub(super) use outlets::Outlets;
+pub(crate) use refusal::{Grant, explain, explain_junk, explain_silence};
 
 use self::arrivals::Arrival;
 use self::channels::{Channels, Interest};
 use self::commands::Asked;
 use self::link::{Link, Random};
+use self::moves::News;
+use self::naming::Naming;
 use self::outgoing::{Entry, Outgoing};
+use self::placement::{Partitions, Tag};
 use self::pulse::Pulse;
 use self::rank::Rank;
+use self::sharded::Asks;
+use self::streams::Streams;
 use super::ShardSet;
 use crate::bus::{Batch, CoreId, RoomName};
 use crate::metrics::RedisSnapshot;
@@ -148,6 +169,8 @@ pub enum Published {
 /// A link that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkTrouble {
+    /// The server.
+    pub server: String,
     /// Which.
     pub link: &'static str,
     /// What it does.
@@ -165,6 +188,8 @@ enum Expected {
     Probe,
     /// Whether the server is a master still.
     Rank,
+    Script,
+    Server,
 }
 
 /// The state machine. After each input, drain [`Self::poll_effect`] and [`Self::poll_order`].
@@ -185,12 +210,27 @@ pub struct Remote {
     /// Answers that the publishing link owes, and when each was asked for.
     expected: VecDeque<(Expected, Tick)>,
     channels: Channels,
-    /// The subscription to the probe channel stands.
+    naming: Naming,
+    /// With partitions: what leads the probe channel to this server.
+    probe_tag: Option<Tag>,
+    /// The subscription to the probe channel is asked for.
+    probe_asked: bool,
+    /// It stands.
     probe_stands: bool,
+    /// With [`Mode::Sharded`]: what the subscription link was asked, and has not answered.
+    asks: Asks,
+    /// Rooms that have gone to another server while something of theirs was on its way: how much.
+    leaving: HashMap<RoomName, u32, FixedState>,
+    news: VecDeque<News>,
+    /// Only asked for the cluster's servers: it carries nothing.
+    is_scout: bool,
+    /// What it was told then.
+    scouted: VecDeque<Option<Reply>>,
     /// When a command was sent last on the subscription link whose answers are still due.
     asked_at: Tick,
     pulse: Pulse,
     rank: Rank,
+    streams: Option<Box<Streams>>,
     effects: VecDeque<Effect>,
     orders: VecDeque<LinkOrder>,
     counts: RedisSnapshot,
@@ -216,10 +256,25 @@ impl Remote {
             outgoing: Outgoing::new(node, seed),
             expected: VecDeque::new(),
             channels: Channels::new(&options, seed),
+            naming: Naming::new(
+                &options.prefix,
+                options
+                    .has_tags()
+                    .then(|| Partitions::new(options.partitions)),
+            ),
+            probe_tag: None,
+            probe_asked: false,
             probe_stands: false,
+            asks: Asks::default(),
+            leaving: HashMap::with_hasher(FixedState::with_seed(seed)),
+            news: VecDeque::new(),
+            is_scout: false,
+            scouted: VecDeque::new(),
             asked_at: now,
             pulse: Pulse::new(&options),
             rank: Rank::new(now),
+            streams: (options.mode == Mode::Streams)
+                .then(|| Box::new(Streams::new(&options, seed, now))),
             effects: VecDeque::new(),
             orders: VecDeque::new(),
             counts: RedisSnapshot {
@@ -235,13 +290,27 @@ impl Remote {
         }
     }
 
+    /// The same for one of a node's servers: the node is `node` to all of them.
+    #[must_use]
+    pub fn of_node(self, node: u64, seed: u64) -> Self {
+        Self {
+            node,
+            outgoing: Outgoing::new(node, seed),
+            ..self
+        }
+    }
+
     // --- the shards' side -------------------------------------------------------------------------------------------
 
     /// A shard has its first member in a room.
     pub fn interest(&mut self, shard: CoreId, room: &RoomName, now: Tick) {
         let (room, shards) = (room.clone(), ShardSet::of(shard));
         match self.channels.interest(shard, &room, now) {
-            Interest::Stands => self.effects.push_back(Effect::Joined { room, shards }),
+            Interest::Stands => {
+                if self.streams_join(shard, &room, now) {
+                    self.effects.push_back(Effect::Joined { room, shards });
+                }
+            }
             Interest::Waits => self.ask(now),
             Interest::Refused => {
                 self.counts.joins_refused += 1;
@@ -252,7 +321,8 @@ impl Remote {
 
     /// A shard's last member has left a room; `is_last`: nobody here is in it any more.
     pub fn disinterest(&mut self, shard: CoreId, room: &RoomName, is_last: bool, now: Tick) {
-        if self.channels.disinterest(shard, room, is_last, now) {
+        let waited = self.channels.disinterest(shard, room, is_last, now);
+        if self.streams_leave(shard, room, is_last) || waited {
             let (room, shards) = (room.clone(), ShardSet::of(shard));
             self.effects.push_back(Effect::Joined { room, shards });
         }
@@ -340,7 +410,10 @@ impl Remote {
     fn arrived(&mut self, arrival: Arrival, room: RoomName, batch: Arc<Batch>) {
         match arrival {
             Arrival::Next => {}
-            Arrival::Hole(missed) => self.tell_gap(room.clone(), Some(missed)),
+            Arrival::Hole(missing) => match self.streams_untold(&room, missing) {
+                0 => {}
+                missed => self.tell_gap(room.clone(), Some(missed)),
+            },
             Arrival::Duplicate => return,
         }
         self.effects.push_back(Effect::Deliver { room, batch });
@@ -429,15 +502,23 @@ impl Remote {
                 self.publishing.fail(reason, now, random);
                 self.expected.clear();
                 self.outgoing.rewind();
+                self.return_leaving();
+                if let Some(streams) = &mut self.streams {
+                    streams.publishing_lost();
+                }
             }
             Role::Subscription => {
                 self.subscription.fail(reason, now, random);
+                self.probe_asked = false;
                 self.probe_stands = false;
+                self.asks.clear();
                 self.channels.lose();
+                self.streams_lost();
             }
             Role::Commands => self.commands_lost(reason, now),
         }
         self.orders.push_back(LinkOrder::Close(self.id(role)));
+        self.news.push_back(News::Lost(role));
         if role == Role::Commands {
             return;
         }
@@ -445,7 +526,9 @@ impl Remote {
         if was_up && self.options.degraded == Degraded::Local {
             // What would have come back through Redis, and now may not, or much later. (What was published since a link
             // was lost was delivered as it came.)
-            let waiting: Vec<Entry> = self.outgoing.iter().cloned().collect();
+            let retained = self.streams.as_ref().map(|streams| streams.retained.iter());
+            let retained = retained.into_iter().flatten();
+            let waiting: Vec<Entry> = retained.chain(self.outgoing.iter()).cloned().collect();
             for entry in &waiting {
                 self.deliver_here(entry);
             }
@@ -457,22 +540,18 @@ impl Remote {
         match role {
             Role::Publishing => {
                 self.rank.greeted(now);
+                self.streams_prepare(now);
                 self.send(now);
             }
             Role::Subscription => {
-                let channel = self.probe_channel();
-                self.subscription
-                    .command(&[b"SUBSCRIBE", channel.as_bytes()]);
-                self.counts.commands_subscribe += 1;
-                self.asked_at = now;
+                self.ask_probe(now);
                 self.ask(now);
             }
-            Role::Commands => self.commands.proven(),
+            Role::Commands => {
+                self.commands.proven();
+                self.streams_commands_ready(now);
+            }
         }
-    }
-
-    fn probe_channel(&self) -> String {
-        format!("{}:probe:{:016x}", self.options.prefix, self.node)
     }
 
     /// Moves what may go from the buffer to the publishing link.
@@ -480,15 +559,21 @@ impl Remote {
         if !self.publishing.is_up() || !self.may_send() {
             return;
         }
+        let publish = self.words().publish;
         while self.publishing.out_bytes() < OUT_BYTES_MAX {
             let Some(entry) = self.outgoing.send_next() else {
                 break;
             };
-            let channel = names::room_channel(&self.options.prefix, &entry.room);
+            let channel = self.naming.channel(&entry.room);
             self.scratch.clear();
             wire::encode_batch(&mut self.scratch, &entry.stamp, &entry.batch);
-            self.publishing
-                .command(&[b"PUBLISH", &channel, &self.scratch]);
+            match &mut self.streams {
+                Some(streams) => {
+                    let (link, prefix) = (&mut self.publishing, &self.options.prefix);
+                    streams.append(link, prefix, &channel, entry, &self.scratch);
+                }
+                None => self.publishing.command(&[publish, &channel, &self.scratch]),
+            }
             self.expected.push_back((Expected::Batch, now));
             self.counts.commands_publish += 1;
             self.counts.batches_published += 1;
@@ -498,6 +583,13 @@ impl Remote {
 
     /// Where nothing was delivered here meanwhile, what waits is sent only once it comes back to the members here.
     fn may_send(&self) -> bool {
+        if self
+            .streams
+            .as_ref()
+            .is_some_and(|streams| !streams.is_ready())
+        {
+            return false;
+        }
         self.options.degraded == Degraded::Local
             || self.closing.is_some()
             || self.subscription.is_up() && self.channels.is_settled()
@@ -513,17 +605,7 @@ impl Remote {
             return;
         }
         self.asked_at = now;
-        self.counts.commands_subscribe += 1;
-        self.channel_command(b"SUBSCRIBE", &rooms);
-    }
-
-    fn channel_command(&mut self, command: &[u8], rooms: &[RoomName]) {
-        let prefix = &self.options.prefix;
-        let channels = rooms.iter().map(|room| names::room_channel(prefix, room));
-        let channels: Vec<Vec<u8>> = channels.collect();
-        let mut words = vec![command];
-        words.extend(channels.iter().map(Vec::as_slice));
-        self.subscription.command(&words);
+        self.channel_command(false, &rooms);
     }
 
     // --- what comes out ---------------------------------------------------------------------------------------------
@@ -554,6 +636,7 @@ impl Remote {
                 false => reason.to_owned(),
             };
             Some(LinkTrouble {
+                server: self.options.address.endpoint.to_string(),
                 link: link.role().label(),
                 state: link.state_label(),
                 since_us: now.since(since),
@@ -562,6 +645,7 @@ impl Remote {
         };
         [&self.publishing, &self.subscription]
             .into_iter()
+            .filter(|_| !self.is_scout)
             .filter_map(of)
             .collect()
     }
@@ -569,7 +653,7 @@ impl Remote {
     /// Everything counted, and what is held now.
     #[must_use]
     pub fn snapshot(&self, now: Tick) -> RedisSnapshot {
-        RedisSnapshot {
+        let mut snapshot = RedisSnapshot {
             links: Role::ALL.map(|role| self.link(role).snapshot()),
             ready: self.publishing.trouble().is_none() && self.subscription.trouble().is_none(),
             buffer_bytes: self.outgoing.bytes(),
@@ -578,7 +662,11 @@ impl Remote {
             joins_waiting: self.channels.waiting_count() as u64,
             probe_age_us: self.pulse.pending().map_or(0, |sent| now.since(sent)),
             ..self.counts.clone()
+        };
+        if let Some(streams) = &self.streams {
+            streams.count(&mut snapshot);
         }
+        snapshot
     }
 
     /// The node ends: what waits is sent, subscriptions are dropped, links closed; within a second.
@@ -597,7 +685,8 @@ impl Remote {
         }
         if self.subscription.is_up() {
             self.counts.commands_unsubscribe += 1;
-            self.subscription.command(&[b"UNSUBSCRIBE"]);
+            let unsubscribe = self.words().unsubscribe;
+            self.subscription.command(&[unsubscribe]);
         }
         self.send(now);
         self.close_progress();
@@ -627,6 +716,9 @@ impl Remote {
     /// When something does not hold.
     pub fn check_invariants(&self) {
         self.channels.check_invariants();
+        if let Some(streams) = &self.streams {
+            streams.places.check_invariants();
+        }
         let batches = self.expected.iter();
         let batches = batches.filter(|(expected, _)| *expected == Expected::Batch);
         assert!(batches.count() <= self.outgoing.iter().count());

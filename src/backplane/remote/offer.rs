@@ -1,10 +1,10 @@
-//! The backplane with Redis: envelopes of shards into [`Remote`], its effects out to the shards.
+//! The backplane with Redis: envelopes of shards into the [`Fleet`], its effects out to the shards.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Effect, Options, Outlets, Published, Remote};
+use super::{Effect, Fleet, Options, Outlets, Published};
 use crate::backplane::delivery::{Action, Backplane, LaneRoom, NotPublished, Offered};
 use crate::backplane::interest::{Change, Route};
 use crate::backplane::resp::Reply;
@@ -16,7 +16,7 @@ use crate::time::Tick;
 /// Redis, and what waits for the shards.
 #[derive(Debug)]
 pub struct RemoteSide {
-    pub(super) remote: Remote,
+    pub(super) remote: Fleet,
     outlets: Outlets,
     /// Answers to commands, for whoever gave them.
     pub(super) answers: VecDeque<(u64, Option<Reply>)>,
@@ -30,12 +30,12 @@ const CROWDED_MAX: Duration = Duration::from_secs(1);
 
 impl RemoteSide {
     /// Whether a publisher has to wait: Redis, or a shard here, does not keep up.
-    fn must_pause(&self, batch: &Batch, now: Tick) -> bool {
+    fn must_pause(&self, room: &str, batch: &Batch, now: Tick) -> bool {
         let crowded = self.outlets.is_crowded()
             && self
                 .crowded_since
                 .is_none_or(|since| since.after(CROWDED_MAX) > now);
-        crowded || self.remote.must_pause(batch, now)
+        crowded || self.remote.must_pause(room, batch, now)
     }
 
     /// For how long some shard has had too much waiting for it, microseconds.
@@ -50,7 +50,7 @@ impl RemoteSide {
 
     fn has_to_wait(&self, envelope: &Upstream, now: Tick) -> bool {
         match envelope {
-            Upstream::Publish { batch, .. } => self.must_pause(batch, now),
+            Upstream::Publish { room, batch } => self.must_pause(room, batch, now),
             _ => false,
         }
     }
@@ -68,7 +68,7 @@ impl Backplane {
         };
         let mut backplane = Self::new(options, seed, now);
         backplane.remote = Some(Box::new(RemoteSide {
-            remote: Remote::new(redis, 0, seed, now),
+            remote: Fleet::new(redis, seed, now),
             outlets,
             answers: VecDeque::new(),
             crowded_since: None,
@@ -205,7 +205,7 @@ impl Backplane {
         let Some(side) = &mut self.remote else {
             unreachable!("asked for with a Redis only")
         };
-        if side.must_pause(batch, now) {
+        if side.must_pause(room, batch, now) {
             return Err(NotPublished::BusFull);
         }
         let published = side.remote.publish(room, batch, None, now);
@@ -227,6 +227,7 @@ impl Backplane {
     pub(in crate::backplane) fn handle_deadline_remote(&mut self, now: Tick) {
         if let Some(side) = &mut self.remote {
             side.note_crowd(now);
+            side.remote.set_crowded(side.crowded_since.is_some(), now);
             side.remote.handle_deadline(now);
             self.settle();
         }

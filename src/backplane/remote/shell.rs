@@ -10,28 +10,29 @@ use crate::time::Tick;
 impl Backplane {
     /// All links to Redis, those that are not connected included; none without Redis.
     pub fn links(&self) -> impl Iterator<Item = LinkId> + use<> {
-        let servers = 0..u16::from(self.remote.is_some());
+        let side = self.remote.as_ref();
+        let servers = 0..side.map_or(0, |side| side.remote.server_count());
         servers.flat_map(|server| Role::ALL.map(|role| LinkId { server, role }))
     }
 
     /// The socket that [`LinkOrder::Connect`] asked for is connected.
     pub fn link_connected(&mut self, link: LinkId, now: Tick) {
         if let Some(side) = &mut self.remote {
-            side.remote.connected(link.role, now);
+            side.remote.connected(link, now);
         }
     }
 
     /// The socket could not be connected, or has ended: why, in words.
     pub fn link_failed(&mut self, link: LinkId, reason: String, now: Tick) {
         if let Some(side) = &mut self.remote {
-            side.remote.failed(link.role, reason, now);
+            side.remote.failed(link, reason, now);
         }
     }
 
     /// Bytes came on a link.
     pub fn link_received(&mut self, link: LinkId, bytes: &[u8], now: Tick) {
         if let Some(side) = &mut self.remote {
-            side.remote.received(link.role, bytes, now);
+            side.remote.received(link, bytes, now);
         }
     }
 
@@ -39,13 +40,13 @@ impl Backplane {
     #[must_use]
     pub fn link_output(&self, link: LinkId, now: Tick) -> &[u8] {
         let side = self.remote.as_ref();
-        side.map_or(&[], |side| side.remote.output(link.role, now))
+        side.map_or(&[], |side| side.remote.output(link, now))
     }
 
     /// So much of it was written.
     pub fn link_written(&mut self, link: LinkId, bytes: usize, now: Tick) {
         if let Some(side) = &mut self.remote {
-            side.remote.written(link.role, bytes, now);
+            side.remote.written(link, bytes, now);
         }
     }
 
@@ -60,7 +61,7 @@ impl Backplane {
         let side = self.remote.as_ref()?;
         let links = self.links().filter(|link| may_write(*link));
         links
-            .filter_map(|link| side.remote.flush_deadline(link.role))
+            .filter_map(|link| side.remote.flush_deadline(link))
             .min()
     }
 
@@ -74,9 +75,8 @@ impl Backplane {
     /// Gives a command that names `key`, or none, to a server that has it. [`Self::poll_answered`] says what became of it,
     /// under `ticket`.
     pub fn command(&mut self, key: &[u8], words: &[&[u8]], ticket: u64, now: Tick) {
-        let _ = key; // one server has all of them
         match &mut self.remote {
-            Some(side) => side.remote.command(words, ticket, now),
+            Some(side) => side.remote.command(key, words, ticket, now),
             None => debug_assert!(false, "there is no Redis to give a command to"),
         }
         self.settle();
