@@ -221,8 +221,9 @@ fn without_redis_a_question_is_answered_with_why() {
     let command = one.poll_command().unwrap();
     one.answered(command.ticket, None, Tick(1));
     assert!(away(&mut one).contains("link to Redis was lost"));
-    one.ask(1, users.clone(), Tick(2));
-    assert!(away(&mut one).contains("is down"));
+    lose(&mut one, Tick::from_ms(500));
+    one.ask(1, users.clone(), Tick::from_ms(500));
+    assert!(away(&mut one).contains("cannot be reached"));
     serve(&mut one, &mut redis, Tick::from_ms(750));
     one.ask(1, users, Tick::from_ms(750));
     let command = one.poll_command().unwrap();
