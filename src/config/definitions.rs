@@ -2,7 +2,8 @@
 
 mod edge;
 
-use crate::backplane::remote::{Address, AtStart, Degraded, without_password};
+use crate::backplane::remote::placement::PARTITION_COUNT_MAX;
+use crate::backplane::remote::{AtStart, Degraded, Mode, Source, without_password};
 use crate::config::draft::Draft;
 use crate::config::group::Group;
 use crate::config::rooms::origin_is_allowed;
@@ -517,14 +518,14 @@ const SETTINGS: &[Definition] = &[
     setting(
         "redis",
         Group::Redis,
-        Kind::Checked {
-            range: "redis://[USER:PASSWORD@]HOST:PORT[/DB] or unix:///PATH[?db=N]",
-            check: |url| Address::parse(url).map(|_| ()),
+        Kind::CheckedTexts {
+            range: "one or more of redis://[USER:PASSWORD@]HOST:PORT[/DB] and unix:///PATH[?db=N], or redis-cluster://[USER:PASSWORD@]HOST:PORT[,HOST:PORT…]",
+            check: check_redis,
             shown: without_password,
         },
         "none",
-        "The Redis that joins this node with others: everything published goes through it. Others read a command line: give a password by redis_password.",
-        |draft, value| draft.redis_url = value.text(),
+        "The Redis that joins this node with others: everything published goes through it. Several are independent, and rooms are spread over them; every node is to be given the same. Others read a command line: give a password by redis_password.",
+        |draft, value| draft.redis_urls = value.texts(),
     )
     .or("none"),
     setting(
@@ -553,6 +554,30 @@ const SETTINGS: &[Definition] = &[
     )
     .or("none"),
     setting(
+        "streams_length_max",
+        Group::Redis,
+        count("batches", any(10, 10_000_000)),
+        "1000",
+        "With backplane_mode = \"streams\": what a room's stream keeps, about; what a node has missed beyond it is told as gone. A batch is what a room was sent by one node at a time, mostly one message.",
+        |draft, value| set(&mut draft.redis.streams_length_max, value),
+    ),
+    setting(
+        "streams_ttl_ms",
+        Group::Redis,
+        ms(any(60_000, 24 * HOUR_MS)),
+        "600s",
+        "With backplane_mode = \"streams\": from a room's last message until its stream is forgotten. Nodes that are cut off for longer tell their members that messages may be missing.",
+        |draft, value| set(&mut draft.redis.streams_ttl_ms, value),
+    ),
+    setting(
+        "streams_retain_ms",
+        Group::Redis,
+        ms(any(0, 30_000)),
+        "5s",
+        "With backplane_mode = \"streams\": how long a message that Redis has acknowledged is kept, to be sent again to a server that takes its place and lacks it; redis_buffer_bytes_max of them at most.",
+        |draft, value| set(&mut draft.redis.streams_retain_ms, value),
+    ),
+    setting(
         "redis_prefix",
         Group::Redis,
         Kind::Text {
@@ -565,6 +590,31 @@ const SETTINGS: &[Definition] = &[
         "throng",
         "What all channels begin with: nodes with the same prefix are one server.",
         |draft, value| draft.redis.prefix = value.text().unwrap_or_default(),
+    ),
+    setting(
+        "backplane_mode",
+        Group::Redis,
+        Kind::Choice(&["pubsub", "sharded", "streams"]),
+        "pubsub",
+        "How messages travel through Redis: PUBLISH and SUBSCRIBE (pubsub); SPUBLISH and SSUBSCRIBE, which spread the work over a cluster's nodes and want Redis 7.0 (sharded); a stream for each room, from which a node reads what it missed (streams). The same on all nodes.",
+        |draft, value| {
+            draft.redis.mode = match value.text().as_deref() {
+                Some("sharded") => Mode::Sharded,
+                Some("streams") => Mode::Streams,
+                _ => Mode::Pubsub,
+            }
+        },
+    ),
+    setting(
+        "redis_partitions",
+        Group::Redis,
+        Kind::Number(Unit::Count("partitions"), Range::of(1, PARTITION_COUNT_MAX as u64)),
+        "128",
+        "Parts that rooms are dealt out to in a Redis Cluster, or with backplane_mode = sharded: each is in one slot. It is in the channels' names, and the same on all nodes.",
+        |draft, value| {
+            let count = value.u32().and_then(|count| u16::try_from(count).ok());
+            draft.redis.partitions = count.unwrap_or_default();
+        },
     ),
     setting(
         "redis_at_start",
@@ -761,6 +811,7 @@ impl Value {
     fn texts(&self) -> Vec<String> {
         match self {
             Self::Texts(texts) => texts.clone(),
+            Self::Text(text) => vec![text.clone()],
             _ => Vec::new(),
         }
     }
@@ -784,5 +835,13 @@ impl Value {
             Self::Processors(processors) => processors.clone(),
             _ => Vec::new(),
         }
+    }
+}
+
+/// Whether a URL names servers that messages may go through.
+fn check_redis(url: &str) -> Result<(), String> {
+    match Source::parse(url)? {
+        Source::One(_) | Source::Cluster { .. } => Ok(()),
+        Source::Sentinel { .. } => Err("Sentinel is not spoken".into()),
     }
 }

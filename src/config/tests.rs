@@ -476,6 +476,7 @@ fn every_setting_reaches_its_option() {
             "redis://host",
             "10.0.0.0/8",
             "header",
+            "streams",
         ];
         let read = |text: &&str| definition.kind.read(&value::Raw::Text((*text).into())).ok();
         let changes = samples.iter().filter_map(read).any(|value| {
