@@ -200,7 +200,7 @@ fn handshakes(c: &mut Criterion) {
                 let Ok(Route::Upgrade(upgrade)) = route(&parsed, &options, false) else {
                     unreachable!()
                 };
-                answer_upgrade(&mut out, &upgrade.accept);
+                answer_upgrade(&mut out, &upgrade.accept, b"");
             });
         });
         group.bench_function(format!("drip/{name}"), |b| {

@@ -157,7 +157,13 @@ impl World {
                 })
                 .collect(),
         };
-        let node = Node::new(1, options.connection_count_max, options.node_bytes_max, 5, 1);
+        let node = Node::new(
+            1,
+            options.connection_count_max,
+            options.node_bytes_max,
+            5,
+            1,
+        );
         let node = node.limit_users(options.user_connection_count_max, 1);
         let delivery = if choice & 16 == 0 {
             Delivery::Inline

@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 use super::exchange::MergedRoom;
 use crate::bus::{ConnectionInfo, CoreId, RoomInfo, RoomName};
 use crate::metrics::{
-    BackplaneSnapshot, DropPolicy, Log2Histogram, NodeSnapshot, ProcessSnapshot, RedisSnapshot,
-    RefusalKind, ShardReport, ShardSnapshot,
+    BackplaneSnapshot, ClientAddress, DropPolicy, Log2Histogram, NodeSnapshot, ProcessSnapshot,
+    RedisSnapshot, RefusalKind, ShardReport, ShardSnapshot,
 };
 use crate::protocol::CloseReason;
 use crate::time::Tick;
@@ -125,6 +125,7 @@ fn add(all: &mut ShardSnapshot, one: &ShardSnapshot) {
         .refused
         .iter_mut()
         .zip(of.refused)
+        .chain(sum.client_addresses.iter_mut().zip(of.client_addresses))
         .chain(sum.closed.iter_mut().zip(of.closed));
     for (sum, of) in arrays.chain(sum.dropped.iter_mut().zip(of.dropped)) {
         *sum += of;
@@ -198,6 +199,8 @@ fn shard(report: &ShardReport) -> Value {
 fn figures(snapshot: &ShardSnapshot) -> Map<String, Value> {
     let (counters, gauges) = (&snapshot.counters, &snapshot.gauges);
     let refused = RefusalKind::ALL.map(|kind| (kind.label(), counters.refused[kind as usize]));
+    let learned =
+        ClientAddress::ALL.map(|how| (how.label(), counters.client_addresses[how as usize]));
     let closed = CloseReason::ALL.map(|reason| (reason.label(), counters.closed[reason as usize]));
     let dropped = DropPolicy::ALL.map(|policy| (policy.label(), counters.dropped[policy as usize]));
     let value = json!({
@@ -211,6 +214,7 @@ fn figures(snapshot: &ShardSnapshot) -> Map<String, Value> {
         "handshakes_upgraded": counters.upgraded,
         "health_checks": counters.health_checks,
         "handshakes_refused": counted(&refused),
+        "client_addresses": counted(&learned),
         "connections_closed": counted(&closed),
         "messages_received": counters.messages_in,
         "messages_received_bytes": counters.message_bytes_in,
@@ -284,8 +288,18 @@ fn redis(redis: &RedisSnapshot) -> Value {
             "connect_failures": link.failures,
         })
     });
+    let servers = redis.servers.iter().map(|server| {
+        json!({
+            "server": server.server,
+            "ready": server.ready,
+            "subscriptions": server.subscriptions,
+            "buffer_bytes": server.buffer_bytes,
+        })
+    });
     json!({
         "ready": redis.ready,
+        "mode": redis.mode,
+        "servers": servers.collect::<Vec<_>>(),
         "publishing": publishing,
         "subscription": subscription,
         "commands": commands,

@@ -30,7 +30,7 @@ mod delivery;
 mod interest;
 mod probe;
 pub mod remote;
-mod resp;
+pub(crate) mod resp;
 mod shard_set;
 mod stall;
 mod turn;

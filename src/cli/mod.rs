@@ -13,7 +13,7 @@ use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::process::ExitCode;
 
 use crate::config::{self, Effective, Machine, Mistake, ServeArgs, Settings};
-use crate::runtime::{cores, host};
+use crate::runtime::{cores, host, redis};
 use args::Asked;
 
 /// The settings are wrong; nothing was started.
@@ -112,7 +112,8 @@ fn check(args: &ServeArgs, unknown: Vec<Mistake>, json: bool) -> ExitCode {
         .chain(&settings.admin)
         .copied()
         .collect();
-    let facts = host::collect(&settings.ring, &addresses);
+    let mut facts = host::collect(&settings.ring, &addresses);
+    facts.redis = redis::survey(&settings);
     let report = check::evaluate(&settings, &facts, &mistakes);
     let printed = match json {
         true => print(&format!("{:#}\n", report.to_json())),

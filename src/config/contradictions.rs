@@ -2,13 +2,13 @@
 
 use std::net::SocketAddr;
 
-use crate::backplane::remote::SERVER_COUNT_MAX;
+use crate::backplane::remote::{Mode, SERVER_COUNT_MAX};
 use crate::config::capacity;
 use crate::config::effective::Effective;
 use crate::config::mistake::{Mistake, Source};
 use crate::config::settings::{Machine, Settings};
 use crate::config::value::Value;
-use crate::protocol::handshake::Auth;
+use crate::protocol::handshake::{Auth, ProxyProtocol};
 use crate::runtime::ring::Descriptors;
 
 /// A shard's part of `node_bytes_max` at least, bytes: room for its first connections beside what it keeps reserved.
@@ -31,6 +31,7 @@ pub(super) fn find_all(
     cores(settings, machine, &mut found);
     limits(settings, machine, &mut found);
     times(settings, &mut found);
+    redis_tls(settings, &mut found);
     servers(settings, &mut found);
     found.mistakes
 }
@@ -67,6 +68,10 @@ impl Found<'_> {
             },
             None => key.to_owned(),
         }
+    }
+
+    fn value(&self, key: &str) -> Option<Value> {
+        self.effective.entry(key).map(|entry| entry.value.clone())
     }
 
     fn is_auto(&self, key: &str) -> bool {
@@ -128,15 +133,67 @@ fn listeners(settings: &Settings, found: &mut Found<'_>) {
 
 fn edge(settings: &Settings, found: &mut Found<'_>) {
     let edge = &settings.shard.edge;
-    if !edge.trusted_proxies.is_empty() {
+    if edge.trusted_proxies.is_empty() {
+        for (key, believes, off) in [
+            ("auth", edge.auth != Auth::None, "none"),
+            (
+                "proxy_protocol",
+                edge.proxy_protocol != ProxyProtocol::Off,
+                "off",
+            ),
+            ("forwarded_for", edge.forwarded_for, "off"),
+        ] {
+            if believes {
+                let instead = format!("write the balancers' addresses there, or {key} = \"{off}\"");
+                found.add(
+                    &[key, "trusted_proxies"],
+                    "nobody is trusted to say it".into(),
+                    instead,
+                );
+            }
+        }
+    }
+    affinity(found);
+}
+
+/// What browsers would not take (draft-ietf-httpbis-rfc6265bis §4.1.3, §5.7).
+fn affinity(found: &mut Found<'_>) {
+    let Some(Value::Text(name)) = found.value("affinity_cookie") else {
+        return;
+    };
+    let is_secure = found.value("affinity_secure") == Some(Value::Boolean(true));
+    let same_site_none = found.value("affinity_same_site") == Some(Value::Text("none".into()));
+    if same_site_none && !is_secure {
+        found.add(
+            &["affinity_same_site", "affinity_secure"],
+            "browsers take no cookie with SameSite=None that is not Secure".into(),
+            "write affinity_secure = true, or another affinity_same_site".into(),
+        );
+    }
+    let name = name.to_ascii_lowercase();
+    if (name.starts_with("__host-") || name.starts_with("__secure-")) && !is_secure {
+        found.add(
+            &["affinity_cookie", "affinity_secure"],
+            "browsers take no cookie of such a name that is not Secure".into(),
+            "write affinity_secure = true, or another name".into(),
+        );
+    }
+    if !name.starts_with("__host-") {
         return;
     }
-    let believes = [("auth", edge.auth != Auth::None, "none")];
-    for (key, _, off) in believes.into_iter().filter(|(_, is_on, _)| *is_on) {
+    let host_only = "browsers take a cookie whose name begins with __Host- for one host and Path=/";
+    if found.value("affinity_path") != Some(Value::Text("/".into())) {
         found.add(
-            &[key, "trusted_proxies"],
-            "nobody is trusted to say it".into(),
-            format!("write the balancers' addresses into trusted_proxies, or {key} = \"{off}\""),
+            &["affinity_cookie", "affinity_path"],
+            format!("{host_only} only"),
+            "write affinity_path = \"/\", or another name".into(),
+        );
+    }
+    if found.value("affinity_domain") != Some(Value::Word) {
+        found.add(
+            &["affinity_cookie", "affinity_domain"],
+            format!("{host_only} only"),
+            "write affinity_domain = \"none\", or another name".into(),
         );
     }
 }
@@ -298,6 +355,30 @@ fn times(settings: &Settings, found: &mut Found<'_>) {
     }
 }
 
+fn redis_tls(settings: &Settings, found: &mut Found<'_>) {
+    let tls = &settings.redis_tls;
+    let pair = ["redis_tls_cert_file", "redis_tls_key_file"];
+    if tls.certificate.is_some() != tls.key.is_some() {
+        let problem = match tls.key {
+            None => "a certificate is given without its key",
+            Some(_) => "a key is given without its certificate",
+        };
+        found.add(&pair, problem.into(), "give both, or neither".into());
+    }
+    let speaks_tls = settings
+        .redis
+        .as_ref()
+        .is_some_and(|redis| redis.address.tls);
+    if tls.is_given() && !speaks_tls {
+        found.add(
+            &["redis"],
+            "files or a name for TLS are given, and no URL with TLS".into(),
+            "write rediss://, rediss-sentinel:// or rediss-cluster://, or leave redis_tls_… out"
+                .into(),
+        );
+    }
+}
+
 /// Redis servers that cannot be there together.
 fn servers(settings: &Settings, found: &mut Found<'_>) {
     let Some(redis) = &settings.redis else { return };
@@ -312,6 +393,13 @@ fn servers(settings: &Settings, found: &mut Found<'_>) {
         return;
     }
     if redis.is_cluster() {
+        if redis.mode == Mode::Streams {
+            found.add(
+                &["backplane_mode", "redis"],
+                "streams are not kept in a Redis Cluster".into(),
+                "write pubsub or sharded, or give servers by themselves".into(),
+            );
+        }
         return;
     }
     for (index, late) in all.iter().enumerate() {

@@ -554,6 +554,68 @@ const SETTINGS: &[Definition] = &[
     )
     .or("none"),
     setting(
+        "redis_tls_ca_file",
+        Group::Redis,
+        Kind::Text {
+            range: "the path of a file in PEM",
+            accepts: |text| !text.is_empty(),
+        },
+        "none",
+        "The certificates of the authorities that Redis' own may be signed by, for URLs with TLS; none: those that the host trusts.",
+        |draft, value| draft.redis_tls_ca_file = value.text(),
+    )
+    .or("none"),
+    setting(
+        "redis_tls_cert_file",
+        Group::Redis,
+        Kind::Text {
+            range: "the path of a file in PEM",
+            accepts: |text| !text.is_empty(),
+        },
+        "none",
+        "This node's certificate, where Redis wants one (tls-auth-clients), with those between it and its authority behind it.",
+        |draft, value| draft.redis_tls_cert_file = value.text(),
+    )
+    .or("none"),
+    setting(
+        "redis_tls_key_file",
+        Group::Redis,
+        Kind::Text {
+            range: "the path of a file in PEM",
+            accepts: |text| !text.is_empty(),
+        },
+        "none",
+        "The private key of redis_tls_cert_file, without a passphrase.",
+        |draft, value| draft.redis_tls_key_file = value.text(),
+    )
+    .or("none"),
+    setting(
+        "redis_tls_server_name",
+        Group::Redis,
+        Kind::Text {
+            range: "a host name or an address",
+            accepts: |text| !text.is_empty() && text.len() <= 253 && text.bytes().all(|byte| byte.is_ascii_graphic()),
+        },
+        "none",
+        "The name that Redis' certificate is to be for; none: the host's name in the URL.",
+        |draft, value| draft.settings.redis_tls.server_name = value.text(),
+    )
+    .or("none"),
+    setting(
+        "backplane_mode",
+        Group::Redis,
+        Kind::Choice(&["pubsub", "sharded", "streams"]),
+        "pubsub",
+        "How messages travel through Redis: by channels (pubsub), by channels that spread the work over a cluster's nodes and want Redis 7.0 (sharded), or kept in a stream for each room, so that a node reads what it has missed (streams). The same on all nodes.",
+        |draft, value| {
+            draft.redis.mode = match value.text().as_deref() {
+                Some("sharded") => Mode::Sharded,
+                Some("streams") => Mode::Streams,
+                _ => Mode::Pubsub,
+            }
+        },
+    ),
+    setting(
         "streams_length_max",
         Group::Redis,
         count("batches", any(10, 10_000_000)),
@@ -590,20 +652,6 @@ const SETTINGS: &[Definition] = &[
         "throng",
         "What all channels begin with: nodes with the same prefix are one server.",
         |draft, value| draft.redis.prefix = value.text().unwrap_or_default(),
-    ),
-    setting(
-        "backplane_mode",
-        Group::Redis,
-        Kind::Choice(&["pubsub", "sharded", "streams"]),
-        "pubsub",
-        "How messages travel through Redis: PUBLISH and SUBSCRIBE (pubsub); SPUBLISH and SSUBSCRIBE, which spread the work over a cluster's nodes and want Redis 7.0 (sharded); a stream for each room, from which a node reads what it missed (streams). The same on all nodes.",
-        |draft, value| {
-            draft.redis.mode = match value.text().as_deref() {
-                Some("sharded") => Mode::Sharded,
-                Some("streams") => Mode::Streams,
-                _ => Mode::Pubsub,
-            }
-        },
     ),
     setting(
         "redis_partitions",

@@ -2,8 +2,9 @@
 
 use crate::backplane::remote;
 use crate::config::capacity;
+use crate::config::redis_tls::RedisTls;
 use crate::config::settings::{Keepalive, Log, LogFormat, Machine, Settings, SocketOptions};
-use crate::protocol::handshake::{Auth, Edge};
+use crate::protocol::handshake::{Auth, Badge, Cookie, Edge, SameSite};
 use crate::runtime::ring::Descriptors;
 use crate::shard::{HeartbeatMode, Presence};
 use crate::{drain, limits, runtime::ring, shard};
@@ -27,11 +28,23 @@ pub struct Draft {
     pub(super) admin_key_file: Option<String>,
     pub(super) auth_by_header: bool,
     pub(super) identity_header: String,
+    pub(super) node_header: Option<String>,
+    /// `None`: no cookie is set, and what is below does not count.
+    pub(super) affinity_cookie: Option<String>,
+    pub(super) affinity_value: Option<String>,
+    pub(super) affinity_path: String,
+    pub(super) affinity_domain: Option<String>,
+    pub(super) affinity_max_age_s: u32,
+    pub(super) affinity_same_site: SameSite,
+    pub(super) affinity_secure: bool,
     /// What holds if there is a Redis; its address is put in place last.
     pub(super) redis: remote::Options,
     pub(super) redis_urls: Vec<String>,
     pub(super) redis_password: Option<String>,
     pub(super) redis_password_file: Option<String>,
+    pub(super) redis_tls_ca_file: Option<String>,
+    pub(super) redis_tls_cert_file: Option<String>,
+    pub(super) redis_tls_key_file: Option<String>,
 }
 
 impl Draft {
@@ -63,6 +76,7 @@ impl Draft {
                     user_timeout_ms: 0,
                 },
                 redis: None,
+                redis_tls: RedisTls::default(),
                 drain: drain::Options {
                     delay_ms: 0,
                     window_ms: 0,
@@ -83,6 +97,14 @@ impl Draft {
             admin_key_file: None,
             auth_by_header: false,
             identity_header: String::new(),
+            node_header: None,
+            affinity_cookie: None,
+            affinity_value: None,
+            affinity_path: String::new(),
+            affinity_domain: None,
+            affinity_max_age_s: 0,
+            affinity_same_site: SameSite::Lax,
+            affinity_secure: false,
             redis: remote::Options::new(remote::Address {
                 endpoint: remote::Endpoint::Unix {
                     path: String::new(),
@@ -96,6 +118,9 @@ impl Draft {
             redis_urls: Vec::new(),
             redis_password: None,
             redis_password_file: None,
+            redis_tls_ca_file: None,
+            redis_tls_cert_file: None,
+            redis_tls_key_file: None,
         }
     }
 
@@ -103,9 +128,6 @@ impl Draft {
     pub(super) fn finish(mut self, machine: &Machine) -> Settings {
         let redis = self.redis();
         let mut settings = self.settings;
-        if self.auth_by_header {
-            settings.shard.edge.auth = Auth::Header(self.identity_header);
-        }
         let processor_count = match settings.cores.len() {
             0 => machine.processors.len(),
             count => count,
@@ -124,6 +146,22 @@ impl Draft {
         settings.node_id = self
             .node_id
             .unwrap_or_else(|| node_id_default(&machine.hostname, machine.process_id));
+
+        if self.auth_by_header {
+            settings.shard.edge.auth = Auth::Header(self.identity_header);
+        }
+        let node_id = &settings.node_id;
+        let cookie = self.affinity_cookie.map(|name| Cookie {
+            name,
+            value: self.affinity_value.unwrap_or_else(|| node_id.clone()),
+            path: self.affinity_path,
+            domain: self.affinity_domain,
+            max_age_s: self.affinity_max_age_s,
+            same_site: self.affinity_same_site,
+            secure: self.affinity_secure,
+        });
+        let header = self.node_header.as_deref().map(|name| (name, &**node_id));
+        settings.shard.edge.badge = Badge::new(header, cookie.as_ref());
 
         let node_bytes_max = self
             .node_bytes_max

@@ -12,8 +12,8 @@ use prometheus_client::registry::Registry;
 
 use super::names::{self, Name};
 use super::{
-    DropPolicy, Log2Histogram, NodeSnapshot, RedisLinkSnapshot, RedisSnapshot, RefusalKind,
-    ShardReport, ShardSnapshot,
+    ClientAddress, DropPolicy, Log2Histogram, NodeSnapshot, RedisLinkSnapshot, RedisServerSnapshot,
+    RedisSnapshot, RefusalKind, ShardReport, ShardSnapshot,
 };
 use crate::protocol::CloseReason;
 
@@ -121,6 +121,13 @@ fn encode_connections(families: &mut Families<'_, '_>, node: &NodeSnapshot) -> f
         "outcome",
         answered.into_iter().chain(refused),
     )?;
+    let learned = ClientAddress::ALL.into_iter().map(|how| {
+        (
+            how.label(),
+            node.sum(|shard| shard.counters.client_addresses[how as usize]),
+        )
+    });
+    families.labelled_counter(&names::CLIENT_ADDRESSES, "how", learned)?;
     let closed = CloseReason::ALL.into_iter().map(|reason| {
         (
             reason.label(),
@@ -230,6 +237,23 @@ fn encode_bus(families: &mut Families<'_, '_>, node: &NodeSnapshot) -> fmt::Resu
 
 fn encode_redis(families: &mut Families<'_, '_>, redis: &RedisSnapshot) -> fmt::Result {
     families.gauge(&names::REDIS_READY, u64::from(redis.ready))?;
+    let modes = ["pubsub", "sharded", "streams"].map(|mode| (mode, u64::from(mode == redis.mode)));
+    families.labelled_gauge(&names::REDIS_MODE, "mode", modes)?;
+    families.labelled_gauge(
+        &names::REDIS_SERVER_READY,
+        "server",
+        by_server(redis, |server| u64::from(server.ready)),
+    )?;
+    families.labelled_gauge(
+        &names::REDIS_SERVER_SUBSCRIPTIONS,
+        "server",
+        by_server(redis, |server| server.subscriptions),
+    )?;
+    families.labelled_gauge(
+        &names::REDIS_SERVER_BUFFER_BYTES,
+        "server",
+        by_server(redis, |server| server.buffer_bytes),
+    )?;
     families.labelled_gauge(
         &names::REDIS_LINK_UP,
         "link",
@@ -300,6 +324,15 @@ fn encode_redis(families: &mut Families<'_, '_>, redis: &RedisSnapshot) -> fmt::
     families.counter(&names::STREAM_MESSAGES_GONE, redis.stream_messages_gone)?;
     families.gauge(&names::STREAM_ROOMS_BEHIND, redis.stream_rooms_behind)?;
     families.gauge(&names::STREAM_RETAINED_BYTES, redis.stream_retained_bytes)
+}
+
+/// A figure of each server, by its place.
+fn by_server(
+    redis: &RedisSnapshot,
+    figure: impl Fn(&RedisServerSnapshot) -> u64,
+) -> impl Iterator<Item = (&str, u64)> {
+    let servers = redis.servers.iter();
+    servers.map(move |server| (server.server.as_str(), figure(server)))
 }
 
 /// A figure of each link, by its name.
@@ -449,11 +482,11 @@ impl Families<'_, '_> {
             .try_for_each(|(of, value)| counter(&mut family.encode_family(&[(label, of)])?, value))
     }
 
-    fn labelled_gauge(
+    fn labelled_gauge<'v>(
         &mut self,
         name: &'static Name,
         label: &'static str,
-        values: impl IntoIterator<Item = (&'static str, u64)>,
+        values: impl IntoIterator<Item = (&'v str, u64)>,
     ) -> fmt::Result {
         let mut family = self.begin(name)?;
         values
@@ -595,6 +628,10 @@ mod tests {
             report.lanes.down_depth = 4;
             node.shards.push(report);
         }
+        node.backplane.redis.servers.push(RedisServerSnapshot {
+            server: "redis.example:6379".into(),
+            ..RedisServerSnapshot::default()
+        });
         node.admin_answers.insert(200, 7);
         node.process.cpu_user_us = 1_500_000;
         node.process.cpu_system_us = 250_000;

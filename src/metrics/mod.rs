@@ -18,4 +18,6 @@ pub use histogram::Log2Histogram;
 pub use node::{NodeSnapshot, ShardLanes, ShardReport};
 pub use process::{ProcessSnapshot, TcpSnapshot};
 pub use redis::{RedisLinkSnapshot, RedisServerSnapshot, RedisSnapshot};
-pub use shard::{DropPolicy, RefusalKind, RingCounters, ShardCounters, ShardGauges, ShardSnapshot};
+pub use shard::{
+    ClientAddress, DropPolicy, RefusalKind, RingCounters, ShardCounters, ShardGauges, ShardSnapshot,
+};

@@ -48,6 +48,7 @@ names! {
     SOCKETS: Gauge "throng_sockets", "Client sockets open, whatever their state, by shard.";
     SOCKETS_ACCEPTED: Counter "throng_sockets_accepted", "Client sockets accepted, by shard.";
     HANDSHAKES: Counter "throng_handshakes", "Requests on the client port, by outcome: upgraded, health, or why they were refused.";
+    CLIENT_ADDRESSES: Counter "throng_client_addresses", "Addresses of clients behind proxies, by how they were learned, or why not.";
     CONNECTIONS_CLOSED: Counter "throng_connections_closed", "Connections ended, by reason.";
     ROOMS: Gauge "throng_rooms", "Rooms with members, by shard.";
     NODE_ROOMS: Gauge "throng_node_rooms", "Rooms with members on any shard.";
@@ -95,8 +96,12 @@ names! {
     PUBLISHERS_PAUSED: Gauge "throng_publishers_paused", "Publishers whose messages wait because the bus, the memory budget or their room's batch of the turn is full, by shard.";
     PUBLISHER_PAUSES: Counter "throng_publisher_pauses", "Times a publisher had to wait because the bus, the memory budget or its room's batch of the turn was full, by shard.";
 
-    REDIS_READY: Gauge "throng_redis_ready", "1 when a probe has come through both links to Redis since they came up last; 0 without Redis, too.";
-    REDIS_LINK_UP: Gauge "throng_redis_link_up", "1 when commands may be sent, by link: publishing, subscription.";
+    REDIS_READY: Gauge "throng_redis_ready", "1 when a probe has come through both links to every Redis since they came up last; 0 without Redis, too.";
+    REDIS_MODE: Gauge "throng_redis_mode", "1 for the mode in use, by mode: pubsub, sharded, streams.";
+    REDIS_SERVER_READY: Gauge "throng_redis_server_ready", "The same as throng_redis_ready for each server, by server.";
+    REDIS_SERVER_SUBSCRIPTIONS: Gauge "throng_redis_server_subscriptions", "Rooms whose subscription stands there, by server.";
+    REDIS_SERVER_BUFFER_BYTES: Gauge "throng_redis_server_buffer_bytes", "Messages that it has not acknowledged, by server.";
+    REDIS_LINK_UP: Gauge "throng_redis_link_up", "1 when commands may be sent to every server, by link: publishing, subscription, commands.";
     REDIS_CONNECTS: Counter "throng_redis_connects", "Times a link came up, by link.";
     REDIS_LOSSES: Counter "throng_redis_losses", "Times a link was lost that was up, by link.";
     REDIS_CONNECT_FAILURES: Counter "throng_redis_connect_failures", "Times a link could not be brought up, by link.";

@@ -107,6 +107,53 @@ impl RefusalKind {
     }
 }
 
+/// How the address of a client behind a proxy was learned, or why not. Label of its metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum ClientAddress {
+    /// By a PROXY header.
+    ProxyHeader,
+    /// A PROXY header without a client: the proxy's own check, or a client that did not come by TCP over IP.
+    ProxyOwn,
+    /// A PROXY header that is none: refused with 400.
+    ProxyMalformed,
+    /// No PROXY header from a trusted proxy, though it is required: refused with 400.
+    ProxyMissing,
+    /// A PROXY header is required, and this other end may not send one: closed.
+    ProxyUntrusted,
+    /// By `X-Forwarded-For`.
+    Forwarded,
+    /// An `X-Forwarded-For` with something else than an address: the client is whoever brought it.
+    ForwardedMalformed,
+}
+
+impl ClientAddress {
+    /// All of them, in the order of their discriminants.
+    pub const ALL: [Self; 7] = [
+        Self::ProxyHeader,
+        Self::ProxyOwn,
+        Self::ProxyMalformed,
+        Self::ProxyMissing,
+        Self::ProxyUntrusted,
+        Self::Forwarded,
+        Self::ForwardedMalformed,
+    ];
+
+    /// The name in metrics.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::ProxyHeader => "proxy_header",
+            Self::ProxyOwn => "proxy_own",
+            Self::ProxyMalformed => "proxy_malformed",
+            Self::ProxyMissing => "proxy_missing",
+            Self::ProxyUntrusted => "proxy_untrusted",
+            Self::Forwarded => "forwarded",
+            Self::ForwardedMalformed => "forwarded_malformed",
+        }
+    }
+}
+
 /// What a room does with a message that a slow member has no budget for. Label of the drop metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[repr(u8)]
@@ -154,6 +201,8 @@ pub struct ShardCounters {
     pub health_checks: u64,
     /// Upgrades refused, by [`RefusalKind`].
     pub refused: [u64; RefusalKind::ALL.len()],
+    /// Addresses learned of clients behind proxies, by [`ClientAddress`].
+    pub client_addresses: [u64; ClientAddress::ALL.len()],
     /// Connections ended, by [`CloseReason`].
     pub closed: [u64; CloseReason::ALL.len()],
     /// Data messages received whole.

@@ -162,7 +162,7 @@ mod tests {
         };
         assert_eq!(upgrade.room, "x y");
         let mut out = Vec::new();
-        answer_upgrade(&mut out, &upgrade.accept);
+        answer_upgrade(&mut out, &upgrade.accept, b"");
         out
     }
 
@@ -266,7 +266,7 @@ mod tests {
             panic!("not upgraded")
         };
         let mut out = Vec::new();
-        answer_upgrade(&mut out, &upgrade.accept);
+        answer_upgrade(&mut out, &upgrade.accept, b"");
         encode_header(&mut out, true, OpCode::Text, upgrade.room.len());
         out.extend_from_slice(upgrade.room.as_bytes());
         out

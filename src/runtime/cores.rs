@@ -16,7 +16,7 @@ use super::bridge::Bridge;
 use super::clock::Clock;
 use super::executor::{Ended, join, spawn};
 use super::process::ProcessReader;
-use super::redis::RedisSockets;
+use super::redis::{RedisSockets, TlsClient};
 use super::ring::{self, Ring, WakeHandle};
 use super::shard_core::{ShardCore, Waker};
 use super::{host, http, listener};
@@ -67,6 +67,7 @@ pub fn serve(settings: Settings) -> Result<u8, String> {
         true => host::machine().processors,
         false => settings.cores.clone(),
     };
+    let tls = TlsClient::wanted(&settings)?;
     let (addresses, listeners) = bind_all(&settings)?;
     let admin_listener = settings.admin.map(listener::bind_admin).transpose()?;
     let (ended, endings) = crossbeam_channel::bounded(shard_count + 1);
@@ -105,6 +106,7 @@ pub fn serve(settings: Settings) -> Result<u8, String> {
         links,
         addresses,
         admin_listener,
+        tls,
     );
     let mut ended_early = Vec::new();
     if started.is_ok() {
@@ -262,6 +264,7 @@ fn start_backplane(
     links: Links,
     addresses: Vec<SocketAddr>,
     admin_listener: Option<TcpListener>,
+    tls: Option<TlsClient>,
 ) -> Result<ExecutorJoinHandle<Result<u8, String>>, String> {
     let stop_requests = watch_signals(&common.backplane.handle)?;
     let shard_count = u8::try_from(settings.shards).expect("config allows SHARD_COUNT_MAX shards");
@@ -282,7 +285,7 @@ fn start_backplane(
     };
     let redis = match &settings.redis {
         Some(_) => Some(
-            RedisSockets::new(&common.backplane.handle)
+            RedisSockets::new(&common.backplane.handle, tls)
                 .map_err(|error| format!("cannot make an epoll instance: {error}"))?,
         ),
         None => None,

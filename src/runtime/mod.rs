@@ -11,6 +11,6 @@ pub mod host;
 pub mod http;
 mod listener;
 pub mod process;
-mod redis;
+pub mod redis;
 pub mod ring;
 mod shard_core;

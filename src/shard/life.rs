@@ -16,7 +16,7 @@ use super::users::Identity;
 use super::{Delivery, Quiet, Shard};
 use crate::bus::{RoomName, Upstream};
 use crate::metrics::RefusalKind;
-use crate::protocol::handshake::{self, HeadScan, Refusal, Route, Upgrade};
+use crate::protocol::handshake::{self, HeadScan, ParsedRequest, Refusal, Route, Upgrade};
 use crate::protocol::{CloseReason, OpCode, close_frame, encode_header};
 
 impl Shard {
@@ -27,27 +27,14 @@ impl Shard {
         // Owed: the socket is there already. Whether it may become a connection is asked at the upgrade.
         self.ledger
             .charge_owed(u32::try_from(CONNECTION_IDLE_BYTES).expect("small"));
-        self.count_address(index);
+        let is_welcome = self.meet(index);
         let may_stay = self.node.count_socket();
         if self.drain.is_cut() {
             self.cut(index, CloseReason::Draining);
         } else if !may_stay {
             self.cut(index, CloseReason::OverBudget); // an answer would take what there is not
-        }
-    }
-
-    /// Counts the socket by its other end's address. A trusted proxy has as many as it likes.
-    fn count_address(&mut self, index: u32) {
-        let connection = &mut self.connections[index];
-        let address = connection.peer().ip();
-        if handshake::is_in(&self.handshake.edge.trusted_proxies, address) {
-            connection.set(flag::FROM_PROXY);
-            return;
-        }
-        match self.node.admit_address(address) {
-            Some(false) => {}
-            Some(true) => connection.set(flag::ADDRESS_COUNTED),
-            None => connection.set(flag::ADDRESS_FULL),
+        } else if !is_welcome {
+            self.cut(index, CloseReason::NotUpgraded);
         }
     }
 
@@ -69,6 +56,12 @@ impl Shard {
 
     /// Answers the requests in `bytes`; the end of an unfinished one is kept. `scan`: how far its end was looked for.
     fn requests(&mut self, index: u32, mut bytes: &[u8], mut scan: HeadScan) {
+        if self.connections[index].has(flag::PROXY_AWAITED) {
+            match self.take_proxy_header(index, bytes) {
+                Some(rest) => bytes = rest,
+                None => return,
+            }
+        }
         while !bytes.is_empty() && self.connections[index].state == State::Handshake {
             let parsed = if scan == HeadScan::default() {
                 handshake::parse_request(bytes, &self.handshake)
@@ -91,7 +84,7 @@ impl Shard {
                         handshake::route(&request, &self.handshake, from_proxy)
                     });
                     match route {
-                        Ok(route) => self.routed(index, &route),
+                        Ok(route) => self.routed(index, &request, &route),
                         Err(refusal) => self.refuse(index, &refusal),
                     }
                     bytes = &bytes[request.head_bytes..];
@@ -117,24 +110,11 @@ impl Shard {
         }
     }
 
-    /// Asks once more for whom the address had no place at the accept: another of its sockets may have gone since.
-    fn admit_address(&mut self, index: u32) -> Result<(), Refusal> {
-        let connection = &mut self.connections[index];
-        if !connection.has(flag::ADDRESS_FULL) {
-            return Ok(());
-        }
-        if self.node.admit_address(connection.peer().ip()).is_none() {
-            return Err(Refusal::of(RefusalKind::AddressFull));
-        }
-        connection.clear(flag::ADDRESS_FULL);
-        connection.set(flag::ADDRESS_COUNTED);
-        Ok(())
-    }
-
-    fn routed(&mut self, index: u32, route: &Route<'_>) {
+    fn routed(&mut self, index: u32, request: &ParsedRequest<'_>, route: &Route<'_>) {
         match route {
             Route::Upgrade(upgrade) => {
-                if let Err(refusal) = self.upgrade(index, upgrade) {
+                let admitted = self.admit_forwarded(index, request);
+                if let Err(refusal) = admitted.and_then(|()| self.upgrade(index, upgrade)) {
                     self.refuse(index, &refusal);
                 }
             }
@@ -199,8 +179,9 @@ impl Shard {
                 connection.set(bit);
             }
         }
-        let mut answer = Vec::with_capacity(129);
-        handshake::answer_upgrade(&mut answer, &upgrade.accept);
+        let lines = self.handshake.edge.badge.lines(upgrade.knows_node);
+        let mut answer = Vec::with_capacity(handshake::UPGRADE_FIXED_BYTES + lines.len());
+        handshake::answer_upgrade(&mut answer, &upgrade.accept, lines);
         connection.state = State::Joining;
         if self.must_wait(index) {
             self.joining.insert(index, answer);

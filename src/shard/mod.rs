@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod arrival;
 mod connection;
 mod deliver;
 mod inbox;

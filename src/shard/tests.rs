@@ -1,5 +1,6 @@
 //! The shard through its contract: what happens goes in, what the engine is to do comes out.
 
+mod arrival;
 mod budgets;
 mod bus;
 mod drain;

@@ -58,9 +58,11 @@ use hashbrown::HashMap;
 pub use super::resp::Reply;
 pub use address::{Access, Address, Endpoint, Kind, Source, without_password};
 pub use fleet::Fleet;
+pub(crate) use greeting::{Greeting, Step};
 pub use link::{LinkId, Role};
 pub use options::{AtStart, Degraded, Mode, Options, SERVER_COUNT_MAX};
 pub(super) use outlets::Outlets;
+pub(crate) use refusal::{Grant, explain, explain_junk, explain_silence};
 
 use self::arrivals::Arrival;
 use self::channels::{Channels, Interest};
@@ -499,10 +501,10 @@ impl Remote {
                 self.publishing.fail(reason, now, random);
                 self.expected.clear();
                 self.outgoing.rewind();
+                self.return_leaving();
                 if let Some(streams) = &mut self.streams {
                     streams.publishing_lost();
                 }
-                self.return_leaving();
             }
             Role::Subscription => {
                 self.subscription.fail(reason, now, random);

@@ -5,6 +5,7 @@
 mod capacity;
 mod kernel;
 mod network;
+mod redis;
 mod report;
 
 use crate::config::{Mistake, Settings};
@@ -19,7 +20,7 @@ pub(super) enum Level {
     Ok,
     /// The server runs, but not as well as it could.
     Warn,
-    /// `serve` would not start.
+    /// `serve` would not start, or would not become ready.
     Fail,
 }
 
@@ -76,8 +77,13 @@ pub(super) fn evaluate(settings: &Settings, facts: &HostFacts, mistakes: &[Mista
     };
     findings.extend(kernel::findings(settings, facts));
     findings.extend(network::findings(settings, facts));
+    findings.extend(redis::findings(facts));
     let bounds = capacity::bounds(settings, facts);
-    Report { findings, bounds }
+    Report {
+        only_waits: redis::only_waits(settings, facts, &findings),
+        findings,
+        bounds,
+    }
 }
 
 /// `1 shard`, `2 shards`.

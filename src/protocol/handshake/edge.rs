@@ -1,7 +1,9 @@
 //! What stands before the server, and what of its word is believed.
 
+use super::badge::Badge;
 use super::head::is_token_byte;
 use super::network::Network;
+use super::proxy_header::ProxyProtocol;
 
 /// Who says which user a client is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -19,11 +21,17 @@ pub fn is_header_name(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.bytes().all(is_token_byte)
 }
 
-/// What is believed of what comes through a balancer.
+/// What is believed of what comes through a balancer, and what it is told.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Edge {
     /// The networks of the proxies whose word is taken.
     pub trusted_proxies: Vec<Network>,
     /// Who says which user a client is.
     pub auth: Auth,
+    /// Whether connections begin with a PROXY header.
+    pub proxy_protocol: ProxyProtocol,
+    /// Whether a trusted proxy's `X-Forwarded-For` tells the client.
+    pub forwarded_for: bool,
+    /// What the 101 says of the node.
+    pub badge: Badge,
 }

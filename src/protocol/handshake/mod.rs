@@ -12,18 +12,24 @@
 //! [`HeadScan`] looks at each further byte once until its end is there.
 
 mod answer;
+mod badge;
 mod edge;
+mod forwarded;
 mod head;
 mod identity;
 mod network;
 mod origin;
+mod proxy_header;
 mod request;
 mod route;
 
-pub use answer::{answer_health, answer_refusal, answer_upgrade};
+pub use answer::{UPGRADE_FIXED_BYTES, answer_health, answer_refusal, answer_upgrade};
+pub use badge::{Badge, Cookie, SameSite};
 pub use edge::{Auth, Edge, is_header_name};
+pub use forwarded::{Forwarded, forwarded_for};
 pub use head::HeadScan;
 pub use network::{Network, is_in};
+pub use proxy_header::{ProxyHeader, ProxyProtocol, parse_proxy_header};
 pub use request::{ParsedRequest, parse_request};
 pub use route::{Health, Route, Upgrade, route};
 
@@ -90,6 +96,10 @@ impl Refusal {
         };
         Self { kind, detail }
     }
+
+    /// A trusted proxy's connection without the PROXY header that the settings require.
+    pub(crate) const NO_PROXY_HEADER: Self =
+        Self::bad("no PROXY header before the request: this server requires one of its proxies");
 
     /// A malformed request, and what is malformed in it.
     #[cold]

@@ -41,6 +41,8 @@ pub struct Upgrade<'a> {
     pub notices: bool,
     /// The user that the connection is of, if any: 1 to 128 bytes, no control characters.
     pub user: Option<Cow<'a, str>>,
+    /// The request brings the affinity cookie that this node sets.
+    pub knows_node: bool,
     /// The value of `Sec-WebSocket-Accept` (RFC 6455 §4.2.2).
     pub accept: [u8; 28],
 }
@@ -96,6 +98,7 @@ pub fn route<'a>(
         echo: query.echo,
         notices: query.notices,
         user,
+        knows_node: options.edge.badge.is_known(request),
         accept: accept_of(key),
     }))
 }
