@@ -5,7 +5,9 @@ use std::sync::Arc;
 use percent_encoding::percent_decode_str;
 
 use super::Answer;
-use crate::bus::{ConnectionId, EVERYBODY, MessageKind, RoomName, is_user_name, user_room};
+use crate::bus::{
+    ConnectionId, EVERYBODY, MessageKind, RoomName, UserName, is_user_name, user_room,
+};
 use crate::limits::{ROOM_NAME_BYTES_MAX, USER_ID_BYTES_MAX};
 use crate::protocol::{CLOSE_REASON_BYTES_MAX, CloseReason, is_server_close_code};
 
@@ -40,6 +42,15 @@ pub enum Route {
         room: RoomName,
         kind: Option<MessageKind>,
     },
+    /// The users are in the body.
+    Online {
+        with_nodes: bool,
+    },
+    User {
+        user: UserName,
+        connection_count_max: u32,
+    },
+    Cluster,
     /// Close all connections of a user.
     DisconnectUser {
         /// The user's hidden room.
@@ -80,10 +91,6 @@ pub fn route(method: &str, path: &str, query: &str) -> Result<Route, Answer> {
             "POST" => route_publish(room_name(room)?, query),
             _ => Err(Answer::method_not_allowed("POST")),
         },
-        ["v1", "users", user] => match method {
-            "DELETE" => route_disconnect_user(user, query),
-            _ => Err(Answer::method_not_allowed("DELETE")),
-        },
         ["v1", "users", user, "send"] => match method {
             "POST" => route_publish(user_room(&user_name(user)?), query),
             _ => Err(Answer::method_not_allowed("POST")),
@@ -92,6 +99,15 @@ pub fn route(method: &str, path: &str, query: &str) -> Result<Route, Answer> {
             "POST" => route_publish(EVERYBODY.into(), query),
             _ => Err(Answer::method_not_allowed("POST")),
         },
+        ["v1", "users", "online"] if method == "POST" => route_online(query),
+        ["v1", "users", user] => match method {
+            "GET" => route_user(user, query),
+            "DELETE" => route_disconnect_user(user, query),
+            _ => Err(Answer::method_not_allowed("GET, HEAD, DELETE")),
+        },
+        ["v1", "cluster"] => get(method)
+            .and_then(|()| no_parameters(query))
+            .map(|()| Route::Cluster),
         ["v1", "connections", id] => match method {
             "GET" => Ok(Route::Connection {
                 id: connection_id(id, query)?,
@@ -105,7 +121,8 @@ pub fn route(method: &str, path: &str, query: &str) -> Result<Route, Answer> {
             404,
             "not_found",
             "there are /livez, /readyz, /metrics, /v1/stats, /v1/rooms, /v1/rooms/{room}, /v1/rooms/{room}/publish, \
-             /v1/users/{user}, /v1/users/{user}/send, /v1/broadcast and /v1/connections/{id}",
+             /v1/users/online, /v1/users/{user}, /v1/users/{user}/send, /v1/broadcast, /v1/cluster and \
+             /v1/connections/{id}",
         )),
     }
 }
@@ -179,6 +196,24 @@ fn route_disconnect_user(user: &str, query: &str) -> Result<Route, Answer> {
         code,
         reason,
         reconnect,
+    })
+}
+
+fn route_online(query: &str) -> Result<Route, Answer> {
+    let [nodes] = parameters(query, ["nodes"])?;
+    let with_nodes = match nodes.as_deref() {
+        None | Some("0") => false,
+        Some("1") => true,
+        Some(_) => return Err(Answer::error(400, "query_invalid", "`nodes` is 0 or 1")),
+    };
+    Ok(Route::Online { with_nodes })
+}
+
+fn route_user(user: &str, query: &str) -> Result<Route, Answer> {
+    let [limit] = parameters(query, ["limit"])?;
+    Ok(Route::User {
+        user: user_name(user)?.into(),
+        connection_count_max: limit_of(limit, 1)?,
     })
 }
 
@@ -437,7 +472,7 @@ mod tests {
             ("GET", "/v1/rooms/a/publish", "POST"),
             ("GET", "/v1/users/a/send", "POST"),
             ("GET", "/v1/broadcast", "POST"),
-            ("POST", "/v1/users/a", "DELETE"),
+            ("POST", "/v1/users/a", "GET, HEAD, DELETE"),
             (
                 "POST",
                 "/v1/connections/00000a0000000001",

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::ShardSet;
 use super::interest::{Change, Effect, InterestTable, Route};
 use super::probe::Probes;
+use super::registry::Registry;
 use super::remote::offer::RemoteSide;
 use super::stall::StalledLanes;
 use crate::bus::{Batch, CoreId, Downstream, DrainOrder, Question, Reply, RoomName, Upstream};
@@ -114,6 +115,8 @@ pub struct Backplane {
     pub(super) counts: BackplaneSnapshot,
     /// Redis, if the node is one of several.
     pub(super) remote: Option<Box<RemoteSide>>,
+    /// Who is connected where, if it is kept at Redis.
+    pub(super) registry: Option<Box<Registry>>,
 }
 
 impl Backplane {
@@ -146,6 +149,7 @@ impl Backplane {
             actions: VecDeque::new(),
             counts: BackplaneSnapshot::default(),
             remote: None,
+            registry: None,
             options,
         }
     }
@@ -285,8 +289,8 @@ impl Backplane {
     #[must_use]
     pub fn next_deadline(&self) -> Tick {
         let probes = self.probes.next_deadline();
-        self.next_deadline_remote()
-            .map_or(probes, |due| due.min(probes))
+        let others = [self.next_deadline_remote(), self.next_deadline_registry()];
+        others.into_iter().flatten().fold(probes, Tick::min)
     }
 
     /// The next piece of work, in order.
@@ -321,6 +325,7 @@ impl Backplane {
                 .max(self.remote.as_ref().map_or(0, |side| side.crowded_us(now))),
             probe_round_trip: self.probes.round_trip().clone(),
             redis: self.snapshot_remote(now),
+            registry: self.snapshot_registry(now),
             ..self.counts.clone()
         }
     }
@@ -381,7 +386,7 @@ impl Backplane {
                     reply,
                 });
             }
-            Upstream::Presence { .. } => {} // nobody here keeps a registry
+            Upstream::Presence { notes } => self.note_presence(notes, now),
             Upstream::Drained => self.actions.push_back(Action::Drained { from }),
             Upstream::Publish { .. }
             | Upstream::Interest { .. }

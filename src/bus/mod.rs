@@ -4,10 +4,12 @@
 //! writes to any more. A full lane refuses; it never grows and never drops. Waking a sleeping core is runtime's job.
 #![forbid(unsafe_code)]
 
+mod cluster;
 mod envelope;
 mod hidden;
 mod lane;
 
+pub use cluster::{ClusterQuestion, ClusterReply, NodeSeen, OnlineUser, UserConnection};
 pub use envelope::{
     Batch, BatchMessage, ConnectionId, ConnectionInfo, CoreId, Downstream, DrainOrder, MessageKind,
     PresenceNote, Question, Reply, RoomInfo, RoomName, Upstream, UserInfo, UserName,

@@ -338,6 +338,18 @@ fn times(settings: &Settings, found: &mut Found<'_>) {
             ),
         );
     }
+    let registry = &settings.registry;
+    let silent_ms = 3 * registry.interval_ms;
+    if silent_ms >= registry.ttl_ms {
+        found.add(
+            &["registry_ttl_ms", "cluster_interval_ms"],
+            format!(
+                "entries expire after {} ms, before their node is known to be silent ({silent_ms} ms)",
+                registry.ttl_ms
+            ),
+            format!("write registry_ttl_ms = {} or more", 2 * silent_ms),
+        );
+    }
     let drain = &settings.drain;
     let needed_ms = u64::from(drain.delay_ms) + u64::from(drain.window_ms);
     if needed_ms > u64::from(drain.deadline_ms) {

@@ -136,6 +136,19 @@ names! {
     STREAM_ROOMS_BEHIND: Gauge "throng_stream_rooms_behind", "Rooms whose stream is to be read.";
     STREAM_RETAINED_BYTES: Gauge "throng_stream_retained_bytes", "What Redis has acknowledged lately, kept for a server that takes its place.";
 
+    CLUSTER_NODES: Gauge "throng_cluster_nodes", "Nodes that were heard at Redis within three intervals, this one included; 0 without Redis.";
+    REGISTRY_UP: Gauge "throng_registry_up", "1 when Redis has answered this node's last heartbeat; 0 without Redis, too.";
+    REGISTRY_HEARTBEATS: Counter "throng_registry_heartbeats", "Heartbeats of this node that Redis has answered.";
+    REGISTRY_HEARTBEAT_AGE: Gauge "throng_registry_heartbeat_age_seconds", "Since the last heartbeat that was answered, or since the start.";
+    REGISTRY_NOTES: Counter "throng_registry_notes", "News of connections, by outcome: written to Redis, or dropped because too many waited, Redis was away, or it refused them.";
+    REGISTRY_QUEUED: Gauge "throng_registry_queued", "News of connections that wait for Redis, or for its answer.";
+    REGISTRY_QUEUED_MAX: Gauge "throng_registry_queued_max", "Those that may wait at most; 0 without Redis.";
+    REGISTRY_OLDEST: Gauge "throng_registry_oldest_age_seconds", "How long the oldest of them has waited.";
+    REGISTRY_ERRORS: Counter "throng_registry_errors", "Commands of the registry that Redis has refused.";
+    REGISTRY_ANNOUNCEMENTS: Counter "throng_registry_announcements", "Times that all connections were told of anew: Redis had lost this node's entries, or was away.";
+    REGISTRY_NODES_REAPED: Counter "throng_registry_nodes_reaped", "Dead nodes whose entries this one has removed.";
+    REGISTRY_CONNECTIONS_REAPED: Counter "throng_registry_connections_reaped", "Connections of dead nodes that this one has removed.";
+
     RING_ENTERS: Counter "throng_ring_enters", "Calls of io_uring_enter, by shard.";
     RING_COMPLETIONS: Counter "throng_ring_completions", "Completions handled, by shard.";
     RING_SLEEPS: Counter "throng_ring_sleeps", "Times the shard slept, by shard.";
