@@ -15,6 +15,7 @@ mod redis;
 mod redis_server;
 mod run;
 mod socket;
+mod topic;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
