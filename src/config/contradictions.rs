@@ -279,6 +279,16 @@ fn limits(settings: &Settings, machine: &Machine, found: &mut Found<'_>) {
             "write fewer, or 0 for no limit".into(),
         );
     }
+    if shard.user_connection_count_max > shard.connection_count_max {
+        found.add(
+            &["user_connection_count_max", "connection_count_max"],
+            format!(
+                "{} connections of one user are more than the node's {}",
+                shard.user_connection_count_max, shard.connection_count_max
+            ),
+            "write fewer, or 0 for no limit".into(),
+        );
+    }
     let descriptors = settings.ring.descriptors;
     let held = capacity::by_files(descriptors, machine.open_files_max, settings.shards);
     if u64::from(shard.connection_count_max) > held && !found.is_auto("connection_count_max") {
@@ -326,6 +336,18 @@ fn times(settings: &Settings, found: &mut Found<'_>) {
                 "write pong_timeout_ms = {} or less",
                 shard.ping_interval_ms / 2
             ),
+        );
+    }
+    let registry = &settings.registry;
+    let silent_ms = 3 * registry.interval_ms;
+    if silent_ms >= registry.ttl_ms {
+        found.add(
+            &["registry_ttl_ms", "cluster_interval_ms"],
+            format!(
+                "entries expire after {} ms, before their node is known to be silent ({silent_ms} ms)",
+                registry.ttl_ms
+            ),
+            format!("write registry_ttl_ms = {} or more", 2 * silent_ms),
         );
     }
     let drain = &settings.drain;

@@ -2,6 +2,7 @@
 
 mod edge;
 
+use crate::backplane::registry::Kept;
 use crate::backplane::remote::placement::PARTITION_COUNT_MAX;
 use crate::backplane::remote::{AtStart, Degraded, Mode, Source, without_password};
 use crate::config::draft::Draft;
@@ -241,6 +242,14 @@ const SETTINGS: &[Definition] = &[
         "0",
         "Connections from one IPv4 address or one IPv6 /64, from the accept on; beyond it the first request is answered 429.",
         |draft, value| set(&mut draft.settings.shard.address_connection_count_max, value),
+    ),
+    setting(
+        "user_connection_count_max",
+        Group::NodeLimits,
+        count("connections", any(1, U32_MAX).or_zero("no limit")),
+        "0",
+        "Connections of one user to this node; beyond it an upgrade is answered 429.",
+        |draft, value| set(&mut draft.settings.shard.user_connection_count_max, value),
     ),
     setting(
         "room_count_max",
@@ -761,6 +770,36 @@ const SETTINGS: &[Definition] = &[
         "3s",
         "From a probe, a command or a connection attempt to giving the link up.",
         |draft, value| set(&mut draft.redis.probe_timeout_ms, value),
+    ),
+    setting(
+        "registry",
+        Group::Redis,
+        Kind::Choice(&["off", "users", "all"]),
+        "users",
+        "Which connections are written to Redis, so that every node knows of them: none (off), those of users, or all.",
+        |draft, value| {
+            draft.registry.kept = match value.text().as_deref() {
+                Some("off") => Kept::Off,
+                Some("all") => Kept::All,
+                _ => Kept::Users,
+            }
+        },
+    ),
+    setting(
+        "registry_ttl_ms",
+        Group::Redis,
+        ms(any(1_000, HOUR_MS)),
+        "90s",
+        "How long a connection's entry in Redis lives; each is written again three times in that time. A dead node's are gone by then at the latest.",
+        |draft, value| set(&mut draft.registry.ttl_ms, value),
+    ),
+    setting(
+        "cluster_interval_ms",
+        Group::Redis,
+        ms(any(100, 60_000)),
+        "2s",
+        "How often this node tells the others of its state. Three times that without a word is silence.",
+        |draft, value| set(&mut draft.registry.interval_ms, value),
     ),
     setting(
         "drain_delay_ms",

@@ -13,7 +13,7 @@ use prometheus_client::registry::Registry;
 use super::names::{self, Name};
 use super::{
     ClientAddress, DropPolicy, Log2Histogram, NodeSnapshot, RedisLinkSnapshot, RedisServerSnapshot,
-    RedisSnapshot, RefusalKind, ShardReport, ShardSnapshot,
+    RedisSnapshot, RefusalKind, RegistrySnapshot, ShardReport, ShardSnapshot,
 };
 use crate::protocol::CloseReason;
 
@@ -87,6 +87,7 @@ impl Collector for Scrape {
         encode_loops(&mut families, node)?;
         encode_bus(&mut families, node)?;
         encode_redis(&mut families, &node.backplane.redis)?;
+        encode_registry(&mut families, &node.backplane.registry)?;
         encode_ring(&mut families)?;
         families.shards_gauge(&names::DRAIN_PHASE, |shard| shard.gauges.drain_phase)?;
         let answers = node
@@ -137,7 +138,12 @@ fn encode_connections(families: &mut Families<'_, '_>, node: &NodeSnapshot) -> f
     families.labelled_counter(&names::CONNECTIONS_CLOSED, "reason", closed)?;
     families.shards_gauge(&names::ROOMS, |shard| shard.gauges.rooms)?;
     families.gauge(&names::NODE_ROOMS, node.rooms())?;
-    families.gauge(&names::NODE_ROOMS_LEASED, node.backplane.rooms_leased)
+    families.gauge(&names::NODE_ROOMS_LEASED, node.backplane.rooms_leased)?;
+    families.shards_gauge(&names::USERS, |shard| shard.gauges.users)?;
+    families.gauge(&names::NODE_USERS, node.users())?;
+    families.shards_counter(&names::PRESENCE_DROPPED, |shard| {
+        shard.counters.presence_dropped
+    })
 }
 
 fn encode_messages(families: &mut Families<'_, '_>, node: &NodeSnapshot) -> fmt::Result {
@@ -328,6 +334,28 @@ fn by_server(
 ) -> impl Iterator<Item = (&str, u64)> {
     let servers = redis.servers.iter();
     servers.map(move |server| (server.server.as_str(), figure(server)))
+}
+
+fn encode_registry(families: &mut Families<'_, '_>, registry: &RegistrySnapshot) -> fmt::Result {
+    families.gauge(&names::CLUSTER_NODES, registry.nodes)?;
+    families.gauge(&names::REGISTRY_UP, u64::from(registry.up))?;
+    families.counter(&names::REGISTRY_HEARTBEATS, registry.beats)?;
+    families.gauge_ratio(
+        &names::REGISTRY_HEARTBEAT_AGE,
+        seconds(registry.beat_age_us),
+    )?;
+    let notes = [("written", registry.written), ("dropped", registry.dropped)];
+    families.labelled_counter(&names::REGISTRY_NOTES, "outcome", notes)?;
+    families.gauge(&names::REGISTRY_QUEUED, registry.queued)?;
+    families.gauge(&names::REGISTRY_QUEUED_MAX, registry.queued_max)?;
+    families.gauge_ratio(&names::REGISTRY_OLDEST, seconds(registry.oldest_us))?;
+    families.counter(&names::REGISTRY_ERRORS, registry.errors)?;
+    families.counter(&names::REGISTRY_ANNOUNCEMENTS, registry.announcements)?;
+    families.counter(&names::REGISTRY_NODES_REAPED, registry.nodes_reaped)?;
+    families.counter(
+        &names::REGISTRY_CONNECTIONS_REAPED,
+        registry.connections_reaped,
+    )
 }
 
 /// A figure of each link, by its name.
