@@ -55,7 +55,7 @@ async def play(scenario, mode, directory):
             "found_s": min(seen, default=None),
             "healed_s": None if healed is None else healed - marks.repaired,
             "fault_s": marks.repaired - marks.began,
-            **{key: found[key] for key in ("published", "expected", "heard", "lost", "silent", "away", "twice", "disordered")},
+            **{key: found[key] for key in ("published", "expected", "heard", "lost", "silent", "refused", "away", "twice", "disordered")},
             "told": {words: count for words, count in told.items() if count},
             "closed_with": {str(code): count for code, count in codes.items()},
             "not_ready_s": [{str(status): spent for status, spent in watch.not_ready(marks.began).items()} for watch in world.watches],
