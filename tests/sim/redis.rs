@@ -310,6 +310,7 @@ impl World {
     // --- the world turns --------------------------------------------------------------------------------------------
 
     fn pump(&mut self) {
+        self.server.kept.now = self.now;
         for _ in 0..self.random.between(1, 6) {
             let node = self.random.below(self.nodes.len());
             match self.random.below(4) {
@@ -493,6 +494,7 @@ impl World {
         let until = self.now.0 + time_us;
         while self.now.0 < until {
             self.now = Tick(self.now.0 + 5_000);
+            self.server.kept.now = self.now;
             for node in 0..self.nodes.len() {
                 self.turn(node);
                 self.links(node);

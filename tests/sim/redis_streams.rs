@@ -2,11 +2,14 @@
 //! them after a restart or a failover.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use throng::backplane::remote::wire::{self, Parcel};
+use throng::time::Tick;
 
-/// Appends before a failover that the replica may lack.
+/// Appends before a failover that the replica may lack, unless they are older than that.
 const LAG_MAX: usize = 5;
+const LAG_TIME: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
 struct Stream {
@@ -35,7 +38,8 @@ struct Data {
 #[derive(Default)]
 pub struct Kept {
     data: Data,
-    before: VecDeque<(Vec<u8>, Head)>,
+    before: VecDeque<(Tick, Vec<u8>, Head)>,
+    pub now: Tick,
     run: u64,
     is_script_known: bool,
 }
@@ -67,7 +71,9 @@ impl Kept {
     pub fn fail_over(&mut self, lag: usize) {
         self.restart();
         for _ in 0..lag {
-            if let Some((key, head)) = self.before.pop_back() {
+            if let Some((since, key, head)) = self.before.pop_back()
+                && since.after(LAG_TIME) > self.now
+            {
                 let stream = self.data.streams.get_mut(&key).unwrap();
                 stream.entries.retain(|(first, _, _)| *first <= head.last);
                 stream.head = head;
@@ -135,7 +141,8 @@ impl Kept {
             let last = stream.last;
             return Some(Appended { last, push: None });
         }
-        self.before.push_back((key.clone(), stream.clone()));
+        self.before
+            .push_back((self.now, key.clone(), stream.clone()));
         if self.before.len() > LAG_MAX {
             self.before.pop_front();
         }
