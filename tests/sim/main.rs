@@ -13,6 +13,7 @@ mod plan;
 mod random;
 mod redis;
 mod redis_server;
+mod redis_streams;
 mod run;
 mod socket;
 mod topic;
