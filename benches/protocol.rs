@@ -6,7 +6,9 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use throng::protocol::handshake::{HeadScan, Options, Route, answer_upgrade, parse_request, route};
+use throng::protocol::handshake::{
+    Edge, HeadScan, Options, Route, answer_upgrade, parse_request, route,
+};
 use throng::protocol::{
     OpCode, Role, Utf8Validator, decode_header, encode_client_header, encode_header, unmask_extend,
     unmask_in_place,
@@ -177,6 +179,7 @@ fn handshakes(c: &mut Criterion) {
         bytes_max: 8_192,
         header_count_max: 64,
         origins: Vec::new(),
+        edge: Edge::default(),
     };
     let mut group = c.benchmark_group("handshake");
     for (name, request) in [("browser", BROWSER_REQUEST), ("short", SHORT_REQUEST)] {
@@ -187,17 +190,17 @@ fn handshakes(c: &mut Criterion) {
         });
         let parsed = parse_request(bytes, &options).unwrap().unwrap();
         group.bench_function(format!("route/{name}"), |b| {
-            b.iter(|| route(black_box(&parsed), &options))
+            b.iter(|| route(black_box(&parsed), &options, false))
         });
         let mut out = Vec::with_capacity(256);
         group.bench_function(format!("whole/{name}"), |b| {
             b.iter(|| {
                 out.clear();
                 let parsed = parse_request(black_box(bytes), &options).unwrap().unwrap();
-                let Ok(Route::Upgrade(upgrade)) = route(&parsed, &options) else {
+                let Ok(Route::Upgrade(upgrade)) = route(&parsed, &options, false) else {
                     unreachable!()
                 };
-                answer_upgrade(&mut out, &upgrade.accept);
+                answer_upgrade(&mut out, &upgrade.accept, b"");
             });
         });
         group.bench_function(format!("drip/{name}"), |b| {

@@ -11,8 +11,9 @@ use std::sync::Arc;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use throng::bus::CoreId;
 use throng::protocol::client::encode_request;
+use throng::protocol::handshake::Edge;
 use throng::protocol::{Encoded, Meter, OpCode, encode_client_header, unmask_extend};
-use throng::shard::{Action, Delivery, HeartbeatMode, Input, Node, Options, Shard};
+use throng::shard::{Action, Delivery, HeartbeatMode, Input, Node, Options, Presence, Shard};
 use throng::time::Tick;
 
 /// The server's.
@@ -29,6 +30,9 @@ fn options() -> Options {
     Options {
         connection_count_max: 1_000_000,
         address_connection_count_max: 0,
+        user_connection_count_max: 0,
+        presence: Presence::Off,
+        presence_refresh_ms: 20_000,
         room_count_max: 1_000_000,
         handshakes_per_s_max: 0,
         message_bytes_max: 64 * 1024,
@@ -50,6 +54,7 @@ fn options() -> Options {
         handshake_bytes_max: 8_192,
         handshake_header_count_max: 64,
         origins: Vec::new(),
+        edge: Edge::default(),
         retry_after_s: 5,
         reconnect_after_ms: 1_000,
         rooms: Vec::new(),

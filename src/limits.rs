@@ -3,6 +3,14 @@
 
 /// Bytes in a room name, after percent-decoding.
 pub const ROOM_NAME_BYTES_MAX: usize = 255;
+/// Bytes in a user's id, after percent-decoding.
+pub const USER_ID_BYTES_MAX: usize = 128;
+/// Bytes of a PROXY header, its TLVs included.
+pub const PROXY_HEADER_BYTES_MAX: usize = 4096;
+/// Bytes of the lines that the settings put into a 101.
+pub const UPGRADE_LINES_BYTES_MAX: usize = 768;
+/// Connections that one envelope tells the registry of at most.
+pub const PRESENCE_NOTE_COUNT_MAX: usize = 256;
 /// Bytes in a control frame's payload (RFC 6455 §5.5).
 pub const CONTROL_PAYLOAD_BYTES_MAX: usize = 125;
 /// Bytes of an unmasked server frame header at most (RFC 6455 §5.2).
@@ -44,6 +52,8 @@ const _: () = assert!(LANE_CONTROL_RESERVE < LANE_ENVELOPE_COUNT_MAX);
 const _: () = assert!(1 + SHARD_QUESTION_COUNT_MAX + DRAIN_ORDER_COUNT_MAX <= LANE_CONTROL_RESERVE);
 // A shard that answers always has room for the questions of every request that waits.
 const _: () = assert!(ADMIN_EXCHANGE_COUNT_MAX <= SHARD_QUESTION_COUNT_MAX);
+// A 101 fits the queue of a connection with the least budget, 1 KiB, and its reserve.
+const _: () = assert!(UPGRADE_LINES_BYTES_MAX < CONTROL_RESERVE_BYTES as usize);
 const _: () = assert!(ROOM_BATCH_BYTES_MAX < LANE_BYTES_MAX);
 const _: () = assert!(SHARD_COUNT_MAX < CORE_BACKPLANE as usize);
 const _: () = assert!(

@@ -1,12 +1,13 @@
 //! Any bytes as a request, at once and in pieces: what is taken agrees with httparse, a room's name keeps its rules, and
-//! every answer is a whole response.
+//! every answer is a whole response. The same bytes as a PROXY header and as `X-Forwarded-For`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use throng::protocol::client::parse_response;
 use throng::protocol::handshake::{
-    HeadScan, Options, ParsedRequest, Refusal, Route, answer_health, answer_refusal,
-    answer_upgrade, parse_request, route,
+    Auth, Edge, HeadScan, Network, Options, ParsedRequest, ProxyHeader, Refusal, Route,
+    answer_health, answer_refusal, answer_upgrade, forwarded_for, is_in, parse_proxy_header,
+    parse_request, route,
 };
 
 /// What most requests share, so that the fuzzer finds the way to a room.
@@ -18,6 +19,7 @@ fuzz_target!(|input: &[u8]| {
     let Some((&choice, input)) = input.split_first() else {
         return;
     };
+    check_proxy_header(input);
     let options = Options {
         bytes_max: 512,
         header_count_max: 8,
@@ -25,6 +27,14 @@ fuzz_target!(|input: &[u8]| {
             Vec::new()
         } else {
             vec!["http*://*.a".to_owned()]
+        },
+        edge: Edge {
+            auth: if choice & 32 == 0 {
+                Auth::None
+            } else {
+                Auth::Header("X-User-Id".to_owned())
+            },
+            ..Edge::default()
         },
     };
     let mut request = Vec::new();
@@ -55,11 +65,40 @@ fuzz_target!(|input: &[u8]| {
         Ok(None) => {}
         Ok(Some(parsed)) => {
             check_with_httparse(&request, &parsed);
-            check_route(&parsed, &options);
+            check_route(&parsed, &options, choice & 64 != 0);
+            check_forwarded(&parsed);
         }
         Err(refusal) => check_refusal(&refusal),
     }
 });
+
+/// A PROXY header in pieces is partial until it is whole, and then the same as at once.
+fn check_proxy_header(input: &[u8]) {
+    let whole = parse_proxy_header(input);
+    let decided = (0..=input.len())
+        .map(|end| parse_proxy_header(&input[..end]))
+        .find(|found| *found != Ok(ProxyHeader::Partial));
+    assert_eq!(decided.unwrap_or(Ok(ProxyHeader::Partial)), whole);
+    if let Ok(ProxyHeader::Whole { header_bytes, .. }) = whole {
+        assert!(header_bytes <= input.len().min(4_096));
+        let header = &input[..header_bytes];
+        assert_eq!(parse_proxy_header(header), whole);
+    }
+}
+
+/// Who is forwarded for is no trusted proxy, unless all are.
+fn check_forwarded(parsed: &ParsedRequest<'_>) {
+    let trusted = [Network::parse("10.0.0.0/8").unwrap()];
+    let found = forwarded_for(parsed, &trusted);
+    let anybody = [Network::parse("::/0").unwrap()];
+    if let Some(client) = found.client
+        && !found.is_malformed
+        && is_in(&trusted, client.ip())
+    {
+        // Then it is the leftmost, which is who would be found if all were trusted.
+        assert_eq!(forwarded_for(parsed, &anybody).client, Some(client));
+    }
+}
 
 /// The same request in pieces ends the same way.
 fn check_pieces(
@@ -102,9 +141,9 @@ fn check_with_httparse(request: &[u8], parsed: &ParsedRequest<'_>) {
     assert_eq!(theirs.headers.len(), parsed.header_count);
 }
 
-fn check_route(parsed: &ParsedRequest<'_>, options: &Options) {
+fn check_route(parsed: &ParsedRequest<'_>, options: &Options, from_proxy: bool) {
     let mut out = Vec::new();
-    match route(parsed, options) {
+    match route(parsed, options, from_proxy) {
         Ok(Route::Health(health)) => {
             let stays = answer_health(&mut out, true, health);
             assert_eq!(stays, health.keep_alive);
@@ -113,7 +152,12 @@ fn check_route(parsed: &ParsedRequest<'_>, options: &Options) {
         Ok(Route::Upgrade(upgrade)) => {
             assert!((1..=255).contains(&upgrade.room.len()));
             assert!(!upgrade.room.chars().any(char::is_control));
-            answer_upgrade(&mut out, &upgrade.accept);
+            if let Some(user) = &upgrade.user {
+                assert!((1..=128).contains(&user.len()));
+                assert!(!user.chars().any(char::is_control));
+                assert!(from_proxy || options.edge.auth == Auth::None);
+            }
+            answer_upgrade(&mut out, &upgrade.accept, b"");
             if upgrade.accept == EXAMPLE_ACCEPT {
                 assert_eq!(
                     parse_response(&out, b"dGhlIHNhbXBsZSBub25jZQ=="),

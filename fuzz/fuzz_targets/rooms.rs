@@ -12,8 +12,9 @@ use throng::bus::{Batch, BatchMessage, CoreId, Downstream, DrainOrder, MessageKi
 use throng::limits::SEND_PIECE_COUNT_MAX;
 use throng::metrics::DropPolicy;
 use throng::protocol::client::encode_request;
+use throng::protocol::handshake::Edge;
 use throng::protocol::{OpCode, encode_client_header, encode_header, unmask_extend};
-use throng::shard::{Action, Delivery, HeartbeatMode, Input, Node, Options, RoomRule, Shard};
+use throng::shard::{Action, Delivery, HeartbeatMode, Presence, Input, Node, Options, RoomRule, Shard};
 use throng::time::Tick;
 
 const TOKENS: u8 = 6;
@@ -105,6 +106,9 @@ impl World {
         let options = Options {
             connection_count_max: 4 + u32::from(choice & 1),
             address_connection_count_max: 5,
+            user_connection_count_max: 0,
+            presence: Presence::Off,
+            presence_refresh_ms: 20_000,
             room_count_max: 2 + u32::from(choice >> 1 & 1),
             handshakes_per_s_max: 0,
             message_bytes_max: 300,
@@ -126,6 +130,7 @@ impl World {
             handshake_bytes_max: 400,
             handshake_header_count_max: 8,
             origins: Vec::new(),
+            edge: Edge::default(),
             retry_after_s: 1,
             reconnect_after_ms: 10,
             rooms: policies
@@ -135,7 +140,13 @@ impl World {
                 })
                 .collect(),
         };
-        let node = Node::new(1, options.connection_count_max, options.node_bytes_max, 5, 1);
+        let node = Node::new(
+            1,
+            options.connection_count_max,
+            options.node_bytes_max,
+            5,
+            1,
+        );
         let delivery = if choice & 16 == 0 {
             Delivery::Inline
         } else {

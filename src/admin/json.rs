@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 use super::exchange::MergedRoom;
 use crate::bus::{ConnectionInfo, CoreId, RoomInfo, RoomName};
 use crate::metrics::{
-    BackplaneSnapshot, DropPolicy, Log2Histogram, NodeSnapshot, ProcessSnapshot, RedisSnapshot,
-    RefusalKind, ShardReport, ShardSnapshot,
+    BackplaneSnapshot, ClientAddress, DropPolicy, Log2Histogram, NodeSnapshot, ProcessSnapshot,
+    RedisSnapshot, RefusalKind, ShardReport, ShardSnapshot,
 };
 use crate::protocol::CloseReason;
 use crate::time::Tick;
@@ -68,6 +68,7 @@ pub fn connection(info: &ConnectionInfo) -> Value {
         "shard": info.id.core().0,
         "peer": info.peer.to_string(),
         "room": info.room.as_deref(),
+        "user": info.user.as_deref(),
         "state": info.state,
         "opened_ms_ago": info.opened_ms_ago,
         "heard_ms_ago": info.heard_ms_ago,
@@ -112,6 +113,7 @@ fn add(all: &mut ShardSnapshot, one: &ShardSnapshot) {
         (&mut sum.bytes_in, of.bytes_in),
         (&mut sum.bytes_out, of.bytes_out),
         (&mut sum.gaps_told, of.gaps_told),
+        (&mut sum.presence_dropped, of.presence_dropped),
         (&mut sum.pings_sent, of.pings_sent),
         (&mut sum.pongs_received, of.pongs_received),
         (&mut sum.pings_answered, of.pings_answered),
@@ -123,6 +125,7 @@ fn add(all: &mut ShardSnapshot, one: &ShardSnapshot) {
         .refused
         .iter_mut()
         .zip(of.refused)
+        .chain(sum.client_addresses.iter_mut().zip(of.client_addresses))
         .chain(sum.closed.iter_mut().zip(of.closed));
     for (sum, of) in arrays.chain(sum.dropped.iter_mut().zip(of.dropped)) {
         *sum += of;
@@ -148,6 +151,7 @@ fn totals(all: &ShardSnapshot, node: &NodeSnapshot) -> Value {
     value.insert("connection_skew".into(), json!(node.connection_skew()));
     value.insert("budget_used".into(), json!(node.budget_used()));
     value.insert("rooms".into(), json!(node.rooms()));
+    value.insert("users".into(), json!(node.users()));
     Value::Object(value)
 }
 
@@ -159,6 +163,7 @@ fn shard(report: &ShardReport) -> Value {
         ("processor", json!(snapshot.processor)),
         ("answering", json!(report.answering)),
         ("rooms", json!(snapshot.gauges.rooms)),
+        ("users", json!(snapshot.gauges.users)),
         ("bus_depth", json!(snapshot.gauges.bus_depth)),
         ("ledger_bytes_max", json!(snapshot.gauges.ledger_bytes_max)),
         ("drain_phase", json!(snapshot.gauges.drain_phase)),
@@ -194,6 +199,8 @@ fn shard(report: &ShardReport) -> Value {
 fn figures(snapshot: &ShardSnapshot) -> Map<String, Value> {
     let (counters, gauges) = (&snapshot.counters, &snapshot.gauges);
     let refused = RefusalKind::ALL.map(|kind| (kind.label(), counters.refused[kind as usize]));
+    let learned =
+        ClientAddress::ALL.map(|how| (how.label(), counters.client_addresses[how as usize]));
     let closed = CloseReason::ALL.map(|reason| (reason.label(), counters.closed[reason as usize]));
     let dropped = DropPolicy::ALL.map(|policy| (policy.label(), counters.dropped[policy as usize]));
     let value = json!({
@@ -207,6 +214,7 @@ fn figures(snapshot: &ShardSnapshot) -> Map<String, Value> {
         "handshakes_upgraded": counters.upgraded,
         "health_checks": counters.health_checks,
         "handshakes_refused": counted(&refused),
+        "client_addresses": counted(&learned),
         "connections_closed": counted(&closed),
         "messages_received": counters.messages_in,
         "messages_received_bytes": counters.message_bytes_in,
@@ -216,6 +224,7 @@ fn figures(snapshot: &ShardSnapshot) -> Map<String, Value> {
         "socket_sent_bytes": counters.bytes_out,
         "messages_dropped": counted(&dropped),
         "gaps_told": counters.gaps_told,
+        "presence_dropped": counters.presence_dropped,
         "heartbeats_sent": counters.pings_sent,
         "heartbeats_answered": counters.pongs_received,
         "peer_pings_answered": counters.pings_answered,
@@ -255,6 +264,7 @@ fn backplane(backplane: &BackplaneSnapshot) -> Value {
     json!({
         "rooms": backplane.rooms,
         "rooms_leased": backplane.rooms_leased,
+        "users": backplane.users,
         "batches": backplane.batches,
         "messages": backplane.messages,
         "deliveries": backplane.deliveries,
@@ -278,8 +288,18 @@ fn redis(redis: &RedisSnapshot) -> Value {
             "connect_failures": link.failures,
         })
     });
+    let servers = redis.servers.iter().map(|server| {
+        json!({
+            "server": server.server,
+            "ready": server.ready,
+            "subscriptions": server.subscriptions,
+            "buffer_bytes": server.buffer_bytes,
+        })
+    });
     json!({
         "ready": redis.ready,
+        "mode": redis.mode,
+        "servers": servers.collect::<Vec<_>>(),
         "publishing": publishing,
         "subscription": subscription,
         "commands": commands,

@@ -26,9 +26,11 @@
 //! is never claimed, so it does not slow down.
 #![forbid(unsafe_code)]
 
+mod cluster;
 mod delivery;
 mod interest;
 mod probe;
+pub mod registry;
 pub mod remote;
 pub(crate) mod resp;
 mod shard_set;

@@ -1,4 +1,4 @@
-//! What a person types: `serve`, `check`, `config`.
+//! What a person types: `serve`, `check`, `config`, `top`.
 //!
 //! Rule of this room: it joins what others decide (`config` the settings, `check` the verdicts, `runtime` the work) and
 //! prints; it decides nothing but words and exit codes.
@@ -7,6 +7,7 @@
 mod args;
 mod check;
 mod logs;
+mod top;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
@@ -36,6 +37,7 @@ pub fn run() -> ExitCode {
         Asked::Config(args) => config(&args, unknown),
         Asked::Reference if unknown.is_empty() => print(&config::reference_markdown()),
         Asked::Reference => tell(&unknown),
+        Asked::Top(args) => top::run(&args, unknown),
     }
 }
 

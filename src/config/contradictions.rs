@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 
-use crate::backplane::remote::SERVER_COUNT_MAX;
+use crate::backplane::remote::{Mode, SERVER_COUNT_MAX};
 use crate::config::capacity;
 use crate::config::effective::Effective;
 use crate::config::mistake::{Mistake, Source};
 use crate::config::settings::{Machine, Settings};
 use crate::config::value::Value;
+use crate::protocol::handshake::{Auth, ProxyProtocol};
 use crate::runtime::ring::Descriptors;
 
 /// A shard's part of `node_bytes_max` at least, bytes: room for its first connections beside what it keeps reserved.
@@ -26,6 +27,7 @@ pub(super) fn find_all(
         mistakes: Vec::new(),
     };
     listeners(settings, &mut found);
+    edge(settings, &mut found);
     cores(settings, machine, &mut found);
     limits(settings, machine, &mut found);
     times(settings, &mut found);
@@ -66,6 +68,10 @@ impl Found<'_> {
             },
             None => key.to_owned(),
         }
+    }
+
+    fn value(&self, key: &str) -> Option<Value> {
+        self.effective.entry(key).map(|entry| entry.value.clone())
     }
 
     fn is_auto(&self, key: &str) -> bool {
@@ -121,6 +127,73 @@ fn listeners(settings: &Settings, found: &mut Found<'_>) {
                 "set THRONG_ADMIN_KEY or admin_key_file, or write admin = \"127.0.0.1:{}\"",
                 admin.port()
             ),
+        );
+    }
+}
+
+fn edge(settings: &Settings, found: &mut Found<'_>) {
+    let edge = &settings.shard.edge;
+    if edge.trusted_proxies.is_empty() {
+        for (key, believes, off) in [
+            ("auth", edge.auth != Auth::None, "none"),
+            (
+                "proxy_protocol",
+                edge.proxy_protocol != ProxyProtocol::Off,
+                "off",
+            ),
+            ("forwarded_for", edge.forwarded_for, "off"),
+        ] {
+            if believes {
+                let instead = format!("write the balancers' addresses there, or {key} = \"{off}\"");
+                found.add(
+                    &[key, "trusted_proxies"],
+                    "nobody is trusted to say it".into(),
+                    instead,
+                );
+            }
+        }
+    }
+    affinity(found);
+}
+
+/// What browsers would not take (draft-ietf-httpbis-rfc6265bis §4.1.3, §5.7).
+fn affinity(found: &mut Found<'_>) {
+    let Some(Value::Text(name)) = found.value("affinity_cookie") else {
+        return;
+    };
+    let is_secure = found.value("affinity_secure") == Some(Value::Boolean(true));
+    let same_site_none = found.value("affinity_same_site") == Some(Value::Text("none".into()));
+    if same_site_none && !is_secure {
+        found.add(
+            &["affinity_same_site", "affinity_secure"],
+            "browsers take no cookie with SameSite=None that is not Secure".into(),
+            "write affinity_secure = true, or another affinity_same_site".into(),
+        );
+    }
+    let name = name.to_ascii_lowercase();
+    if (name.starts_with("__host-") || name.starts_with("__secure-")) && !is_secure {
+        found.add(
+            &["affinity_cookie", "affinity_secure"],
+            "browsers take no cookie of such a name that is not Secure".into(),
+            "write affinity_secure = true, or another name".into(),
+        );
+    }
+    if !name.starts_with("__host-") {
+        return;
+    }
+    let host_only = "browsers take a cookie whose name begins with __Host- for one host and Path=/";
+    if found.value("affinity_path") != Some(Value::Text("/".into())) {
+        found.add(
+            &["affinity_cookie", "affinity_path"],
+            format!("{host_only} only"),
+            "write affinity_path = \"/\", or another name".into(),
+        );
+    }
+    if found.value("affinity_domain") != Some(Value::Word) {
+        found.add(
+            &["affinity_cookie", "affinity_domain"],
+            format!("{host_only} only"),
+            "write affinity_domain = \"none\", or another name".into(),
         );
     }
 }
@@ -206,6 +279,16 @@ fn limits(settings: &Settings, machine: &Machine, found: &mut Found<'_>) {
             "write fewer, or 0 for no limit".into(),
         );
     }
+    if shard.user_connection_count_max > shard.connection_count_max {
+        found.add(
+            &["user_connection_count_max", "connection_count_max"],
+            format!(
+                "{} connections of one user are more than the node's {}",
+                shard.user_connection_count_max, shard.connection_count_max
+            ),
+            "write fewer, or 0 for no limit".into(),
+        );
+    }
     let descriptors = settings.ring.descriptors;
     let held = capacity::by_files(descriptors, machine.open_files_max, settings.shards);
     if u64::from(shard.connection_count_max) > held && !found.is_auto("connection_count_max") {
@@ -253,6 +336,18 @@ fn times(settings: &Settings, found: &mut Found<'_>) {
                 "write pong_timeout_ms = {} or less",
                 shard.ping_interval_ms / 2
             ),
+        );
+    }
+    let registry = &settings.registry;
+    let silent_ms = 3 * registry.interval_ms;
+    if silent_ms >= registry.ttl_ms {
+        found.add(
+            &["registry_ttl_ms", "cluster_interval_ms"],
+            format!(
+                "entries expire after {} ms, before their node is known to be silent ({silent_ms} ms)",
+                registry.ttl_ms
+            ),
+            format!("write registry_ttl_ms = {} or more", 2 * silent_ms),
         );
     }
     let drain = &settings.drain;
@@ -310,6 +405,13 @@ fn servers(settings: &Settings, found: &mut Found<'_>) {
         return;
     }
     if redis.is_cluster() {
+        if redis.mode == Mode::Streams {
+            found.add(
+                &["backplane_mode", "redis"],
+                "streams are not kept in a Redis Cluster".into(),
+                "write pubsub or sharded, or give servers by themselves".into(),
+            );
+        }
         return;
     }
     for (index, late) in all.iter().enumerate() {

@@ -1,5 +1,8 @@
 //! Every setting, once. Flags, variables, file keys, `throng config` and the reference all derive from this table.
 
+mod edge;
+
+use crate::backplane::registry::Kept;
 use crate::backplane::remote::placement::PARTITION_COUNT_MAX;
 use crate::backplane::remote::{AtStart, Degraded, Mode, Source, without_password};
 use crate::config::draft::Draft;
@@ -12,7 +15,7 @@ use crate::runtime::ring::Descriptors;
 use crate::shard::HeartbeatMode;
 
 /// One setting.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Definition {
     /// Its key in the file; flag and variable are derived from it.
     pub key: &'static str,
@@ -116,8 +119,28 @@ const WEEK_MS: u64 = 7 * 24 * HOUR_MS;
 /// The kernel's keepalive counts to 32,767 seconds.
 const KEEPALIVE_MS_MAX: u64 = 9 * HOUR_MS;
 
-/// All settings, in the order of the reference.
-pub static DEFINITIONS: &[Definition] = &[
+/// All settings. Those of one group stand in the order of the reference.
+pub static DEFINITIONS: &[Definition] =
+    &joined::<{ SETTINGS.len() + edge::SETTINGS.len() }>(&[SETTINGS, edge::SETTINGS]);
+
+/// The `COUNT` settings of all `parts`.
+const fn joined<const COUNT: usize>(parts: &[&[Definition]]) -> [Definition; COUNT] {
+    let mut all = [parts[0][0]; COUNT];
+    let (mut part, mut index, mut at) = (0, 0, 0);
+    while at < COUNT {
+        if index == parts[part].len() {
+            part += 1;
+            index = 0;
+        } else {
+            all[at] = parts[part][index];
+            index += 1;
+            at += 1;
+        }
+    }
+    all
+}
+
+const SETTINGS: &[Definition] = &[
     setting(
         "listen",
         Group::Listeners,
@@ -219,6 +242,14 @@ pub static DEFINITIONS: &[Definition] = &[
         "0",
         "Connections from one IPv4 address or one IPv6 /64, from the accept on; beyond it the first request is answered 429.",
         |draft, value| set(&mut draft.settings.shard.address_connection_count_max, value),
+    ),
+    setting(
+        "user_connection_count_max",
+        Group::NodeLimits,
+        count("connections", any(1, U32_MAX).or_zero("no limit")),
+        "0",
+        "Connections of one user to this node; beyond it an upgrade is answered 429.",
+        |draft, value| set(&mut draft.settings.shard.user_connection_count_max, value),
     ),
     setting(
         "room_count_max",
@@ -589,7 +620,7 @@ pub static DEFINITIONS: &[Definition] = &[
         Group::Redis,
         Kind::Choice(&["pubsub", "sharded", "streams"]),
         "pubsub",
-        "How messages travel through Redis: by channels (pubsub), by channels of a cluster's slots (sharded), or kept in a stream for each room, so that a node reads what it has missed (streams). The same on all nodes.",
+        "How messages travel through Redis: by channels (pubsub), by channels that spread the work over a cluster's nodes and want Redis 7.0 (sharded), or kept in a stream for each room, so that a node reads what it has missed (streams). The same on all nodes.",
         |draft, value| {
             draft.redis.mode = match value.text().as_deref() {
                 Some("sharded") => Mode::Sharded,
@@ -635,20 +666,6 @@ pub static DEFINITIONS: &[Definition] = &[
         "throng",
         "What all channels begin with: nodes with the same prefix are one server.",
         |draft, value| draft.redis.prefix = value.text().unwrap_or_default(),
-    ),
-    setting(
-        "backplane_mode",
-        Group::Redis,
-        Kind::Choice(&["pubsub", "sharded", "streams"]),
-        "pubsub",
-        "How messages travel through Redis: PUBLISH and SUBSCRIBE (pubsub); SPUBLISH and SSUBSCRIBE, which spread the work over a cluster's nodes and want Redis 7.0 (sharded); a stream for each room, from which a node reads what it missed (streams). The same on all nodes.",
-        |draft, value| {
-            draft.redis.mode = match value.text().as_deref() {
-                Some("sharded") => Mode::Sharded,
-                Some("streams") => Mode::Streams,
-                _ => Mode::Pubsub,
-            }
-        },
     ),
     setting(
         "redis_partitions",
@@ -766,6 +783,36 @@ pub static DEFINITIONS: &[Definition] = &[
         "3s",
         "From a probe, a command or a connection attempt to giving the link up.",
         |draft, value| set(&mut draft.redis.probe_timeout_ms, value),
+    ),
+    setting(
+        "registry",
+        Group::Redis,
+        Kind::Choice(&["off", "users", "all"]),
+        "users",
+        "Which connections are written to Redis, so that every node knows of them: none (off), those of users, or all.",
+        |draft, value| {
+            draft.registry.kept = match value.text().as_deref() {
+                Some("off") => Kept::Off,
+                Some("all") => Kept::All,
+                _ => Kept::Users,
+            }
+        },
+    ),
+    setting(
+        "registry_ttl_ms",
+        Group::Redis,
+        ms(any(1_000, HOUR_MS)),
+        "90s",
+        "How long a connection's entry in Redis lives; each is written again three times in that time. A dead node's are gone by then at the latest.",
+        |draft, value| set(&mut draft.registry.ttl_ms, value),
+    ),
+    setting(
+        "cluster_interval_ms",
+        Group::Redis,
+        ms(any(100, 60_000)),
+        "2s",
+        "How often this node tells the others of its state. Three times that without a word is silence.",
+        |draft, value| set(&mut draft.registry.interval_ms, value),
     ),
     setting(
         "drain_delay_ms",

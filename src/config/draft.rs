@@ -1,11 +1,13 @@
 //! Values on their way to [`Settings`]: what was given is put in place, then `auto` is worked out for this machine.
 
+use crate::backplane::registry::{self, Kept};
 use crate::backplane::remote;
 use crate::config::capacity;
 use crate::config::redis_tls::RedisTls;
 use crate::config::settings::{Keepalive, Log, LogFormat, Machine, Settings, SocketOptions};
+use crate::protocol::handshake::{Auth, Badge, Cookie, Edge, SameSite};
 use crate::runtime::ring::Descriptors;
-use crate::shard::HeartbeatMode;
+use crate::shard::{HeartbeatMode, Presence};
 use crate::{drain, limits, runtime::ring, shard};
 
 /// Probes that the kernel's keepalive sends before it gives a peer up.
@@ -25,8 +27,20 @@ pub struct Draft {
     pub(super) node_bytes_max: Option<u64>,
     pub(super) user_timeout_ms: Option<u32>,
     pub(super) admin_key_file: Option<String>,
+    pub(super) auth_by_header: bool,
+    pub(super) identity_header: String,
+    pub(super) node_header: Option<String>,
+    /// `None`: no cookie is set, and what is below does not count.
+    pub(super) affinity_cookie: Option<String>,
+    pub(super) affinity_value: Option<String>,
+    pub(super) affinity_path: String,
+    pub(super) affinity_domain: Option<String>,
+    pub(super) affinity_max_age_s: u32,
+    pub(super) affinity_same_site: SameSite,
+    pub(super) affinity_secure: bool,
     /// What holds if there is a Redis; its address is put in place last.
     pub(super) redis: remote::Options,
+    pub(super) registry: registry::Options,
     pub(super) redis_urls: Vec<String>,
     pub(super) redis_password: Option<String>,
     pub(super) redis_password_file: Option<String>,
@@ -66,6 +80,7 @@ impl Draft {
                 },
                 redis: None,
                 redis_tls: RedisTls::default(),
+                registry: registry::Options::new(String::new()),
                 drain: drain::Options {
                     delay_ms: 0,
                     window_ms: 0,
@@ -84,6 +99,16 @@ impl Draft {
             node_bytes_max: None,
             user_timeout_ms: None,
             admin_key_file: None,
+            auth_by_header: false,
+            identity_header: String::new(),
+            node_header: None,
+            affinity_cookie: None,
+            affinity_value: None,
+            affinity_path: String::new(),
+            affinity_domain: None,
+            affinity_max_age_s: 0,
+            affinity_same_site: SameSite::Lax,
+            affinity_secure: false,
             redis: remote::Options::new(remote::Address {
                 endpoint: remote::Endpoint::Unix {
                     path: String::new(),
@@ -95,6 +120,7 @@ impl Draft {
                 kind: remote::Kind::Single,
             }),
             redis_urls: Vec::new(),
+            registry: registry::Options::new(String::new()),
             redis_password: None,
             redis_password_file: None,
             redis_sentinel_password: None,
@@ -107,6 +133,7 @@ impl Draft {
     /// Works out what is `auto`, for `machine`.
     pub(super) fn finish(mut self, machine: &Machine) -> Settings {
         let redis = self.redis();
+        let prefix = self.redis.prefix.clone();
         let mut settings = self.settings;
         let processor_count = match settings.cores.len() {
             0 => machine.processors.len(),
@@ -126,6 +153,22 @@ impl Draft {
         settings.node_id = self
             .node_id
             .unwrap_or_else(|| node_id_default(&machine.hostname, machine.process_id));
+
+        if self.auth_by_header {
+            settings.shard.edge.auth = Auth::Header(self.identity_header);
+        }
+        let node_id = &settings.node_id;
+        let cookie = self.affinity_cookie.map(|name| Cookie {
+            name,
+            value: self.affinity_value.unwrap_or_else(|| node_id.clone()),
+            path: self.affinity_path,
+            domain: self.affinity_domain,
+            max_age_s: self.affinity_max_age_s,
+            same_site: self.affinity_same_site,
+            secure: self.affinity_secure,
+        });
+        let header = self.node_header.as_deref().map(|name| (name, &**node_id));
+        settings.shard.edge.badge = Badge::new(header, cookie.as_ref());
 
         let node_bytes_max = self
             .node_bytes_max
@@ -162,6 +205,17 @@ impl Draft {
             client_name: format!("throng-{}", settings.node_id),
             ..redis
         });
+        settings.shard.presence = match (&settings.redis, self.registry.kept) {
+            (None, _) | (_, Kept::Off) => Presence::Off,
+            (Some(_), Kept::Users) => Presence::Users,
+            (Some(_), Kept::All) => Presence::All,
+        };
+        settings.shard.presence_refresh_ms = self.registry.refresh_ms();
+        settings.registry = registry::Options {
+            node_id: settings.node_id.clone(),
+            prefix,
+            ..self.registry
+        };
         settings.shard.join_timeout_ms = settings
             .redis
             .as_ref()
@@ -190,6 +244,7 @@ impl Draft {
         Some(remote::Options {
             address,
             others: addresses,
+            commands: true,
             reply_bytes_max: REPLY_BYTES_MAX.max(2 * message_bytes),
             ..self.redis.clone()
         })
@@ -225,6 +280,9 @@ fn shard_options_empty() -> shard::Options {
     shard::Options {
         connection_count_max: 0,
         address_connection_count_max: 0,
+        user_connection_count_max: 0,
+        presence: Presence::Off,
+        presence_refresh_ms: 20_000,
         room_count_max: 0,
         handshakes_per_s_max: 0,
         message_bytes_max: 0,
@@ -246,6 +304,7 @@ fn shard_options_empty() -> shard::Options {
         handshake_bytes_max: 0,
         handshake_header_count_max: 0,
         origins: Vec::new(),
+        edge: Edge::default(),
         retry_after_s: 0,
         reconnect_after_ms: 0,
         rooms: Vec::new(),

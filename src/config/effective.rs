@@ -85,7 +85,7 @@ impl Effective {
                 "node_bytes_max" => settings.shard.node_bytes_max,
                 "shard_bytes_max" => settings.shard.shard_bytes_max,
                 "socket_user_timeout_ms" => u64::from(settings.socket.user_timeout_ms),
-                "node_id" => {
+                "node_id" | "affinity_value" => {
                     entry.worked_out = Some(settings.node_id.clone());
                     continue;
                 }

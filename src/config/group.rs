@@ -5,6 +5,8 @@
 pub enum Group {
     /// Where it listens and who may come.
     Listeners,
+    /// What stands before the node.
+    Edge,
     /// Cores and identity.
     Cores,
     /// Limits of the node and its shards.
@@ -27,8 +29,9 @@ pub enum Group {
 
 impl Group {
     /// All of them, in the order of the reference.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Listeners,
+        Self::Edge,
         Self::Cores,
         Self::NodeLimits,
         Self::ConnectionLimits,
@@ -45,6 +48,7 @@ impl Group {
     pub const fn title(self) -> &'static str {
         match self {
             Self::Listeners => "Listeners",
+            Self::Edge => "Balancers and users",
             Self::Cores => "Cores and identity",
             Self::NodeLimits => "Limits of the node",
             Self::ConnectionLimits => "Limits of a connection",

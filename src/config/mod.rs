@@ -29,4 +29,5 @@ pub use mistake::{Mistake, Source};
 pub use redis_tls::{PemFile, RedisTls};
 pub use rooms::ROOM_RULE_COUNT_MAX;
 pub use settings::{Keepalive, Log, LogFormat, Machine, Settings, SocketOptions};
+pub(crate) use value::human_number;
 pub use value::{Kind, Range, Unit, Value};

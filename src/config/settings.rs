@@ -31,6 +31,8 @@ pub struct Settings {
     pub redis: Option<crate::backplane::remote::Options>,
     /// How it is spoken to by TLS, where its URL wants that.
     pub redis_tls: RedisTls,
+    /// Who is connected where, kept at that Redis.
+    pub registry: crate::backplane::registry::Options,
     /// How the node stops.
     pub drain: drain::Options,
     /// What is logged.
@@ -52,6 +54,7 @@ impl fmt::Debug for Settings {
             .field("socket", &self.socket)
             .field("redis", &self.redis)
             .field("redis_tls", &self.redis_tls)
+            .field("registry", &self.registry)
             .field("drain", &self.drain)
             .field("log", &self.log)
             .finish()

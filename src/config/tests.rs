@@ -5,6 +5,7 @@ use std::io;
 
 use super::*;
 use crate::metrics::DropPolicy;
+use crate::protocol::handshake::Auth;
 use crate::runtime::ring::Descriptors;
 use crate::shard::HeartbeatMode;
 
@@ -474,6 +475,12 @@ fn every_setting_reaches_its_option() {
             "refuse",
             "redis://host",
             "streams",
+            "10.0.0.0/8",
+            "header",
+            "accept",
+            "on",
+            "/path",
+            "strict",
         ];
         let read = |text: &&str| definition.kind.read(&value::Raw::Text((*text).into())).ok();
         let changes = samples.iter().filter_map(read).any(|value| {
@@ -528,6 +535,111 @@ fn direct_descriptors_are_not_taken_unasked_where_closed_ones_are_kept() {
         descriptors(&[("descriptors", "direct")]).0,
         Descriptors::Direct
     );
+}
+
+#[test]
+fn nobody_is_believed_where_nobody_is_trusted() {
+    let settings = from_file("trusted_proxies = [\"10.0.0.0/8\", \"::1\"]\nauth = \"header\"");
+    let edge = &settings.shard.edge;
+    assert_eq!(edge.trusted_proxies.len(), 2);
+    assert_eq!(edge.auth, Auth::Header("X-User-Id".into()));
+    for line in [
+        "auth = \"header\"",
+        "proxy_protocol = \"require\"",
+        "proxy_protocol = \"accept\"",
+        "forwarded_for = \"on\"",
+    ] {
+        let mistake = mistake_of(line);
+        let (key, _) = line.split_once(' ').unwrap();
+        let expected = format!("{key} (line 1) and trusted_proxies (default)");
+        assert!(mistake.contains(&expected), "{mistake}");
+    }
+    for wrong in ["10.0.0.1/8", "balancer", "10.0.0.0/33"] {
+        let mistake = mistake_of(&format!("trusted_proxies = {wrong:?}"));
+        assert!(
+            mistake.contains(wrong) && mistake.contains("10.0.0.0/8"),
+            "{mistake}"
+        );
+    }
+    assert!(mistake_of("identity_header = \"X User\"").contains("X User"));
+}
+
+#[test]
+fn the_cookie_has_the_nodes_name_unless_it_is_given_another() {
+    let lines = |file: &str| {
+        let badge = from_file(file).shard.edge.badge;
+        String::from_utf8(badge.lines(false).to_vec()).unwrap()
+    };
+    assert_eq!(lines(""), "X-Throng-Node: web-1-77\r\n");
+    assert_eq!(lines("node_header = \"off\""), "");
+    assert_eq!(
+        lines("node_header = \"off\"\nnode_id = \"n1\"\naffinity_cookie = \"node\""),
+        "Set-Cookie: node=n1; Path=/; SameSite=Lax; HttpOnly\r\n"
+    );
+    let all = "affinity_cookie = \"__Host-node\"\naffinity_value = \"a/1\"\naffinity_max_age_s = \"1h\"\n\
+        affinity_same_site = \"none\"\naffinity_secure = true";
+    assert_eq!(
+        lines(all),
+        "X-Throng-Node: web-1-77\r\nSet-Cookie: __Host-node=a/1; Path=/; Max-Age=3600; SameSite=None; Secure; HttpOnly\r\n"
+    );
+}
+
+#[test]
+fn the_longest_lines_of_a_101_fit_what_is_kept_for_them() {
+    let text = |count| "x".repeat(count);
+    let file = format!(
+        "node_id = {:?}\nnode_header = {:?}\naffinity_cookie = {:?}\naffinity_path = {:?}\naffinity_domain = {:?}\n\
+            affinity_max_age_s = 34560000\naffinity_same_site = \"strict\"\naffinity_secure = true",
+        text(64),
+        text(64),
+        text(64),
+        format!("/{}", text(127)),
+        text(128)
+    );
+    let badge = from_file(&file).shard.edge.badge;
+    assert!(badge.lines(false).len() <= crate::limits::UPGRADE_LINES_BYTES_MAX);
+}
+
+#[test]
+fn a_cookie_that_no_browser_takes_is_a_contradiction() {
+    for (file, other) in [
+        ("affinity_same_site = \"none\"", "affinity_secure"),
+        ("affinity_cookie = \"__Secure-node\"", "affinity_secure"),
+        (
+            "affinity_secure = true\naffinity_cookie = \"__Host-node\"\naffinity_path = \"/rooms\"",
+            "affinity_path",
+        ),
+        (
+            "affinity_secure = true\naffinity_cookie = \"__Host-node\"\naffinity_domain = \"a.example\"",
+            "affinity_domain",
+        ),
+    ] {
+        let name = if file.contains("affinity_cookie") {
+            ""
+        } else {
+            "affinity_cookie = \"node\"\n"
+        };
+        let mistake = mistake_of(&format!("{name}{file}"));
+        assert!(
+            mistake.contains("browsers take") && mistake.contains(other),
+            "{mistake}"
+        );
+    }
+    assert!(
+        load_all(&args(&[("affinity_same_site", "none")]), &[], "").is_ok(),
+        "without a cookie it does not count"
+    );
+    for wrong in [
+        "affinity_cookie = \"a b\"",
+        "affinity_value = \"a;b\"",
+        "affinity_value = \"\"",
+        "affinity_path = \"rooms\"",
+        "affinity_domain = \"a_b\"",
+        "node_header = \"Upgrade\"",
+        "node_header = \"sec-websocket-protocol\"",
+    ] {
+        mistake_of(wrong);
+    }
 }
 
 #[test]

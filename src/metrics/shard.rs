@@ -11,6 +11,8 @@ pub enum RefusalKind {
     BadRequest,
     /// 403: the `Origin` is not on the allowlist.
     OriginForbidden,
+    /// 403: named a user, and may not.
+    IdentityForbidden,
     /// 404: no such path.
     NotFound,
     /// 405: not `GET`.
@@ -23,6 +25,8 @@ pub enum RefusalKind {
     UpgradeRequired,
     /// 429: too many connections from this address.
     AddressFull,
+    /// 429: the user has as many connections as it may.
+    UserFull,
     /// 431: too many headers or header bytes.
     HeadersTooLarge,
     /// 503: the node holds as many connections as it may.
@@ -39,15 +43,17 @@ pub enum RefusalKind {
 
 impl RefusalKind {
     /// All kinds, in the order of their discriminants.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::BadRequest,
         Self::OriginForbidden,
+        Self::IdentityForbidden,
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::Timeout,
         Self::UriTooLong,
         Self::UpgradeRequired,
         Self::AddressFull,
+        Self::UserFull,
         Self::HeadersTooLarge,
         Self::NodeFull,
         Self::HandshakeRate,
@@ -61,13 +67,13 @@ impl RefusalKind {
     pub const fn status(self) -> u16 {
         match self {
             Self::BadRequest => 400,
-            Self::OriginForbidden => 403,
+            Self::OriginForbidden | Self::IdentityForbidden => 403,
             Self::NotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::Timeout => 408,
             Self::UriTooLong => 414,
             Self::UpgradeRequired => 426,
-            Self::AddressFull => 429,
+            Self::AddressFull | Self::UserFull => 429,
             Self::HeadersTooLarge => 431,
             Self::NodeFull
             | Self::HandshakeRate
@@ -83,18 +89,67 @@ impl RefusalKind {
         match self {
             Self::BadRequest => "bad_request",
             Self::OriginForbidden => "origin_forbidden",
+            Self::IdentityForbidden => "identity_forbidden",
             Self::NotFound => "not_found",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::Timeout => "timeout",
             Self::UriTooLong => "uri_too_long",
             Self::UpgradeRequired => "upgrade_required",
             Self::AddressFull => "address_full",
+            Self::UserFull => "user_full",
             Self::HeadersTooLarge => "headers_too_large",
             Self::NodeFull => "node_full",
             Self::HandshakeRate => "handshake_rate",
             Self::OverBudget => "over_budget",
             Self::Draining => "draining",
             Self::Backplane => "backplane",
+        }
+    }
+}
+
+/// How the address of a client behind a proxy was learned, or why not. Label of its metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum ClientAddress {
+    /// By a PROXY header.
+    ProxyHeader,
+    /// A PROXY header without a client: the proxy's own check, or a client that did not come by TCP over IP.
+    ProxyOwn,
+    /// A PROXY header that is none: refused with 400.
+    ProxyMalformed,
+    /// No PROXY header from a trusted proxy, though it is required: refused with 400.
+    ProxyMissing,
+    /// A PROXY header is required, and this other end may not send one: closed.
+    ProxyUntrusted,
+    /// By `X-Forwarded-For`.
+    Forwarded,
+    /// An `X-Forwarded-For` with something else than an address: the client is whoever brought it.
+    ForwardedMalformed,
+}
+
+impl ClientAddress {
+    /// All of them, in the order of their discriminants.
+    pub const ALL: [Self; 7] = [
+        Self::ProxyHeader,
+        Self::ProxyOwn,
+        Self::ProxyMalformed,
+        Self::ProxyMissing,
+        Self::ProxyUntrusted,
+        Self::Forwarded,
+        Self::ForwardedMalformed,
+    ];
+
+    /// The name in metrics.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::ProxyHeader => "proxy_header",
+            Self::ProxyOwn => "proxy_own",
+            Self::ProxyMalformed => "proxy_malformed",
+            Self::ProxyMissing => "proxy_missing",
+            Self::ProxyUntrusted => "proxy_untrusted",
+            Self::Forwarded => "forwarded",
+            Self::ForwardedMalformed => "forwarded_malformed",
         }
     }
 }
@@ -146,6 +201,8 @@ pub struct ShardCounters {
     pub health_checks: u64,
     /// Upgrades refused, by [`RefusalKind`].
     pub refused: [u64; RefusalKind::ALL.len()],
+    /// Addresses learned of clients behind proxies, by [`ClientAddress`].
+    pub client_addresses: [u64; ClientAddress::ALL.len()],
     /// Connections ended, by [`CloseReason`].
     pub closed: [u64; CloseReason::ALL.len()],
     /// Data messages received whole.
@@ -156,6 +213,8 @@ pub struct ShardCounters {
     pub messages_delivered: u64,
     /// Messages queued to members (once a member).
     pub deliveries: u64,
+    /// News of connections that the registry was not told of.
+    pub presence_dropped: u64,
     /// Bytes received from sockets.
     pub bytes_in: u64,
     /// Bytes written to sockets.
@@ -187,6 +246,8 @@ pub struct ShardGauges {
     pub connections_open: u64,
     /// Rooms with a member on this shard.
     pub rooms: u64,
+    /// Users with a connection on this shard.
+    pub users: u64,
     /// Bytes of output queued.
     pub queued_bytes: u64,
     /// Connections with output queued behind a send in flight.

@@ -141,7 +141,7 @@ mod tests {
     use super::*;
     use crate::metrics::RefusalKind;
     use crate::protocol::handshake::{
-        Options, Refusal, Route, answer_refusal, answer_upgrade, parse_request, route,
+        Edge, Options, Refusal, Route, answer_refusal, answer_upgrade, parse_request, route,
     };
     use crate::protocol::{OpCode, Role, decode_header, encode_header, unmask_extend};
 
@@ -152,16 +152,17 @@ mod tests {
             bytes_max: 1_000,
             header_count_max: 8,
             origins: Vec::new(),
+            edge: Edge::default(),
         };
         let mut request = Vec::new();
         encode_request(&mut request, "a:1", "/rooms/x%20y", key);
         let request = parse_request(&request, &options).unwrap().unwrap();
-        let Ok(Route::Upgrade(upgrade)) = route(&request, &options) else {
+        let Ok(Route::Upgrade(upgrade)) = route(&request, &options, false) else {
             panic!("not upgraded")
         };
         assert_eq!(upgrade.room, "x y");
         let mut out = Vec::new();
-        answer_upgrade(&mut out, &upgrade.accept);
+        answer_upgrade(&mut out, &upgrade.accept, b"");
         out
     }
 
@@ -258,13 +259,14 @@ mod tests {
             bytes_max: 1_000,
             header_count_max: 8,
             origins: Vec::new(),
+            edge: Edge::default(),
         };
         let request = parse_request(request, &options).unwrap().unwrap();
-        let Ok(Route::Upgrade(upgrade)) = route(&request, &options) else {
+        let Ok(Route::Upgrade(upgrade)) = route(&request, &options, false) else {
             panic!("not upgraded")
         };
         let mut out = Vec::new();
-        answer_upgrade(&mut out, &upgrade.accept);
+        answer_upgrade(&mut out, &upgrade.accept, b"");
         encode_header(&mut out, true, OpCode::Text, upgrade.room.len());
         out.extend_from_slice(upgrade.room.as_bytes());
         out

@@ -11,11 +11,12 @@ use std::net::SocketAddr;
 use super::connection::{CONNECTION_IDLE_BYTES, State, flag};
 use super::outbox::Reserve;
 use super::rate::RateState;
-use super::room::{Order, RoomIndex, TableFull};
+use super::room::{Order, Reach, RoomIndex, TableFull};
+use super::users::Identity;
 use super::{Delivery, Quiet, Shard};
 use crate::bus::{RoomName, Upstream};
 use crate::metrics::RefusalKind;
-use crate::protocol::handshake::{self, HeadScan, Refusal, Route, Upgrade};
+use crate::protocol::handshake::{self, HeadScan, ParsedRequest, Refusal, Route, Upgrade};
 use crate::protocol::{CloseReason, OpCode, close_frame, encode_header};
 
 impl Shard {
@@ -26,16 +27,14 @@ impl Shard {
         // Owed: the socket is there already. Whether it may become a connection is asked at the upgrade.
         self.ledger
             .charge_owed(u32::try_from(CONNECTION_IDLE_BYTES).expect("small"));
-        match self.node.admit_address(peer.ip()) {
-            Some(false) => {}
-            Some(true) => self.connections[index].set(flag::ADDRESS_COUNTED),
-            None => self.connections[index].set(flag::ADDRESS_FULL),
-        }
+        let is_welcome = self.meet(index);
         let may_stay = self.node.count_socket();
         if self.drain.is_cut() {
             self.cut(index, CloseReason::Draining);
         } else if !may_stay {
             self.cut(index, CloseReason::OverBudget); // an answer would take what there is not
+        } else if !is_welcome {
+            self.cut(index, CloseReason::NotUpgraded);
         }
     }
 
@@ -57,6 +56,12 @@ impl Shard {
 
     /// Answers the requests in `bytes`; the end of an unfinished one is kept. `scan`: how far its end was looked for.
     fn requests(&mut self, index: u32, mut bytes: &[u8], mut scan: HeadScan) {
+        if self.connections[index].has(flag::PROXY_AWAITED) {
+            match self.take_proxy_header(index, bytes) {
+                Some(rest) => bytes = rest,
+                None => return,
+            }
+        }
         while !bytes.is_empty() && self.connections[index].state == State::Handshake {
             let parsed = if scan == HeadScan::default() {
                 handshake::parse_request(bytes, &self.handshake)
@@ -74,11 +79,12 @@ impl Shard {
             };
             match parsed {
                 Ok(Some(request)) => {
-                    let route = self
-                        .admit_address(index)
-                        .and_then(|()| handshake::route(&request, &self.handshake));
+                    let route = self.admit_address(index).and_then(|()| {
+                        let from_proxy = self.connections[index].has(flag::FROM_PROXY);
+                        handshake::route(&request, &self.handshake, from_proxy)
+                    });
                     match route {
-                        Ok(route) => self.routed(index, &route),
+                        Ok(route) => self.routed(index, &request, &route),
                         Err(refusal) => self.refuse(index, &refusal),
                     }
                     bytes = &bytes[request.head_bytes..];
@@ -104,24 +110,11 @@ impl Shard {
         }
     }
 
-    /// Asks once more for whom the address had no place at the accept: another of its sockets may have gone since.
-    fn admit_address(&mut self, index: u32) -> Result<(), Refusal> {
-        let connection = &mut self.connections[index];
-        if !connection.has(flag::ADDRESS_FULL) {
-            return Ok(());
-        }
-        if self.node.admit_address(connection.peer().ip()).is_none() {
-            return Err(Refusal::of(RefusalKind::AddressFull));
-        }
-        connection.clear(flag::ADDRESS_FULL);
-        connection.set(flag::ADDRESS_COUNTED);
-        Ok(())
-    }
-
-    fn routed(&mut self, index: u32, route: &Route<'_>) {
+    fn routed(&mut self, index: u32, request: &ParsedRequest<'_>, route: &Route<'_>) {
         match route {
             Route::Upgrade(upgrade) => {
-                if let Err(refusal) = self.upgrade(index, upgrade) {
+                let admitted = self.admit_forwarded(index, request);
+                if let Err(refusal) = admitted.and_then(|()| self.upgrade(index, upgrade)) {
                     self.refuse(index, &refusal);
                 }
             }
@@ -153,12 +146,28 @@ impl Shard {
         if self.ledger.is_tight(0) {
             return refusal(RefusalKind::OverBudget);
         }
+        let user = upgrade.user.as_deref();
+        let identity_bytes = user.map_or(0, Identity::bytes);
+        if identity_bytes > 0 && self.ledger.is_tight(u64::from(identity_bytes)) {
+            return refusal(RefusalKind::OverBudget);
+        }
         if !self.node.admit_connection() {
             return refusal(RefusalKind::NodeFull);
         }
+        if user.is_some_and(|user| !self.node.admit_user(user)) {
+            self.node.release_connection();
+            return refusal(RefusalKind::UserFull);
+        }
         if let Err(TableFull) = self.join(index, &upgrade.room) {
+            if let Some(user) = user {
+                self.node.release_user(user);
+            }
             self.node.release_connection();
             return refusal(RefusalKind::OverBudget);
+        }
+        if let Some(user) = user {
+            self.ledger.charge_owed(identity_bytes); // asked for above
+            self.join_user(index, user);
         }
         let connection = &mut self.connections[index];
         connection.set(flag::ADMITTED);
@@ -170,18 +179,32 @@ impl Shard {
                 connection.set(bit);
             }
         }
-        let mut answer = Vec::with_capacity(129);
-        handshake::answer_upgrade(&mut answer, &upgrade.accept);
-        if connection.state == State::Open {
-            self.opened(index, answer);
-        } else {
+        let lines = self.handshake.edge.badge.lines(upgrade.knows_node);
+        let mut answer = Vec::with_capacity(handshake::UPGRADE_FIXED_BYTES + lines.len());
+        handshake::answer_upgrade(&mut answer, &upgrade.accept, lines);
+        connection.state = State::Joining;
+        if self.must_wait(index) {
             self.joining.insert(index, answer);
+        } else {
+            self.opened(index, answer);
         }
         Ok(())
     }
 
-    /// Answers the upgrade: the connection is a member of its room.
+    /// Answers the upgrade: the connection is a member of its room, and of its user's.
     fn opened(&mut self, index: u32, answer: Vec<u8>) {
+        // What these have gathered came before it.
+        let own = self.connections[index].room;
+        let users = self.users.identity(index).map(|identity| identity.room);
+        for room in [Some(own), users, Some(self.everybody)]
+            .into_iter()
+            .flatten()
+        {
+            self.flush_room(room);
+            if self.connections[index].state != State::Joining {
+                return; // its user is disconnected in this very turn
+            }
+        }
         self.counters.upgraded += 1;
         self.connections_open += 1;
         self.connections[index].state = State::Open;
@@ -191,6 +214,7 @@ impl Shard {
         }
         let queued = self.queue_control(index, answer, Reserve::Control);
         debug_assert!(queued, "an empty queue takes the answer");
+        self.note_presence(index, false);
     }
 
     /// Makes the connection a member of the room `name`.
@@ -209,15 +233,8 @@ impl Shard {
         connection.member_index =
             u32::try_from(room.members.len()).expect("bounded by the connections");
         room.members.push(index);
-        connection.state = if room.order == Order::Pending {
-            State::Joining
-        } else {
-            State::Open
-        };
         if room.order == Order::Pending && room.members.len() == 1 {
-            room.answers_due += 1;
-            let room = RoomName::clone(&room.name);
-            self.forward(Upstream::Interest { room }, 0);
+            self.send_interest(room_index);
         }
         Ok(())
     }
@@ -232,18 +249,25 @@ impl Shard {
         if room.answers_due > 0 {
             return; // the answer to an interest that was given up since
         }
-        if room.members.is_empty() {
+        if room.members.is_empty() && room_index != self.everybody {
             self.rooms.close(room_index);
             return;
         }
         room.order = if leased { Order::Here } else { Order::Bus };
-        for index in room.members.clone() {
-            let answer = self
-                .joining
-                .remove(&index)
-                .expect("members of a pending room wait for its answer");
-            self.opened(index, answer);
-            self.receive_unread(index);
+        let waiting = if room_index == self.everybody {
+            self.waiting()
+        } else {
+            room.members.clone()
+        };
+        for index in waiting {
+            // Who was let in before this one may have taken it along: a delivery has met its budget.
+            if self.connections[index].state != State::Joining || self.must_wait(index) {
+                continue;
+            }
+            if let Some(answer) = self.joining.remove(&index) {
+                self.opened(index, answer);
+                self.receive_unread(index);
+            }
         }
     }
 
@@ -256,7 +280,7 @@ impl Shard {
             self.flush_room(room_index);
             // Delivering may have closed the last member, and the room with it; its disinterest has gone up then.
             if self.rooms.find(&name) == Some(room_index)
-                && !self.rooms[room_index].members.is_empty()
+                && (room_index == self.everybody || !self.rooms[room_index].members.is_empty())
             {
                 self.rooms[room_index].order = Order::Bus;
                 self.forward(Upstream::LeaseReturned { room: name }, 0);
@@ -264,18 +288,27 @@ impl Shard {
         }
     }
 
-    /// Takes the connection out of its room.
+    /// Takes the connection out of its rooms.
     fn leave(&mut self, index: u32) {
         let connection = &mut self.connections[index];
         let room_index = std::mem::replace(&mut connection.room, RoomIndex::NONE);
         if room_index == RoomIndex::NONE {
             return;
         }
-        let at = connection.member_index as usize;
+        let at = connection.member_index;
+        self.leave_room(room_index, at);
+        self.leave_user(index);
+    }
+
+    /// Takes the member at the place `at` out of the room.
+    pub(super) fn leave_room(&mut self, room_index: RoomIndex, at: u32) {
         let room = &mut self.rooms[room_index];
-        room.members.swap_remove(at);
-        if let Some(&moved) = room.members.get(at) {
-            self.connections[moved].member_index = u32::try_from(at).expect("it was one before");
+        room.members.swap_remove(at as usize);
+        if let Some(&moved) = room.members.get(at as usize) {
+            match room.reach {
+                Reach::User => self.users.moved(moved, at),
+                Reach::Members | Reach::Everybody => self.connections[moved].member_index = at,
+            }
         }
         if !room.members.is_empty() {
             return;
@@ -346,6 +379,7 @@ impl Shard {
 
     /// From here on the connection only gets what is queued; then our side of the stream is ended.
     fn end(&mut self, index: u32, reason: CloseReason) {
+        self.note_presence(index, true);
         self.leave(index);
         self.unlist(index);
         let connection = &mut self.connections[index];
@@ -392,6 +426,7 @@ impl Shard {
             State::Vacant | State::Dead => return,
             State::Closing => {}
             State::Handshake | State::Joining | State::Open => {
+                self.note_presence(index, true);
                 self.leave(index);
                 self.unlist(index);
                 self.connections[index].reason = reason;

@@ -1,6 +1,7 @@
 //! What a shard may be told. Checked by `config`; a shard sees valid values only.
 
 use crate::metrics::DropPolicy;
+use crate::protocol::handshake::Edge;
 
 /// How dead peers are found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,6 +10,17 @@ pub enum HeartbeatMode {
     Ping,
     /// The kernel's keepalive and `TCP_USER_TIMEOUT` only.
     Tcp,
+}
+
+/// Of which connections the registry is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// Of none.
+    Off,
+    /// Of those that are a user's.
+    Users,
+    /// Of all.
+    All,
 }
 
 /// What holds for the rooms whose name matches. The first rule that matches counts.
@@ -27,6 +39,12 @@ pub struct Options {
     pub connection_count_max: u32,
     /// Connections from one address (IPv4) or /64 (IPv6), counted from the accept on; 0: no limit.
     pub address_connection_count_max: u32,
+    /// Connections of one user in the node, all shards together; 0: no limit.
+    pub user_connection_count_max: u32,
+    /// Of which connections the registry is told.
+    pub presence: Presence,
+    /// In which each of them is told of again.
+    pub presence_refresh_ms: u32,
     /// Rooms on this shard.
     pub room_count_max: u32,
     /// Handshakes a second on this shard; 0: no limit.
@@ -69,6 +87,8 @@ pub struct Options {
     pub handshake_header_count_max: u32,
     /// Allowed values of `Origin`; empty: any. `*` stands for one or more characters.
     pub origins: Vec<String>,
+    /// What is believed of what comes through a balancer.
+    pub edge: Edge,
     /// `Retry-After` of a 503, seconds, before jitter (up to the same again is added).
     pub retry_after_s: u32,
     /// `after_ms` of the `reconnect` notice, before jitter (up to the same again is added).

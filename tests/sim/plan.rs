@@ -2,7 +2,8 @@
 
 use throng::bus::BatchMessage;
 use throng::metrics::DropPolicy;
-use throng::shard::{HeartbeatMode, Options, RoomRule};
+use throng::protocol::handshake::Edge;
+use throng::shard::{HeartbeatMode, Options, Presence, RoomRule};
 
 use crate::random::Random;
 use crate::world::ROOMS;
@@ -40,6 +41,9 @@ impl Plan {
         let options = Options {
             connection_count_max: if random.one_in(6) { 10 } else { 10_000 },
             address_connection_count_max: 0,
+            user_connection_count_max: if random.one_in(6) { 3 } else { 0 },
+            presence: *random.pick(&[Presence::Off, Presence::Users, Presence::All]),
+            presence_refresh_ms: *random.pick(&[500, 5_000, 60_000]),
             room_count_max: 8,
             handshakes_per_s_max: 0,
             message_bytes_max: u32::try_from(message_bytes_max).unwrap(),
@@ -66,6 +70,7 @@ impl Plan {
             handshake_bytes_max: 4_096,
             handshake_header_count_max: 20,
             origins: Vec::new(),
+            edge: Edge::default(),
             retry_after_s: 3,
             reconnect_after_ms: 500,
             rooms,

@@ -14,14 +14,13 @@ const TLS_MAJOR: u8 = 3;
 const GRANT_GREETING: &str = "+hello +client|setname +select +info +role";
 /// What carries messages.
 const GRANT_MESSAGES: &str = "+publish +subscribe +unsubscribe";
-/// What keeps them in streams, too: what the script calls, and how what was missed is read.
-const GRANT_STREAMS: &str =
-    "+script|load +evalsha +hmget +del +hlen +hkeys +hdel +xadd +hset +pexpire +xrange +get +set";
 /// The same in partitions.
 const GRANT_SHARDED: &str = " +spublish +ssubscribe +sunsubscribe";
 /// Who serves what.
 const GRANT_CLUSTER: &str = " +cluster|slots";
-
+/// What keeps them in streams, too: what the script calls, and how what was missed is read.
+const GRANT_STREAMS: &str =
+    "+script|load +evalsha +hmget +del +hlen +hkeys +hdel +xadd +hset +pexpire +xrange +get +set";
 /// What a Sentinel is asked.
 const GRANT_SENTINEL: &str = "allchannels +hello +client|setname +info \
      +sentinel|get-master-addr-by-name +subscribe";
@@ -38,11 +37,10 @@ impl Grant {
     pub fn at_redis(options: &Options) -> Self {
         let prefix = &options.prefix;
         let mut rules = format!("&{prefix}:* {GRANT_GREETING} {GRANT_MESSAGES}");
-        if options.mode == Mode::Streams {
-            rules.push_str(&format!(" ~{prefix}:* {GRANT_STREAMS}"));
-        }
-        if options.mode == Mode::Sharded {
-            rules.push_str(GRANT_SHARDED);
+        match options.mode {
+            Mode::Pubsub => {}
+            Mode::Sharded => rules.push_str(GRANT_SHARDED),
+            Mode::Streams => rules.push_str(&format!(" ~{prefix}:* {GRANT_STREAMS}")),
         }
         if options.is_cluster() {
             rules.push_str(GRANT_CLUSTER);

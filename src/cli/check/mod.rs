@@ -92,7 +92,7 @@ fn shards(count: usize) -> String {
 }
 
 /// A whole number with its thousands apart: `1,048,576`.
-fn grouped(number: u64) -> String {
+pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
     for (index, digit) in digits.chars().enumerate() {
@@ -105,7 +105,7 @@ fn grouped(number: u64) -> String {
 }
 
 /// Bytes for people: the greatest unit of which there is at least one, with one decimal.
-fn sized(bytes: u64) -> String {
+pub(super) fn sized(bytes: u64) -> String {
     let units = [
         ("TiB", 1u64 << 40),
         ("GiB", 1 << 30),

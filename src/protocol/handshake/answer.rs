@@ -3,18 +3,26 @@
 use super::{Health, Refusal};
 use crate::metrics::RefusalKind;
 
-/// Appends the answer that makes the connection a WebSocket (RFC 6455 §4.2.2): 129 bytes, no more than clients need.
+const UPGRADE_FRONT: &[u8; 97] = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
+    Connection: Upgrade\r\nSec-WebSocket-Accept: ";
+
+/// Bytes of an upgrade's answer without further lines: no more than clients need.
+pub const UPGRADE_FIXED_BYTES: usize = UPGRADE_FRONT.len() + 28 + 4;
+
+/// Appends the answer that makes the connection a WebSocket (RFC 6455 §4.2.2). `lines`: further headers, each with its
+/// CRLF.
 ///
 /// No subprotocol and no extension is ever agreed on in the raw dialect.
 #[inline]
-pub fn answer_upgrade(out: &mut Vec<u8>, accept: &[u8; 28]) {
-    const FRONT: &[u8; 97] = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
-        Connection: Upgrade\r\nSec-WebSocket-Accept: ";
-    let mut answer = [0; FRONT.len() + 28 + 4];
-    answer[..FRONT.len()].copy_from_slice(FRONT);
-    answer[FRONT.len()..][..28].copy_from_slice(accept);
-    answer[FRONT.len() + 28..].copy_from_slice(b"\r\n\r\n");
-    out.extend_from_slice(&answer);
+pub fn answer_upgrade(out: &mut Vec<u8>, accept: &[u8; 28], lines: &[u8]) {
+    const END: usize = UPGRADE_FRONT.len() + 28;
+    let mut front = [0; END + 2];
+    front[..UPGRADE_FRONT.len()].copy_from_slice(UPGRADE_FRONT);
+    front[UPGRADE_FRONT.len()..END].copy_from_slice(accept);
+    front[END..].copy_from_slice(b"\r\n");
+    out.extend_from_slice(&front);
+    out.extend_from_slice(lines);
+    out.extend_from_slice(b"\r\n");
 }
 
 /// Appends the answer to a health check: 200 when `ready`, 503 while draining. Says whether another request may follow
@@ -98,13 +106,13 @@ fn push(out: &mut Vec<u8>, parts: &[&str]) {
 const fn phrase(kind: RefusalKind) -> &'static str {
     match kind {
         RefusalKind::BadRequest => "Bad Request",
-        RefusalKind::OriginForbidden => "Forbidden",
+        RefusalKind::OriginForbidden | RefusalKind::IdentityForbidden => "Forbidden",
         RefusalKind::NotFound => "Not Found",
         RefusalKind::MethodNotAllowed => "Method Not Allowed",
         RefusalKind::Timeout => "Request Timeout",
         RefusalKind::UriTooLong => "URI Too Long",
         RefusalKind::UpgradeRequired => "Upgrade Required",
-        RefusalKind::AddressFull => "Too Many Requests",
+        RefusalKind::AddressFull | RefusalKind::UserFull => "Too Many Requests",
         RefusalKind::HeadersTooLarge => "Request Header Fields Too Large",
         RefusalKind::NodeFull
         | RefusalKind::HandshakeRate
@@ -134,7 +142,7 @@ mod tests {
     #[test]
     fn the_upgrade_is_what_the_rfc_shows() {
         let mut out = Vec::new();
-        answer_upgrade(&mut out, b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        answer_upgrade(&mut out, b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", b"");
         let (status, headers, body) = read(&out);
         assert_eq!(
             (status.as_str(), body.as_str()),
@@ -146,7 +154,10 @@ mod tests {
             "sec-websocket-accept: s3pplmbitxaq9kygzzhzrbk+xoo=",
         ];
         assert_eq!(headers, expected);
-        assert_eq!(out.len(), 129);
+        assert_eq!((out.len(), UPGRADE_FIXED_BYTES), (129, 129));
+        out.clear();
+        answer_upgrade(&mut out, b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", b"X-A: b\r\n");
+        assert_eq!(read(&out).1, [&expected[..], &["x-a: b"]].concat());
     }
 
     #[test]

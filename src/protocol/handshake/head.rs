@@ -155,6 +155,7 @@ static TOKEN_BYTES: [bool; 256] = {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::Edge;
     use super::*;
 
     fn options(bytes_max: usize) -> Options {
@@ -162,6 +163,7 @@ mod tests {
             bytes_max,
             header_count_max: 16,
             origins: Vec::new(),
+            edge: Edge::default(),
         }
     }
 

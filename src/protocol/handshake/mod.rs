@@ -12,13 +12,24 @@
 //! [`HeadScan`] looks at each further byte once until its end is there.
 
 mod answer;
+mod badge;
+mod edge;
+mod forwarded;
 mod head;
+mod identity;
+mod network;
 mod origin;
+mod proxy_header;
 mod request;
 mod route;
 
-pub use answer::{answer_health, answer_refusal, answer_upgrade};
+pub use answer::{UPGRADE_FIXED_BYTES, answer_health, answer_refusal, answer_upgrade};
+pub use badge::{Badge, Cookie, SameSite};
+pub use edge::{Auth, Edge, is_header_name};
+pub use forwarded::{Forwarded, forwarded_for};
 pub use head::HeadScan;
+pub use network::{Network, is_in};
+pub use proxy_header::{ProxyHeader, ProxyProtocol, parse_proxy_header};
 pub use request::{ParsedRequest, parse_request};
 pub use route::{Health, Route, Upgrade, route};
 
@@ -33,6 +44,8 @@ pub struct Options {
     pub header_count_max: usize,
     /// Allowed values of `Origin`; empty: any. `*` stands for one or more characters.
     pub origins: Vec<String>,
+    /// What is believed of what comes through a balancer.
+    pub edge: Edge,
 }
 
 /// Why a request is not served: what is counted, and what the other side reads.
@@ -52,6 +65,7 @@ impl Refusal {
         let detail = match kind {
             RefusalKind::BadRequest => "not a request that this server understands",
             RefusalKind::OriginForbidden => "this Origin is not on the server's list of origins",
+            RefusalKind::IdentityForbidden => "this client may not say who the user is",
             RefusalKind::NotFound => "connect to /rooms/{room}, a `/` in its name as %2F",
             RefusalKind::MethodNotAllowed => "use GET",
             RefusalKind::Timeout => "the request did not come whole in time: send it at once",
@@ -62,6 +76,7 @@ impl Refusal {
                 "no `Upgrade: websocket`: connect with a WebSocket client"
             }
             RefusalKind::AddressFull => "too many connections from this address: close one first",
+            RefusalKind::UserFull => "this user has as many connections as it may: close one first",
             RefusalKind::HeadersTooLarge => {
                 "too many headers or bytes of headers: send fewer, cookies above all"
             }
@@ -81,6 +96,10 @@ impl Refusal {
         };
         Self { kind, detail }
     }
+
+    /// A trusted proxy's connection without the PROXY header that the settings require.
+    pub(crate) const NO_PROXY_HEADER: Self =
+        Self::bad("no PROXY header before the request: this server requires one of its proxies");
 
     /// A malformed request, and what is malformed in it.
     #[cold]

@@ -14,7 +14,7 @@ pub(super) enum Once<'a> {
 }
 
 impl<'a> Once<'a> {
-    fn add(&mut self, value: &'a [u8]) {
+    pub(super) fn add(&mut self, value: &'a [u8]) {
         *self = if *self == Self::Absent {
             Self::Given(value)
         } else {
@@ -34,6 +34,8 @@ pub struct ParsedRequest<'a> {
     pub head_bytes: usize,
     /// Headers in it.
     pub header_count: usize,
+    /// The lines of the headers, each with its CRLF.
+    header_lines: &'a [u8],
     /// HTTP/1.1; otherwise HTTP/1.0, which only a health check may speak.
     pub(super) is_http_1_1: bool,
     pub(super) host: Once<'a>,
@@ -48,6 +50,27 @@ pub struct ParsedRequest<'a> {
     pub(super) connection_close: bool,
     /// `Connection` names `keep-alive`, which counts in HTTP/1.0 only.
     pub(super) connection_keep_alive: bool,
+}
+
+impl<'a> ParsedRequest<'a> {
+    /// The values of all headers called `name`, in order. Looks through the lines again: for headers that few requests
+    /// are asked for.
+    pub(super) fn values<'n>(&self, name: &'n str) -> impl Iterator<Item = &'a [u8]> + use<'a, 'n> {
+        let mut lines = self.header_lines;
+        std::iter::from_fn(move || {
+            let end = lines.iter().position(|&byte| byte == b'\r')?;
+            let line = &lines[..end];
+            lines = &lines[end + 2..];
+            Some(line)
+        })
+        .filter_map(move |line| {
+            let (front, rest) = line.split_at_checked(name.len())?;
+            let value = rest.strip_prefix(b":")?;
+            front
+                .eq_ignore_ascii_case(name.as_bytes())
+                .then(|| trim(value))
+        })
+    }
 }
 
 /// Parses a request's head from the front of `bytes`. `Ok(None)`: it is not whole yet, nothing was consumed.
@@ -78,6 +101,7 @@ fn parse_head(bytes: &[u8], header_count_max: usize) -> Result<Option<ParsedRequ
         return Ok(None);
     };
     let mut request = parse_request_line(&bytes[..end])?;
+    let lines_start = end + 2;
     loop {
         let start = end + 2;
         end = match line_end(bytes, start)? {
@@ -86,6 +110,7 @@ fn parse_head(bytes: &[u8], header_count_max: usize) -> Result<Option<ParsedRequ
         };
         if end == start {
             request.head_bytes = end + 2;
+            request.header_lines = &bytes[lines_start..start];
             return Ok(Some(request));
         }
         if request.header_count == header_count_max {
@@ -202,7 +227,7 @@ fn names(list: &[u8], token: &[u8]) -> bool {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::HeadScan;
+    use super::super::{Edge, HeadScan};
     use super::*;
 
     fn options() -> Options {
@@ -210,6 +235,7 @@ mod tests {
             bytes_max: 1_000,
             header_count_max: 8,
             origins: Vec::new(),
+            edge: Edge::default(),
         }
     }
 

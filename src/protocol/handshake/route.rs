@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use percent_encoding::percent_decode;
 use tungstenite::handshake::derive_accept_key;
 
+use super::identity::{escapes_are_whole, identify};
 use super::origin::check_origin;
 use super::request::{Once, ParsedRequest};
 use super::{Options, Refusal};
@@ -38,11 +39,15 @@ pub struct Upgrade<'a> {
     pub echo: bool,
     /// Whether the member is sent notices; `?notices=0`: it is not.
     pub notices: bool,
+    /// The user that the connection is of, if any: 1 to 128 bytes, no control characters.
+    pub user: Option<Cow<'a, str>>,
+    /// The request brings the affinity cookie that this node sets.
+    pub knows_node: bool,
     /// The value of `Sec-WebSocket-Accept` (RFC 6455 §4.2.2).
     pub accept: [u8; 28],
 }
 
-/// Decides where `request` leads.
+/// Decides where `request` leads. `from_proxy`: the connection's other end is one of `options.edge.trusted_proxies`.
 ///
 /// # Errors
 /// In this order:
@@ -53,8 +58,13 @@ pub struct Upgrade<'a> {
 /// - `BadRequest`: HTTP/1.0, `Connection` without `Upgrade`, no valid `Sec-WebSocket-Key` (RFC 6455 §4.2.1).
 /// - `OriginForbidden`: an `Origin` that `options.origins` does not allow (RFC 6455 §10.2). None at all is allowed: such a
 ///   client is no browser, and could claim any.
-/// - `BadRequest`, `UriTooLong`: the room's name, `echo` or `notices` is not what it may be.
-pub fn route<'a>(request: &ParsedRequest<'a>, options: &Options) -> Result<Route<'a>, Refusal> {
+/// - `BadRequest`, `UriTooLong`: the room's name, `echo`, `notices` or the user's id is not what it may be.
+/// - `IdentityForbidden`: it names a user, and may not.
+pub fn route<'a>(
+    request: &ParsedRequest<'a>,
+    options: &Options,
+    from_proxy: bool,
+) -> Result<Route<'a>, Refusal> {
     check_host(request)?;
     let (path, query) = split_target(request.target);
     let is_get = request.method == b"GET";
@@ -81,11 +91,14 @@ pub fn route<'a>(request: &ParsedRequest<'a>, options: &Options) -> Result<Route
     let key = check_upgrade(request)?;
     check_origin(request.origin, &options.origins)?;
     let room = decode_room(room)?;
-    let (echo, notices) = read_query(query)?;
+    let query = read_query(query)?;
+    let user = identify(request, query.user, &options.edge.auth, from_proxy)?;
     Ok(Route::Upgrade(Upgrade {
         room,
-        echo,
-        notices,
+        echo: query.echo,
+        notices: query.notices,
+        user,
+        knows_node: options.edge.badge.is_known(request),
         accept: accept_of(key),
     }))
 }
@@ -175,10 +188,7 @@ fn is_key(key: &[u8]) -> bool {
 
 /// The room's name out of the path's last segment.
 fn decode_room(segment: &[u8]) -> Result<Cow<'_, str>, Refusal> {
-    let mut escapes = segment.split(|&byte| byte == b'%').skip(1);
-    if !escapes.all(
-        |escape| matches!(escape, [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit()),
-    ) {
+    if !escapes_are_whole(segment) {
         return Err(Refusal::bad(
             "the room's name has a `%` without two hexadecimal digits: write it as %25",
         ));
@@ -198,9 +208,21 @@ fn decode_room(segment: &[u8]) -> Result<Cow<'_, str>, Refusal> {
     Ok(room)
 }
 
-/// `echo` and `notices`; the last of each counts, and what else is in the query does not matter.
-fn read_query(query: &[u8]) -> Result<(bool, bool), Refusal> {
-    let (mut echo, mut notices) = (true, true);
+/// The parameters of a query.
+struct Query<'a> {
+    echo: bool,
+    notices: bool,
+    /// As it came.
+    user: Once<'a>,
+}
+
+/// Of `echo` and `notices` the last counts, `user` may come once, and what else is in the query does not matter.
+fn read_query(query: &[u8]) -> Result<Query<'_>, Refusal> {
+    let mut read = Query {
+        echo: true,
+        notices: true,
+        user: Once::Absent,
+    };
     for parameter in query.split(|&byte| byte == b'&') {
         let mut parts = parameter.splitn(2, |&byte| byte == b'=');
         let (name, value) = (
@@ -209,16 +231,18 @@ fn read_query(query: &[u8]) -> Result<(bool, bool), Refusal> {
         );
         match name {
             b"echo" => {
-                echo = read_switch(value).ok_or_else(|| Refusal::bad("echo is neither 0 nor 1"))?
+                read.echo =
+                    read_switch(value).ok_or_else(|| Refusal::bad("echo is neither 0 nor 1"))?
             }
             b"notices" => {
-                notices =
+                read.notices =
                     read_switch(value).ok_or_else(|| Refusal::bad("notices is neither 0 nor 1"))?
             }
+            b"user" => read.user.add(value),
             _ => {}
         }
     }
-    Ok((echo, notices))
+    Ok(read)
 }
 
 fn read_switch(value: &[u8]) -> Option<bool> {
@@ -233,7 +257,7 @@ fn read_switch(value: &[u8]) -> Option<bool> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::parse_request;
+    use super::super::{Edge, parse_request};
     use super::*;
 
     const UPGRADE: &str = "Host: a.example:8080\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -245,6 +269,7 @@ mod tests {
             bytes_max: 8_192,
             header_count_max: 64,
             origins,
+            edge: Edge::default(),
         }
     }
 
@@ -257,7 +282,7 @@ mod tests {
         let bytes = format!("{line}\r\n{headers}\r\n");
         let options = options(&["https://*.example", "null"]);
         let request = parse_request(bytes.as_bytes(), &options).unwrap().unwrap();
-        look(route(&request, &options))
+        look(route(&request, &options, false))
     }
 
     fn refused(line: &str, headers: &str) -> (RefusalKind, &'static str) {

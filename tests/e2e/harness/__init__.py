@@ -1,6 +1,7 @@
 """What the end-to-end tests stand on: the server as a process, a socket that says exactly what it is told, numbers."""
 
 from .authority import Authority
+from .cluster import RedisCluster
 from .eventually import eventually
 from .frozen import frozen
 from .load import Load, load
@@ -21,6 +22,7 @@ __all__ = [
     "Metrics",
     "Peer",
     "Redis",
+    "RedisCluster",
     "RedisError",
     "Response",
     "Scripted",
