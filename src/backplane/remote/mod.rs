@@ -50,7 +50,6 @@ mod transit;
 mod watching;
 pub mod wire;
 
-use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;

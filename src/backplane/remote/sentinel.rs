@@ -477,3 +477,243 @@ fn endpoint(host: &str, port: &str) -> Option<Endpoint> {
         port,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::{Role, Source};
+    use super::*;
+
+    const HELLO: &[u8] = b"%3\r\n$7\r\nversion\r\n$6\r\n7.0.15\r\n$4\r\nmode\r\n$8\r\nsentinel\r\n$5\r\nproto\r\n:3\r\n";
+    const SUBSCRIBED: &[u8] = b">3\r\n$9\r\nsubscribe\r\n$14\r\n+switch-master\r\n:1\r\n";
+
+    fn watch(sentinels: &str) -> Watch {
+        let url = format!("redis-sentinel://{sentinels}/m");
+        let Source::Sentinel { sentinels, .. } = Source::parse(&url).unwrap() else {
+            panic!("{url} is a Sentinel's");
+        };
+        let options = Options::new(Address::parse("redis://x").unwrap());
+        let link = LinkId {
+            server: 1,
+            role: Role::Commands,
+        };
+        Watch::new(link, sentinels, "m", &options, 7, Tick(0))
+    }
+
+    fn tcp(host: &str, port: u16) -> Endpoint {
+        let host = host.to_owned();
+        Endpoint::Tcp { host, port }
+    }
+
+    fn master(host: &str) -> Vec<u8> {
+        format!("*2\r\n${}\r\n{host}\r\n$4\r\n6379\r\n", host.len()).into_bytes()
+    }
+
+    /// Where it connects now, if it does.
+    fn connects(watch: &mut Watch, now: Tick) -> Option<String> {
+        watch.handle_deadline(now);
+        std::iter::from_fn(|| watch.poll_order())
+            .filter_map(|order| match order {
+                LinkOrder::Connect { address, .. } => Some(address.endpoint.to_string()),
+                _ => None,
+            })
+            .last()
+    }
+
+    /// What it has said since it was looked at last.
+    fn said(watch: &mut Watch) -> String {
+        let text = String::from_utf8(watch.output().to_vec()).unwrap();
+        watch.written(text.len());
+        let words = text
+            .split("\r\n")
+            .filter(|part| !part.starts_with(['*', '$']));
+        words.collect::<Vec<_>>().join(" ").trim().to_owned()
+    }
+
+    /// Connected and greeted; its first question is not answered.
+    fn greeted(watch: &mut Watch, now: Tick) {
+        assert!(connects(watch, now).is_some());
+        watch.connected(now);
+        assert!(said(watch).starts_with("HELLO 3"));
+        watch.received(HELLO, now);
+        assert_eq!(
+            said(watch),
+            "SUBSCRIBE +switch-master SENTINEL GET-MASTER-ADDR-BY-NAME m"
+        );
+        watch.received(SUBSCRIBED, now);
+    }
+
+    #[test]
+    fn the_master_is_asked_for_and_a_switch_is_heard_of() {
+        let mut watch = watch("a,b");
+        greeted(&mut watch, Tick(0));
+        assert_eq!(watch.take_news(), None);
+        watch.received(&master("one"), Tick(1));
+        assert_eq!(watch.take_news(), Some(tcp("one", 6379)));
+        assert_eq!(watch.take_news(), None, "once");
+        watch.set_usable(true, Tick(2));
+        let push = |text: &str| {
+            format!(
+                ">3\r\n$7\r\nmessage\r\n$14\r\n+switch-master\r\n${}\r\n{text}\r\n",
+                text.len()
+            )
+            .into_bytes()
+        };
+        watch.received(&push("m2 one 6379 two 6380"), Tick(3));
+        watch.received(&push("m"), Tick(3));
+        assert_eq!(watch.take_news(), None, "that of another group");
+        watch.received(&push("m one 6379 two 6380"), Tick(4));
+        assert_eq!(watch.take_news(), Some(tcp("two", 6380)));
+        assert_eq!(watch.trouble(), None);
+    }
+
+    #[test]
+    fn it_is_asked_again_now_and_then_and_often_while_the_master_cannot_be_used() {
+        let at = Tick::from_ms;
+        let mut watch = watch("a,b");
+        greeted(&mut watch, at(0));
+        watch.received(&master("one"), at(0));
+        watch.set_usable(true, at(0));
+        watch.ask_at = at(5_000);
+        watch.handle_deadline(at(4_999));
+        assert_eq!(said(&mut watch), "");
+        watch.handle_deadline(at(5_000));
+        assert_eq!(said(&mut watch), "SENTINEL GET-MASTER-ADDR-BY-NAME m");
+        watch.received(&master("one"), at(5_001));
+        assert_eq!(watch.next_deadline(), Some(at(10_000)));
+        watch.set_usable(false, at(6_000));
+        assert_eq!(watch.next_deadline(), Some(at(6_000)), "at once");
+        watch.handle_deadline(at(6_000));
+        watch.received(&master("one"), at(6_001));
+        watch.set_usable(false, at(6_001));
+        assert_eq!(watch.next_deadline(), Some(at(6_500)));
+        watch.handle_deadline(at(6_500));
+        watch.received(&master("two"), at(6_501));
+        assert_eq!(watch.take_news(), Some(tcp("two", 6379)));
+        // The new one cannot be used either: another Sentinel may know better.
+        let mut now = at(6_501);
+        let mut turned = None;
+        for _ in 0..100 {
+            now = watch.next_deadline().unwrap().max(now);
+            watch.handle_deadline(now);
+            watch.set_usable(false, now);
+            if let Some(LinkOrder::Close(_)) = watch.poll_order() {
+                turned = Some(now);
+                break;
+            }
+            if !watch.asked.is_empty() {
+                watch.received(&master("two"), now);
+            }
+        }
+        assert_eq!(turned, Some(at(11_501)), "after five seconds");
+        assert_eq!(watch.trouble(), None, "it has answered");
+    }
+
+    #[test]
+    fn who_is_of_no_use_is_passed_over_at_once_and_all_of_them_after_a_rest() {
+        let mut watch = watch("a,b,c");
+        let mut asked = Vec::new();
+        for _ in 0..3 {
+            assert!(!watch.has_failed());
+            asked.push(connects(&mut watch, Tick(5)).unwrap());
+            watch.failed("refused".into(), Tick(5));
+        }
+        assert!(watch.has_failed());
+        asked.sort();
+        assert_eq!(asked, ["a:26379", "b:26379", "c:26379"]);
+        let (_, reason) = watch.trouble().unwrap();
+        assert!(reason.contains("refused") && reason.contains("the Sentinel at "));
+        let due = watch.next_deadline().unwrap();
+        assert!(due <= Tick(5).after(Duration::from_millis(REST_MS_MIN)));
+        assert!(connects(&mut watch, due).is_some());
+        // One that takes the connection and says nothing.
+        watch.connected(due);
+        let late = due.after(Duration::from_secs(3));
+        watch.handle_deadline(late);
+        assert!(watch.trouble().unwrap().1.contains("HELLO within 3000 ms"));
+        // One that stops answering.
+        greeted(&mut watch, late);
+        let later = late.after(Duration::from_secs(3));
+        watch.handle_deadline(later);
+        assert!(
+            watch
+                .trouble()
+                .unwrap()
+                .1
+                .contains("does not answer within")
+        );
+    }
+
+    #[test]
+    fn what_a_sentinel_cannot_answer_is_told() {
+        for (answer, told) in [
+            (b"_\r\n".as_slice(), "watches no master called m"),
+            (b"-NOPERM no\r\n", "+sentinel|get-master-addr-by-name"),
+            (b"*1\r\n$1\r\nx\r\n", "does not say where"),
+            (b":1\r\n", "nobody asked for"),
+        ] {
+            let mut watch = watch("a");
+            greeted(&mut watch, Tick(0));
+            watch.received(answer, Tick(1));
+            let (_, reason) = watch.trouble().unwrap();
+            assert!(reason.contains(told), "{reason} does not say {told}");
+        }
+        let mut watch = watch("a");
+        assert!(connects(&mut watch, Tick(0)).is_some());
+        watch.connected(Tick(0));
+        watch.received(b"%1\r\n$4\r\nmode\r\n$10\r\nstandalone\r\n", Tick(0));
+        let (_, reason) = watch.trouble().unwrap();
+        assert!(reason.contains("no Sentinel but a Redis"), "{reason}");
+    }
+
+    #[test]
+    fn an_older_sentinel_is_only_asked() {
+        let mut watch = watch("a");
+        assert!(connects(&mut watch, Tick(0)).is_some());
+        watch.connected(Tick(0));
+        said(&mut watch);
+        watch.received(b"-ERR unknown command 'HELLO'\r\n", Tick(0));
+        watch.received(b"-ERR unknown command 'CLIENT'\r\n", Tick(0));
+        watch.received(
+            b"$44\r\nredis_version:5.0.14\r\nredis_mode:sentinel\r\nx\r\n",
+            Tick(0),
+        );
+        watch.received(b"-ERR unknown\r\n", Tick(0));
+        assert!(said(&mut watch).ends_with("SENTINEL GET-MASTER-ADDR-BY-NAME m"));
+        assert!(watch.asked.iter().all(|(asked, _)| *asked == Asked::Master));
+        watch.received(&master("one"), Tick(1));
+        assert_eq!(watch.take_news(), Some(tcp("one", 6379)));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_happens_it_goes_on_in_time(steps in prop::collection::vec((0u8..7, 0u64..3_000), 1..80)) {
+            let mut watch = watch("a,b,c");
+            let mut now = Tick(0);
+            for (step, ms) in steps {
+                now = now.after(Duration::from_millis(ms));
+                match step {
+                    0 => watch.connected(now),
+                    1 => watch.failed("x".into(), now),
+                    2 => watch.received(HELLO, now),
+                    3 => watch.received(SUBSCRIBED, now),
+                    4 => watch.received(&master("one"), now),
+                    5 => watch.set_usable(false, now),
+                    _ => watch.set_usable(true, now),
+                }
+                // What is due is done, and does not stay due.
+                let mut turns = 0;
+                while watch.next_deadline().is_some_and(|due| due <= now) {
+                    watch.handle_deadline(now);
+                    turns += 1;
+                    prop_assert!(turns < 10, "it turns on the spot: {watch:?}");
+                }
+                while watch.poll_order().is_some() {}
+                prop_assert!(watch.current < 3);
+            }
+            watch.close();
+            prop_assert_eq!(watch.next_deadline(), None);
+        }
+    }
+}

@@ -138,3 +138,117 @@ impl Remote {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Source;
+    use super::*;
+
+    const AT_SENTINEL: LinkId = LinkId {
+        server: 1,
+        role: Role::Commands,
+    };
+
+    fn fleet(at_start: AtStart) -> Fleet {
+        let source = Source::parse("redis-sentinel://u:p@a,b/m/2").unwrap();
+        let address = source.into_addresses().remove(0);
+        let options = Options {
+            at_start,
+            ..Options::new(address)
+        };
+        Fleet::new(options, 7, Tick(0))
+    }
+
+    fn orders(fleet: &mut Fleet, now: Tick) -> Vec<String> {
+        fleet.handle_deadline(now);
+        let orders = std::iter::from_fn(|| fleet.poll_order());
+        let words = orders.map(|order| match order {
+            LinkOrder::Connect { link, address } => {
+                let place = format!("{}/{}", address.endpoint, address.database);
+                format!("{} {} to {place}", link.server, link.role.label())
+            }
+            LinkOrder::Close(link) => format!("{} {} ends", link.server, link.role.label()),
+            LinkOrder::Fatal(reason) => reason,
+        });
+        words.collect()
+    }
+
+    /// The Sentinel whose turn it is names this one.
+    fn name(fleet: &mut Fleet, host: &str, now: Tick) {
+        let hello = b"%2\r\n$7\r\nversion\r\n$6\r\n7.0.15\r\n$4\r\nmode\r\n$8\r\nsentinel\r\n";
+        fleet.connected(AT_SENTINEL, now);
+        fleet.received(AT_SENTINEL, hello, now);
+        fleet.received(
+            AT_SENTINEL,
+            b">3\r\n$9\r\nsubscribe\r\n$14\r\n+switch-master\r\n:1\r\n",
+            now,
+        );
+        let answer = format!("*2\r\n${}\r\n{host}\r\n$4\r\n6379\r\n", host.len());
+        fleet.received(AT_SENTINEL, answer.as_bytes(), now);
+    }
+
+    #[test]
+    fn links_are_made_once_the_place_is_known_and_follow_it() {
+        let mut fleet = fleet(AtStart::Fail);
+        let first = orders(&mut fleet, Tick(0));
+        assert_eq!(first.len(), 1, "{first:?}");
+        assert!(first[0].starts_with("1 commands to "), "{first:?}");
+        assert_eq!(fleet.server_count(), 2);
+        name(&mut fleet, "one", Tick(1));
+        assert_eq!(
+            orders(&mut fleet, Tick(1)),
+            ["0 publishing to one:6379/2", "0 subscription to one:6379/2"]
+        );
+        let publishing = LinkId {
+            server: 0,
+            role: Role::Publishing,
+        };
+        fleet.connected(publishing, Tick(2));
+        let said = fleet.output(publishing, Tick(2));
+        assert!(String::from_utf8_lossy(said).contains("AUTH\r\n$1\r\nu"));
+        let switch = "m one 6379 two 6379";
+        let push = format!(
+            ">3\r\n$7\r\nmessage\r\n$14\r\n+switch-master\r\n${}\r\n{switch}\r\n",
+            switch.len()
+        );
+        fleet.received(AT_SENTINEL, push.as_bytes(), Tick(3));
+        assert_eq!(
+            orders(&mut fleet, Tick(3)),
+            [
+                "0 publishing ends",
+                "0 subscription ends",
+                "0 publishing to two:6379/2",
+                "0 subscription to two:6379/2"
+            ],
+            "at once, and it is no failure"
+        );
+        fleet.received(AT_SENTINEL, push.as_bytes(), Tick(4));
+        assert_eq!(
+            orders(&mut fleet, Tick(4)),
+            Vec::<String>::new(),
+            "it is there"
+        );
+        fleet.close(Tick(5));
+        assert!(orders(&mut fleet, Tick(5)).contains(&"1 commands ends".to_owned()));
+    }
+
+    #[test]
+    fn without_any_sentinel_a_node_that_does_not_wait_ends_once() {
+        for (at_start, ends) in [(AtStart::Fail, 1), (AtStart::Wait, 0)] {
+            let mut fleet = fleet(at_start);
+            let mut said = Vec::new();
+            for turn in 0..8 {
+                let now = Tick::from_ms(200 * turn);
+                said.extend(orders(&mut fleet, now));
+                fleet.failed(AT_SENTINEL, "nobody is there".into(), now);
+            }
+            said.extend(orders(&mut fleet, Tick::from_ms(5_000)));
+            let fatal = said.iter().filter(|order| order.starts_with("no Sentinel"));
+            assert_eq!(fatal.count(), ends, "{said:?}");
+            let troubles = fleet.troubles(Tick::from_ms(5_000));
+            let sentinel = troubles.iter().find(|trouble| trouble.link == "sentinel");
+            assert!(sentinel.unwrap().reason.contains("nobody is there"));
+            assert!(troubles[0].server.contains("m (Sentinels a:26379,b:26379)"));
+        }
+    }
+}
