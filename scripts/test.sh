@@ -3,7 +3,7 @@
 #
 #   scripts/test.sh              everything (under 20 minutes on two cores, once dependencies are built)
 #   scripts/test.sh fast         what to run before a commit: fmt lint licences unit doctest e2e-fast
-#   scripts/test.sh STEP...      just these: fmt lint docs licences msrv unit doctest sweep e2e e2e-fast deploy million conformance fuzz
+#   scripts/test.sh STEP...      just these: fmt lint docs licences msrv unit doctest sweep e2e e2e-fast valkey deploy million conformance fuzz
 #
 # Exit status: 0 when everything that could run passed; 1 when a step failed. A step that lacks a tool which cannot be
 # installed here is skipped, loudly, and listed again at the end; THRONG_STRICT=1 makes a skip a failure.
@@ -19,7 +19,7 @@ cd "$(dirname "$0")/.." || exit 1
 
 export CARGO_TERM_COLOR=${CARGO_TERM_COLOR:-auto}
 FUZZ_S=${THRONG_FUZZ_S:-10}
-ALL=(fmt lint docs licences msrv unit doctest sweep e2e deploy million conformance fuzz)
+ALL=(fmt lint docs licences msrv unit doctest sweep e2e valkey deploy million conformance fuzz)
 FAST=(fmt lint licences unit doctest e2e-fast)
 
 PASSED=() FAILED=() SKIPPED=()
@@ -86,11 +86,30 @@ e2e_tools() {
     want_node || note "no node or npm: the tests with the npm client will be skipped"
     have chromium || have google-chrome || packages chromium || note "no Chromium: its tests will be skipped"
     have promtool || packages prometheus || note "no promtool: its test will be skipped"
+    redis_tools
+}
+
+# Debian starts a server that it installs where systemd runs; the tests start their own, and only its program is wanted.
+redis_tools() {
+    have redis-server && have redis-cli && return
+    if [ -d /run/systemd/system ]; then
+        note "no redis-server: its tests will be skipped (please install it; its service need not run)"
+    else
+        RUNLEVEL=1 packages redis-server || note "no redis-server: its tests will be skipped"
+    fi
 }
 
 e2e() {
     e2e_tools
     build && "$PYTHON" -m pytest tests/e2e
+}
+
+# The tests of several nodes once more, on the other server that speaks Redis' protocol.
+valkey() {
+    e2e_tools
+    want_valkey || skip "there is no valkey-server, and none could be fetched" || return
+    note "$("$VALKEY" --version)"
+    build && THRONG_REDIS_SERVER="$VALKEY" "$PYTHON" -m pytest tests/e2e/test_redis.py tests/e2e/test_redis_faults.py
 }
 
 e2e_fast() {
@@ -177,7 +196,7 @@ fuzz() {
 run_step() {
     local name=$1 began outcome=0
     case $name in
-        fmt | lint | docs | licences | msrv | unit | doctest | sweep | e2e | e2e-fast | deploy | million | conformance | fuzz) ;;
+        fmt | lint | docs | licences | msrv | unit | doctest | sweep | e2e | valkey | e2e-fast | deploy | million | conformance | fuzz) ;;
         *) fail "there is no step $name: ${ALL[*]} e2e-fast" ;;
     esac
     began=$SECONDS

@@ -71,6 +71,31 @@ need_python() {
         || fail "pip could not install tests/e2e/requirements.txt"
 }
 
+# Valkey's server: sets VALKEY. Debian 12 has it among the backports; it is unpacked here and not installed.
+want_valkey() {
+    VALKEY=$(command -v valkey-server || true)
+    [ -n "$VALKEY" ] && return
+    local home="$REPOSITORY/target/valkey" codename
+    VALKEY=$home/usr/bin/valkey-server
+    [ -x "$VALKEY" ] && "$VALKEY" --version >/dev/null 2>&1 && return
+    have apt-get && have dpkg-deb || return 1
+    mkdir -p "$home/lists/partial" "$home/cache/archives/partial"
+    codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+    {
+        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian $codename main"
+        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] http://deb.debian.org/debian $codename-backports main"
+    } >"$home/sources.list"
+    local apt=(apt-get -q -o Dir::Etc::sourcelist="$home/sources.list" -o Dir::Etc::sourceparts=- -o Dir::State::lists="$home/lists"
+        -o Dir::Cache="$home/cache" -o APT::Sandbox::User=root)
+    (
+        cd "$home" || exit 1
+        "${apt[@]}" update && { "${apt[@]}" download valkey-server/"$codename"-backports valkey-tools/"$codename"-backports \
+            || "${apt[@]}" download valkey-server valkey-tools; }
+    ) >"$home/log" 2>&1 || return 1
+    for package in "$home"/valkey-*.deb; do dpkg-deb -x "$package" "$home"; done
+    "$VALKEY" --version >/dev/null 2>&1
+}
+
 # The npm package `ws` for the tests' and the demonstration's other clients. Not having it is no failure.
 want_node() {
     have node && have npm || return 1

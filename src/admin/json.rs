@@ -274,7 +274,7 @@ fn backplane(backplane: &BackplaneSnapshot) -> Value {
 }
 
 fn redis(redis: &RedisSnapshot) -> Value {
-    let [publishing, subscription] = redis.links.each_ref().map(|link| {
+    let [publishing, subscription, commands] = redis.links.each_ref().map(|link| {
         json!({
             "up": link.up,
             "connects": link.connects,
@@ -286,6 +286,7 @@ fn redis(redis: &RedisSnapshot) -> Value {
         "ready": redis.ready,
         "publishing": publishing,
         "subscription": subscription,
+        "commands": commands,
         "lag": histogram(&redis.lag),
         "messages_published": redis.messages_published,
         "messages_received": redis.messages_received,

@@ -79,6 +79,8 @@ pub enum NotPublished {
 /// A link to Redis that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkTrouble {
+    /// The server.
+    pub server: String,
     /// Which.
     pub link: &'static str,
     /// What it does.
@@ -345,7 +347,8 @@ impl Admin {
         for trouble in &health.link_troubles {
             reasons.push(json!({
                 "code": "redis_link",
-                "message": format!("the {} link to Redis carries nothing: {}", trouble.link, trouble.reason),
+                "message": format!("the {} link to Redis at {} carries nothing: {}", trouble.link, trouble.server, trouble.reason),
+                "server": trouble.server,
                 "link": trouble.link,
                 "state": trouble.state,
                 "since_ms": trouble.since_us / 1_000,

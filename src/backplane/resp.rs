@@ -53,6 +53,10 @@ pub enum Reply {
     Error(String),
     /// Fields and their values, those that are texts or numbers.
     Fields(Vec<(String, String)>),
+    /// Replies in their order; a set's in any.
+    List(Vec<Self>),
+    /// There is nothing of that name.
+    Nil,
     /// Anything else.
     Other,
 }
@@ -133,13 +137,17 @@ impl Decoder {
 fn of_resp3(frame: resp3::types::BytesFrame) -> Reply {
     use resp3::types::BytesFrame as Frame;
     match frame {
-        Frame::Push { data, .. } | Frame::Array { data, .. } => {
+        Frame::Push { data, .. } => {
             let texts = data.into_iter().map(|frame| match frame {
                 Frame::BlobString { data, .. } | Frame::SimpleString { data, .. } => Some(data),
                 _ => None,
             });
-            of_list(texts)
+            of_push(texts).unwrap_or(Reply::Other)
         }
+        Frame::Array { data, .. } => Reply::List(data.into_iter().map(of_resp3).collect()),
+        Frame::Set { data, .. } => Reply::List(data.into_iter().map(of_resp3).collect()),
+        Frame::Double { data, .. } => Reply::Text(Bytes::from(data.to_string())),
+        Frame::Null => Reply::Nil,
         Frame::Number { data, .. } => Reply::Number(data),
         Frame::BlobString { data, .. }
         | Frame::SimpleString { data, .. }
@@ -167,29 +175,38 @@ fn of_resp2(frame: resp2::types::BytesFrame) -> Reply {
     use resp2::types::BytesFrame as Frame;
     match frame {
         Frame::Array(data) => {
-            let texts = data.into_iter().map(|frame| match frame {
-                Frame::BulkString(data) | Frame::SimpleString(data) => Some(data),
+            let texts = data.iter().map(|frame| match frame {
+                Frame::BulkString(data) | Frame::SimpleString(data) => Some(data.clone()),
                 _ => None,
             });
-            of_list(texts)
+            let push = if data.len() == 3 {
+                of_push(texts)
+            } else {
+                None
+            };
+            push.unwrap_or_else(|| Reply::List(data.into_iter().map(of_resp2).collect()))
         }
         Frame::Integer(number) => Reply::Number(number),
         Frame::BulkString(data) | Frame::SimpleString(data) => Reply::Text(data),
         Frame::Error(text) => Reply::Error(text.to_string()),
-        Frame::Null => Reply::Other,
+        Frame::Null => Reply::Nil,
     }
 }
 
 /// A push, or in RESP2 the array in its place: a kind, a channel, a payload.
-fn of_list(mut texts: impl Iterator<Item = Option<Bytes>>) -> Reply {
+fn of_push(mut texts: impl Iterator<Item = Option<Bytes>>) -> Option<Reply> {
     let kind = texts.next().flatten();
     match (kind.as_deref(), texts.next(), texts.next()) {
-        (Some(b"message"), Some(Some(channel)), Some(Some(payload))) => {
-            Reply::Message { channel, payload }
+        (Some(b"message" | b"smessage"), Some(Some(channel)), Some(Some(payload))) => {
+            Some(Reply::Message { channel, payload })
         }
-        (Some(b"subscribe"), Some(Some(channel)), _) => Reply::Subscribed { channel },
-        (Some(b"unsubscribe"), Some(channel), _) => Reply::Unsubscribed { channel },
-        _ => Reply::Other,
+        (Some(b"subscribe" | b"ssubscribe"), Some(Some(channel)), _) => {
+            Some(Reply::Subscribed { channel })
+        }
+        (Some(b"unsubscribe" | b"sunsubscribe"), Some(channel), _) => {
+            Some(Reply::Unsubscribed { channel })
+        }
+        _ => None,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use crate::backplane::remote::SERVER_COUNT_MAX;
 use crate::config::capacity;
 use crate::config::effective::Effective;
 use crate::config::mistake::{Mistake, Source};
@@ -30,6 +31,7 @@ pub(super) fn find_all(
     cores(settings, machine, &mut found);
     limits(settings, machine, &mut found);
     times(settings, &mut found);
+    servers(settings, &mut found);
     found.mistakes
 }
 
@@ -339,5 +341,35 @@ fn times(settings: &Settings, found: &mut Found<'_>) {
                 needed_ms + u64::from(shard.close_timeout_ms)
             ),
         );
+    }
+}
+
+/// Redis servers that cannot be there together.
+fn servers(settings: &Settings, found: &mut Found<'_>) {
+    let Some(redis) = &settings.redis else { return };
+    let all: Vec<_> = redis.addresses().collect();
+    if all.iter().any(|address| address.kind != all[0].kind) {
+        let problem = "a cluster and servers by themselves are given";
+        found.add(
+            &["redis"],
+            problem.into(),
+            "give the cluster alone, or the others".into(),
+        );
+        return;
+    }
+    if redis.is_cluster() {
+        return;
+    }
+    for (index, late) in all.iter().enumerate() {
+        let mut early = all[..index].iter();
+        if early.any(|early| early.endpoint == late.endpoint) {
+            let problem = format!("{} stands there twice", late.endpoint);
+            found.add(&["redis"], problem, "leave one of the two out".into());
+        }
+    }
+    if all.len() > SERVER_COUNT_MAX {
+        let problem = format!("{} servers are given", all.len());
+        let instead = format!("give {SERVER_COUNT_MAX} at most");
+        found.add(&["redis"], problem, instead);
     }
 }

@@ -2,114 +2,16 @@
 
 mod edge;
 
-use crate::backplane::remote::{Address, AtStart, Degraded, without_password};
-use crate::config::draft::Draft;
+use crate::backplane::remote::placement::PARTITION_COUNT_MAX;
+use crate::backplane::remote::{AtStart, Degraded, Mode, Source, without_password};
+use crate::config::definition::{Definition, any, bytes, count, ms, setting};
 use crate::config::group::Group;
 use crate::config::rooms::origin_is_allowed;
 use crate::config::settings::LogFormat;
-use crate::config::value::{Kind, Range, Unit, Value};
+use crate::config::value::{Kind, Unit, Value};
 use crate::limits::SHARD_COUNT_MAX;
 use crate::runtime::ring::Descriptors;
 use crate::shard::HeartbeatMode;
-
-/// One setting.
-#[derive(Debug, Clone, Copy)]
-pub struct Definition {
-    /// Its key in the file; flag and variable are derived from it.
-    pub key: &'static str,
-    /// Where it belongs.
-    pub group: Group,
-    /// What its value is.
-    pub kind: Kind,
-    /// A word that may stand in a value's place.
-    pub word: Option<&'static str>,
-    /// What holds when nobody says anything, as one would type it.
-    pub default: &'static str,
-    /// What it does.
-    pub effect: &'static str,
-    /// A secret has no flag (a command line is readable by others) and is never printed.
-    pub secret: bool,
-    /// Puts a value in place.
-    pub(super) apply: fn(&mut Draft, &Value),
-}
-
-impl Definition {
-    /// `--ping-interval-ms`.
-    #[must_use]
-    pub fn flag(&self) -> String {
-        format!("--{}", self.key.replace('_', "-"))
-    }
-
-    /// `THRONG_PING_INTERVAL_MS`.
-    #[must_use]
-    pub fn variable(&self) -> String {
-        format!("{VARIABLE_PREFIX}{}", self.key.to_ascii_uppercase())
-    }
-
-    /// What is accepted, the word included.
-    #[must_use]
-    pub fn range(&self) -> String {
-        match self.word {
-            Some(word) => format!("{}; or \"{word}\"", self.kind.range()),
-            None => self.kind.range(),
-        }
-    }
-}
-
-/// What the names of all variables begin with.
-pub const VARIABLE_PREFIX: &str = "THRONG_";
-
-const fn setting(
-    key: &'static str,
-    group: Group,
-    kind: Kind,
-    default: &'static str,
-    effect: &'static str,
-    apply: fn(&mut Draft, &Value),
-) -> Definition {
-    Definition {
-        key,
-        group,
-        kind,
-        word: None,
-        default,
-        effect,
-        secret: false,
-        apply,
-    }
-}
-
-impl Definition {
-    const fn or(self, word: &'static str) -> Self {
-        Self {
-            word: Some(word),
-            ..self
-        }
-    }
-
-    const fn kept_secret(self) -> Self {
-        Self {
-            secret: true,
-            ..self
-        }
-    }
-}
-
-const fn count(things: &'static str, range: Range) -> Kind {
-    Kind::Number(Unit::Count(things), range)
-}
-
-const fn bytes(range: Range) -> Kind {
-    Kind::Number(Unit::Bytes, range)
-}
-
-const fn ms(range: Range) -> Kind {
-    Kind::Number(Unit::Milliseconds, range)
-}
-
-const fn any(min: u64, max: u64) -> Range {
-    Range::of(min, max)
-}
 
 const U32_MAX: u64 = u32::MAX as u64;
 const HOUR_MS: u64 = 3_600_000;
@@ -509,14 +411,14 @@ const SETTINGS: &[Definition] = &[
     setting(
         "redis",
         Group::Redis,
-        Kind::Checked {
-            range: "redis://[USER:PASSWORD@]HOST:PORT[/DB] or unix:///PATH[?db=N]",
-            check: |url| Address::parse(url).map(|_| ()),
+        Kind::CheckedTexts {
+            range: "one or more of redis://[USER:PASSWORD@]HOST:PORT[/DB] and unix:///PATH[?db=N], or redis-cluster://[USER:PASSWORD@]HOST:PORT[,HOST:PORT…]",
+            check: check_redis,
             shown: without_password,
         },
         "none",
-        "The Redis that joins this node with others: everything published goes through it. Others read a command line: give a password by redis_password.",
-        |draft, value| draft.redis_url = value.text(),
+        "The Redis that joins this node with others: everything published goes through it. Several are independent, and rooms are spread over them; every node is to be given the same. Others read a command line: give a password by redis_password.",
+        |draft, value| draft.redis_urls = value.texts(),
     )
     .or("none"),
     setting(
@@ -545,6 +447,30 @@ const SETTINGS: &[Definition] = &[
     )
     .or("none"),
     setting(
+        "streams_length_max",
+        Group::Redis,
+        count("batches", any(10, 10_000_000)),
+        "1000",
+        "With backplane_mode = \"streams\": what a room's stream keeps, about; what a node has missed beyond it is told as gone. A batch is what a room was sent by one node at a time, mostly one message.",
+        |draft, value| set(&mut draft.redis.streams_length_max, value),
+    ),
+    setting(
+        "streams_ttl_ms",
+        Group::Redis,
+        ms(any(60_000, 24 * HOUR_MS)),
+        "600s",
+        "With backplane_mode = \"streams\": from a room's last message until its stream is forgotten. Nodes that are cut off for longer tell their members that messages may be missing.",
+        |draft, value| set(&mut draft.redis.streams_ttl_ms, value),
+    ),
+    setting(
+        "streams_retain_ms",
+        Group::Redis,
+        ms(any(0, 30_000)),
+        "5s",
+        "With backplane_mode = \"streams\": how long a message that Redis has acknowledged is kept, to be sent again to a server that takes its place and lacks it; redis_buffer_bytes_max of them at most.",
+        |draft, value| set(&mut draft.redis.streams_retain_ms, value),
+    ),
+    setting(
         "redis_prefix",
         Group::Redis,
         Kind::Text {
@@ -557,6 +483,31 @@ const SETTINGS: &[Definition] = &[
         "throng",
         "What all channels begin with: nodes with the same prefix are one server.",
         |draft, value| draft.redis.prefix = value.text().unwrap_or_default(),
+    ),
+    setting(
+        "backplane_mode",
+        Group::Redis,
+        Kind::Choice(&["pubsub", "sharded", "streams"]),
+        "pubsub",
+        "How messages travel through Redis: PUBLISH and SUBSCRIBE (pubsub); SPUBLISH and SSUBSCRIBE, which spread the work over a cluster's nodes and want Redis 7.0 (sharded); a stream for each room, from which a node reads what it missed (streams). The same on all nodes.",
+        |draft, value| {
+            draft.redis.mode = match value.text().as_deref() {
+                Some("sharded") => Mode::Sharded,
+                Some("streams") => Mode::Streams,
+                _ => Mode::Pubsub,
+            }
+        },
+    ),
+    setting(
+        "redis_partitions",
+        Group::Redis,
+        Kind::Number(Unit::Count("partitions"), any(1, PARTITION_COUNT_MAX as u64)),
+        "128",
+        "Parts that rooms are dealt out to in a Redis Cluster, or with backplane_mode = sharded: each is in one slot. It is in the channels' names, and the same on all nodes.",
+        |draft, value| {
+            let count = value.u32().and_then(|count| u16::try_from(count).ok());
+            draft.redis.partitions = count.unwrap_or_default();
+        },
     ),
     setting(
         "redis_at_start",
@@ -731,50 +682,10 @@ fn set(place: &mut u32, value: &Value) {
     *place = value.u32().unwrap_or_default();
 }
 
-impl Value {
-    fn number(&self) -> Option<u64> {
-        match self {
-            Self::Number(number) => Some(*number),
-            _ => None,
-        }
-    }
-
-    fn u32(&self) -> Option<u32> {
-        self.number().and_then(|number| u32::try_from(number).ok())
-    }
-
-    fn text(&self) -> Option<String> {
-        match self {
-            Self::Text(text) => Some(text.clone()),
-            _ => None,
-        }
-    }
-
-    fn texts(&self) -> Vec<String> {
-        match self {
-            Self::Texts(texts) => texts.clone(),
-            _ => Vec::new(),
-        }
-    }
-
-    fn address(&self) -> Option<std::net::SocketAddr> {
-        match self {
-            Self::Address(address) => Some(*address),
-            _ => None,
-        }
-    }
-
-    fn addresses(&self) -> Vec<std::net::SocketAddr> {
-        match self {
-            Self::Addresses(addresses) => addresses.clone(),
-            _ => Vec::new(),
-        }
-    }
-
-    fn processors(&self) -> Vec<u32> {
-        match self {
-            Self::Processors(processors) => processors.clone(),
-            _ => Vec::new(),
-        }
+/// Whether a URL names servers that messages may go through.
+fn check_redis(url: &str) -> Result<(), String> {
+    match Source::parse(url)? {
+        Source::One(_) | Source::Cluster { .. } => Ok(()),
+        Source::Sentinel { .. } => Err("Sentinel is not spoken".into()),
     }
 }

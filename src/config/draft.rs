@@ -38,7 +38,7 @@ pub struct Draft {
     pub(super) affinity_secure: bool,
     /// What holds if there is a Redis; its address is put in place last.
     pub(super) redis: remote::Options,
-    pub(super) redis_url: Option<String>,
+    pub(super) redis_urls: Vec<String>,
     pub(super) redis_password: Option<String>,
     pub(super) redis_password_file: Option<String>,
 }
@@ -107,8 +107,10 @@ impl Draft {
                 user: None,
                 password: None,
                 database: 0,
+                tls: false,
+                kind: remote::Kind::Single,
             }),
-            redis_url: None,
+            redis_urls: Vec::new(),
             redis_password: None,
             redis_password_file: None,
         }
@@ -197,13 +199,26 @@ impl Draft {
 
     /// The backplane's options, if there is a Redis.
     fn redis(&mut self) -> Option<remote::Options> {
-        let mut address = remote::Address::parse(self.redis_url.as_deref()?).ok()?;
-        if let Some(password) = self.redis_password.take() {
-            address.password = Some(password);
+        let mut addresses = Vec::new();
+        for url in &self.redis_urls {
+            let mut source = remote::Source::parse(url).ok()?;
+            if let Some(password) = &self.redis_password {
+                source.set_password(password);
+            }
+            match source {
+                remote::Source::One(address) => addresses.push(address),
+                remote::Source::Cluster { seeds } => addresses.extend(seeds),
+                remote::Source::Sentinel { .. } => return None,
+            }
         }
+        if addresses.is_empty() {
+            return None;
+        }
+        let address = addresses.remove(0);
         let message_bytes = self.settings.shard.message_bytes_max as usize;
         Some(remote::Options {
             address,
+            others: addresses,
             reply_bytes_max: REPLY_BYTES_MAX.max(2 * message_bytes),
             ..self.redis.clone()
         })

@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use crate::config::definitions::{DEFINITIONS, Definition};
+use crate::config::definition::Definition;
+use crate::config::definitions::DEFINITIONS;
 use crate::config::group::Group;
 use crate::config::load::default;
 use crate::config::mistake::{Mistake, Source};

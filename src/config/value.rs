@@ -53,7 +53,16 @@ pub enum Kind {
         /// What of it may be shown.
         shown: fn(&str) -> String,
     },
-    /// The same for a list of texts.
+    /// One or more of such texts, with commas between them or each by itself. One alone is a text.
+    CheckedTexts {
+        /// What is accepted, in words.
+        range: &'static str,
+        /// What is wrong with one, in words that do not repeat it.
+        check: fn(&str) -> Result<(), String>,
+        /// What of one may be shown.
+        shown: fn(&str) -> String,
+    },
+    /// The same as [`Kind::Text`] for a list of texts.
     Texts {
         /// What is accepted, in words.
         range: &'static str,
@@ -116,6 +125,7 @@ impl Kind {
             (Self::Addresses | Self::Texts { .. } | Self::Processors, _) => {
                 self.read_list(&list_items(raw))
             }
+            (Self::CheckedTexts { check, .. }, _) => self.read_checked(url_items(raw), *check),
             (_, Raw::List(_)) => Err(("a list is not understood here".into(), self.advice())),
             (_, Raw::Text(text)) => self.read_one(text.trim()),
         }
@@ -141,6 +151,24 @@ impl Kind {
                 Ok(Value::Address(address))
             }
             _ => Err(wrong()),
+        }
+    }
+
+    fn read_checked(
+        &self,
+        mut items: Vec<String>,
+        check: fn(&str) -> Result<(), String>,
+    ) -> Result<Value, (String, String)> {
+        for (index, item) in items.iter().enumerate() {
+            check(item).map_err(|problem| match items.len() {
+                1 => (problem, self.advice()),
+                _ => (format!("number {}: {problem}", index + 1), self.advice()),
+            })?;
+        }
+        match items.len() {
+            0 => Err(("the list is empty".into(), self.advice())),
+            1 => Ok(Value::Text(items.remove(0))),
+            _ => Ok(Value::Texts(items)),
         }
     }
 
@@ -179,7 +207,9 @@ impl Kind {
             Self::Number(..) => "a whole number",
             Self::Boolean => "true or false",
             Self::Choice(_) => "one of its words",
-            Self::Text { .. } | Self::Checked { .. } => "a text that is allowed here",
+            Self::Text { .. } | Self::Checked { .. } | Self::CheckedTexts { .. } => {
+                "a text that is allowed here"
+            }
             Self::Texts { .. } => "an entry that is allowed here",
             Self::Address | Self::Addresses => "an address with a port",
             Self::Processors => "a processor number or a range of them",
@@ -224,7 +254,7 @@ impl Kind {
             Self::Boolean => "boolean",
             Self::Choice(_) => "word",
             Self::Text { .. } | Self::Checked { .. } => "text",
-            Self::Texts { .. } => "list of texts",
+            Self::Texts { .. } | Self::CheckedTexts { .. } => "list of texts",
             Self::Address => "address",
             Self::Addresses => "list of addresses",
             Self::Processors => "list of processors",
@@ -238,9 +268,10 @@ impl Kind {
             Self::Number(unit, range) => range.words(*unit),
             Self::Boolean => "true or false".into(),
             Self::Choice(words) => words.join(", "),
-            Self::Text { range, .. } | Self::Checked { range, .. } | Self::Texts { range, .. } => {
-                (*range).into()
-            }
+            Self::Text { range, .. }
+            | Self::Checked { range, .. }
+            | Self::CheckedTexts { range, .. }
+            | Self::Texts { range, .. } => (*range).into(),
             Self::Address => "IPV4:PORT or [IPV6]:PORT, port 0: the kernel chooses".into(),
             Self::Addresses => {
                 "one or more of IPV4:PORT or [IPV6]:PORT, port 0: the kernel chooses".into()
@@ -255,10 +286,15 @@ impl Kind {
     #[must_use]
     pub fn shown(&self, value: &Value) -> (Value, bool) {
         match (self, value) {
-            (Self::Checked { shown, .. }, Value::Text(text)) => {
+            (Self::Checked { shown, .. } | Self::CheckedTexts { shown, .. }, Value::Text(text)) => {
                 let shown = shown(text);
                 let hides = shown != *text;
                 (Value::Text(shown), hides)
+            }
+            (Self::CheckedTexts { shown, .. }, Value::Texts(texts)) => {
+                let shown: Vec<String> = texts.iter().map(|text| shown(text)).collect();
+                let hides = shown != *texts;
+                (Value::Texts(shown), hides)
             }
             _ => (value.clone(), false),
         }
@@ -303,6 +339,56 @@ impl Value {
             Self::Processors(processors) => {
                 list(processors.iter().map(ToString::to_string).collect())
             }
+        }
+    }
+}
+
+/// What a setting's definition puts in place; nothing of a value of another kind.
+impl Value {
+    pub(super) fn number(&self) -> Option<u64> {
+        match self {
+            Self::Number(number) => Some(*number),
+            _ => None,
+        }
+    }
+
+    pub(super) fn u32(&self) -> Option<u32> {
+        self.number().and_then(|number| u32::try_from(number).ok())
+    }
+
+    pub(super) fn text(&self) -> Option<String> {
+        match self {
+            Self::Text(text) => Some(text.clone()),
+            _ => None,
+        }
+    }
+
+    pub(super) fn texts(&self) -> Vec<String> {
+        match self {
+            Self::Texts(texts) => texts.clone(),
+            Self::Text(text) => vec![text.clone()],
+            _ => Vec::new(),
+        }
+    }
+
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Address(address) => Some(*address),
+            _ => None,
+        }
+    }
+
+    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
+        match self {
+            Self::Addresses(addresses) => addresses.clone(),
+            _ => Vec::new(),
+        }
+    }
+
+    pub(super) fn processors(&self) -> Vec<u32> {
+        match self {
+            Self::Processors(processors) => processors.clone(),
+            _ => Vec::new(),
         }
     }
 }
@@ -389,6 +475,28 @@ fn list_items(raw: &Raw) -> Vec<String> {
             .collect(),
         Raw::Other(_) => Vec::new(),
     }
+}
+
+/// Items that may have commas of their own: a comma ends one where a scheme follows.
+fn url_items(raw: &Raw) -> Vec<String> {
+    let mut items: Vec<String> = Vec::new();
+    let written = match raw {
+        Raw::Text(text) => std::slice::from_ref(text),
+        Raw::List(written) => written,
+        Raw::Other(_) => &[],
+    };
+    for text in written {
+        for (index, part) in text.split(',').enumerate() {
+            match items.last_mut() {
+                Some(last) if index > 0 && !part.contains("://") => {
+                    last.push(',');
+                    last.push_str(part.trim());
+                }
+                _ => items.push(part.trim().to_owned()),
+            }
+        }
+    }
+    items
 }
 
 /// The suffixes of a unit and what each is worth in it, the greatest first; the plain unit is last.

@@ -293,18 +293,27 @@ fn encode_redis(families: &mut Families<'_, '_>, redis: &RedisSnapshot) -> fmt::
     families.gauge(&names::REDIS_JOINS_WAITING, redis.joins_waiting)?;
     families.counter(&names::REDIS_JOINS_REFUSED, redis.joins_refused)?;
     families.gauge(&names::REDIS_BACKLOG_BYTES, redis.backlog_bytes)?;
-    families.counter(&names::REDIS_BACKLOG_DROPPED, redis.backlog_dropped)
+    families.counter(&names::REDIS_BACKLOG_DROPPED, redis.backlog_dropped)?;
+    families.counter(&names::STREAM_CATCH_UPS, redis.stream_catch_ups)?;
+    families.counter(
+        &names::STREAM_MESSAGES_RECOVERED,
+        redis.stream_messages_recovered,
+    )?;
+    families.counter(&names::STREAM_MESSAGES_GONE, redis.stream_messages_gone)?;
+    families.gauge(&names::STREAM_ROOMS_BEHIND, redis.stream_rooms_behind)?;
+    families.gauge(&names::STREAM_RETAINED_BYTES, redis.stream_retained_bytes)
 }
 
 /// A figure of each link, by its name.
 fn by_link(
     redis: &RedisSnapshot,
     figure: impl Fn(&RedisLinkSnapshot) -> u64,
-) -> [(&'static str, u64); 2] {
-    let [publishing, subscription] = &redis.links;
+) -> [(&'static str, u64); 3] {
+    let [publishing, subscription, commands] = &redis.links;
     [
         ("publishing", figure(publishing)),
         ("subscription", figure(subscription)),
+        ("commands", figure(commands)),
     ]
 }
 

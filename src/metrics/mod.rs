@@ -17,7 +17,7 @@ pub use backplane::BackplaneSnapshot;
 pub use histogram::Log2Histogram;
 pub use node::{NodeSnapshot, ShardLanes, ShardReport};
 pub use process::{ProcessSnapshot, TcpSnapshot};
-pub use redis::{RedisLinkSnapshot, RedisSnapshot};
+pub use redis::{RedisLinkSnapshot, RedisServerSnapshot, RedisSnapshot};
 pub use shard::{
     ClientAddress, DropPolicy, RefusalKind, RingCounters, ShardCounters, ShardGauges, ShardSnapshot,
 };

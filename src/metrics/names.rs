@@ -123,6 +123,11 @@ names! {
     REDIS_JOINS_REFUSED: Counter "throng_redis_joins_refused", "Rooms whose joins were refused because they could not be subscribed to in time, or too many waited.";
     REDIS_BACKLOG_BYTES: Gauge "throng_redis_backlog_bytes", "What waits for shards beyond their lanes.";
     REDIS_BACKLOG_DROPPED: Counter "throng_redis_backlog_dropped", "Messages dropped because a shard could not take them, once a shard.";
+    STREAM_CATCH_UPS: Counter "throng_stream_catch_ups", "Times a room began to read what it had missed from its stream.";
+    STREAM_MESSAGES_RECOVERED: Counter "throng_stream_recovered_messages", "Messages that were missed and read from their stream.";
+    STREAM_MESSAGES_GONE: Counter "throng_stream_gone_messages", "Messages that were missed and are no longer in their stream.";
+    STREAM_ROOMS_BEHIND: Gauge "throng_stream_rooms_behind", "Rooms whose stream is to be read.";
+    STREAM_RETAINED_BYTES: Gauge "throng_stream_retained_bytes", "What Redis has acknowledged lately, kept for a server that takes its place.";
 
     RING_ENTERS: Counter "throng_ring_enters", "Calls of io_uring_enter, by shard.";
     RING_COMPLETIONS: Counter "throng_ring_completions", "Completions handled, by shard.";

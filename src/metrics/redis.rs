@@ -21,15 +21,32 @@ pub struct RedisLinkSnapshot {
     pub writes: u64,
 }
 
+/// One server's part.
+#[derive(Debug, Clone, Default)]
+pub struct RedisServerSnapshot {
+    /// Where it is.
+    pub server: String,
+    /// A probe has come through both its links since they came up last.
+    pub ready: bool,
+    /// Rooms whose subscription stands there.
+    pub subscriptions: u64,
+    /// Bytes that it has not acknowledged.
+    pub buffer_bytes: u64,
+}
+
 /// All that is counted of Redis. Zero without one.
 #[derive(Debug, Clone, Default)]
 pub struct RedisSnapshot {
     /// Whether there is a Redis by the settings.
     pub configured: bool,
-    /// A probe has come through both links since they came up last.
+    /// How messages travel; empty without Redis.
+    pub mode: &'static str,
+    /// A probe has come through both links of every server since they came up last.
     pub ready: bool,
-    /// The publishing link's, the subscription link's.
-    pub links: [RedisLinkSnapshot; 2],
+    /// Each server's part.
+    pub servers: Vec<RedisServerSnapshot>,
+    /// The publishing link's, the subscription link's, the commands link's.
+    pub links: [RedisLinkSnapshot; 3],
     /// From publishing to the return through Redis, of probes and of this node's own batches.
     pub lag: Log2Histogram,
     /// Probes sent.
@@ -74,8 +91,78 @@ pub struct RedisSnapshot {
     pub commands_unsubscribe: u64,
     /// PUBLISH commands sent.
     pub commands_publish: u64,
+    /// Times a room began to read what it had missed.
+    pub stream_catch_ups: u64,
+    /// Messages that were missed and read from their stream.
+    pub stream_messages_recovered: u64,
+    /// Messages that were missed and are no longer in their stream.
+    pub stream_messages_gone: u64,
+    /// Rooms whose stream is to be read.
+    pub stream_rooms_behind: u64,
+    /// Bytes that Redis has acknowledged and that are kept for a server that takes its place.
+    pub stream_retained_bytes: u64,
     /// Bytes that wait for shards beyond their lanes.
     pub backlog_bytes: u64,
     /// Messages dropped because a shard could not take them, once a shard.
     pub backlog_dropped: u64,
+}
+
+impl RedisLinkSnapshot {
+    fn add(&mut self, other: &Self) {
+        self.connects += other.connects;
+        self.lost += other.lost;
+        self.failures += other.failures;
+        self.sent_bytes += other.sent_bytes;
+        self.received_bytes += other.received_bytes;
+        self.writes += other.writes;
+    }
+}
+
+impl RedisSnapshot {
+    /// Adds what another server's part has counted and holds. What is no sum (`up`, `ready`, `mode`, the list of servers)
+    /// stays as it is.
+    pub fn add(&mut self, other: &Self) {
+        for (link, other) in self.links.iter_mut().zip(&other.links) {
+            link.add(other);
+        }
+        self.lag.merge(&other.lag);
+        self.probes += other.probes;
+        self.probe_age_us = self.probe_age_us.max(other.probe_age_us);
+        self.batches_published += other.batches_published;
+        self.messages_published += other.messages_published;
+        self.batches_received += other.batches_received;
+        self.messages_received += other.messages_received;
+        self.duplicates += other.duplicates;
+        self.malformed += other.malformed;
+        self.gaps += other.gaps;
+        self.messages_missed += other.messages_missed;
+        self.local_batches += other.local_batches;
+        self.messages_refused += other.messages_refused;
+        self.buffer_bytes += other.buffer_bytes;
+        self.buffer_bytes_max += other.buffer_bytes_max;
+        self.buffer_age_us = self.buffer_age_us.max(other.buffer_age_us);
+        self.subscriptions += other.subscriptions;
+        self.joins_waiting += other.joins_waiting;
+        self.joins_refused += other.joins_refused;
+        self.commands_subscribe += other.commands_subscribe;
+        self.commands_unsubscribe += other.commands_unsubscribe;
+        self.commands_publish += other.commands_publish;
+        self.backlog_bytes += other.backlog_bytes;
+        self.backlog_dropped += other.backlog_dropped;
+    }
+
+    /// The same without what is held now: what stays of a server that is gone.
+    #[must_use]
+    pub fn counters(&self) -> Self {
+        Self {
+            probe_age_us: 0,
+            buffer_bytes: 0,
+            buffer_bytes_max: 0,
+            buffer_age_us: 0,
+            subscriptions: 0,
+            joins_waiting: 0,
+            servers: Vec::new(),
+            ..self.clone()
+        }
+    }
 }

@@ -263,6 +263,7 @@ impl admin::Node for AdminNode<'_> {
                 .link_troubles(now)
                 .into_iter()
                 .map(|trouble| admin::LinkTrouble {
+                    server: trouble.server,
                     link: trouble.link,
                     state: trouble.state,
                     since_us: trouble.since_us,
@@ -367,10 +368,8 @@ impl BackplaneCore {
 
     /// Leaves Redis, once all clients are gone: what they published is sent, subscriptions are dropped. Whether it is done.
     fn has_left_redis(&mut self, now: Tick) -> bool {
-        self.backplane.remote().is_none_or(|remote| {
-            remote.close(now);
-            remote.is_closed(now)
-        })
+        self.backplane.close_redis(now);
+        self.backplane.has_left_redis(now)
     }
 
     fn end_shards(&self, around: &Surroundings) {

@@ -15,31 +15,50 @@ use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 
 use super::ring::WakeHandle;
 use crate::backplane::Backplane;
-use crate::backplane::remote::{Endpoint, LinkOrder, Role};
+use crate::backplane::remote::{Address, Endpoint, LinkId, LinkOrder, Role};
 use crate::time::Tick;
 
 /// Bytes of one read.
 const READ_BYTES: usize = 256 << 10;
+/// Links that are looked at in a turn.
+const EVENT_COUNT_MAX: usize = 64;
 /// Reads of one link in a turn.
 const TURN_READ_COUNT_MAX: usize = 4;
 /// An idle connection is probed by the kernel, too: a silent peer is found even while nothing is due from it.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-/// The eventfd's number among the epoll instance's; the links' are their roles'.
+/// The eventfd's number among the epoll instance's; the links' are their places.
 const WAKE: u64 = u64::MAX;
 
+/// A link's place among all lines.
+fn place_of(link: LinkId) -> usize {
+    usize::from(link.server) * Role::ALL.len() + link.role as usize
+}
+
+/// The link at a place; `None`: it is the eventfd.
+fn link_of(place: u64) -> Option<LinkId> {
+    let roles = Role::ALL.len() as u64;
+    let server = u16::try_from(place / roles).ok()?;
+    let role = Role::ALL[usize::try_from(place % roles).ok()?];
+    Some(LinkId { server, role })
+}
+
 /// Addresses of a name, or why there are none.
-type Resolved = (Role, u64, Result<Vec<SocketAddr>, String>);
+type Resolved = (LinkId, u64, Result<Vec<SocketAddr>, String>);
 
 /// A link's socket.
+#[derive(Default)]
 enum Line {
+    #[default]
     Closed,
     /// A thread looks the host's name up. The number tells its answer from an older one's.
-    Resolving(u64),
+    Resolving(u64, String),
     Connecting {
         socket: Socket,
         /// To be tried if this one fails, the next one last.
         others: Vec<SocketAddr>,
+        /// What was asked for, in words.
+        place: String,
     },
     Open {
         socket: Socket,
@@ -48,11 +67,12 @@ enum Line {
     },
 }
 
-/// Both links' sockets.
+/// The links' sockets.
 pub(super) struct RedisSockets {
     epoll: OwnedFd,
     wake: WakeHandle,
-    lines: [Line; 2],
+    /// By [`place_of`].
+    lines: Vec<Line>,
     resolved: Receiver<Resolved>,
     resolver: Sender<Resolved>,
     lookups: u64,
@@ -70,7 +90,7 @@ impl RedisSockets {
         Ok(Self {
             epoll,
             wake: wake.clone(),
-            lines: [Line::Closed, Line::Closed],
+            lines: Vec::new(),
             resolved,
             resolver,
             lookups: 0,
@@ -90,26 +110,38 @@ impl RedisSockets {
     }
 
     /// Whether a write would not find the socket full.
-    pub(super) fn may_write(&self, role: Role) -> bool {
-        matches!(self.lines[role as usize], Line::Open { is_full: false, .. })
+    pub(super) fn may_write(&self, link: LinkId) -> bool {
+        let line = self.lines.get(place_of(link));
+        matches!(line, Some(Line::Open { is_full: false, .. }))
+    }
+
+    fn line(&mut self, link: LinkId) -> &mut Line {
+        let place = place_of(link);
+        if self.lines.len() <= place {
+            self.lines.resize_with(place + 1, Line::default);
+        }
+        &mut self.lines[place]
     }
 
     /// Reads what has come. Whether anything has.
     pub(super) fn receive(&mut self, backplane: &mut Backplane, now: Tick) -> bool {
         let mut busy = false;
-        while let Ok((role, number, addresses)) = self.resolved.try_recv() {
+        while let Ok((link, number, addresses)) = self.resolved.try_recv() {
             busy = true;
-            if matches!(self.lines[role as usize], Line::Resolving(current) if current == number) {
+            if let Line::Resolving(current, place) = self.line(link)
+                && *current == number
+            {
+                let place = std::mem::take(place);
                 match addresses {
-                    Ok(addresses) => self.connect_any(role, addresses, backplane, now),
-                    Err(reason) => self.fail(role, reason, backplane, now),
+                    Ok(addresses) => self.connect_any(link, addresses, place, backplane, now),
+                    Err(reason) => self.fail(link, reason, backplane, now),
                 }
             }
         }
         let mut events = [epoll::Event {
             flags: epoll::EventFlags::empty(),
             data: epoll::EventData::new_u64(WAKE),
-        }; 3];
+        }; EVENT_COUNT_MAX];
         let at_once = Timespec {
             tv_sec: 0,
             tv_nsec: 0,
@@ -118,57 +150,65 @@ impl RedisSockets {
             return busy; // interrupted: the next turn looks again
         };
         // Subscriptions first: what they bring must never wait behind what is to be sent.
-        for role in [Role::Subscription, Role::Publishing] {
-            let happened = events[..count]
-                .iter()
-                .any(|event| event.data.u64() == role as u64);
-            if happened {
-                busy = true;
-                self.ready(role, backplane, now);
-            }
+        let links = events[..count]
+            .iter()
+            .filter_map(|event| link_of(event.data.u64()));
+        let (first, then): (Vec<LinkId>, Vec<LinkId>) =
+            links.partition(|link| link.role == Role::Subscription);
+        for link in first.into_iter().chain(then) {
+            busy = true;
+            self.ready(link, backplane, now);
         }
         busy
     }
 
-    fn ready(&mut self, role: Role, backplane: &mut Backplane, now: Tick) {
-        let line = std::mem::replace(&mut self.lines[role as usize], Line::Closed);
+    fn ready(&mut self, link: LinkId, backplane: &mut Backplane, now: Tick) {
+        let line = std::mem::take(self.line(link));
         match line {
-            Line::Connecting { socket, others } => match socket.take_error() {
+            Line::Connecting {
+                socket,
+                others,
+                place,
+            } => match socket.take_error() {
                 Ok(None) if socket.peer_addr().is_ok() => {
-                    self.open(role, socket, backplane, now);
+                    self.open(link, socket, backplane, now);
                 }
                 // Readiness of a socket that is still on its way: it comes again.
-                Ok(None) => self.lines[role as usize] = Line::Connecting { socket, others },
+                Ok(None) => {
+                    *self.line(link) = Line::Connecting {
+                        socket,
+                        others,
+                        place,
+                    };
+                }
                 Ok(Some(error)) | Err(error) => {
                     drop(socket);
-                    self.connect_next(role, others, &error, backplane, now);
+                    self.connect_next(link, others, place, &error, backplane, now);
                 }
             },
             Line::Open { socket, .. } => {
-                self.lines[role as usize] = Line::Open {
+                *self.line(link) = Line::Open {
                     socket,
                     is_full: false,
                 };
-                self.read(role, backplane, now);
+                self.read(link, backplane, now);
             }
-            other => self.lines[role as usize] = other,
+            other => *self.line(link) = other,
         }
     }
 
-    fn read(&mut self, role: Role, backplane: &mut Backplane, now: Tick) {
+    fn read(&mut self, link: LinkId, backplane: &mut Backplane, now: Tick) {
         for _ in 0..TURN_READ_COUNT_MAX {
-            let Line::Open { socket, .. } = &mut self.lines[role as usize] else {
+            let Some(Line::Open { socket, .. }) = self.lines.get_mut(place_of(link)) else {
                 return;
             };
             match socket.read(&mut self.buffer) {
                 Ok(0) => {
                     let reason = "Redis has closed the connection".to_owned();
-                    return self.fail(role, reason, backplane, now);
+                    return self.fail(link, reason, backplane, now);
                 }
                 Ok(count) => {
-                    if let Some(remote) = backplane.remote() {
-                        remote.received(role, &self.buffer[..count], now);
-                    }
+                    backplane.link_received(link, &self.buffer[..count], now);
                     backplane.settle();
                     self.carry_out(backplane, now); // the link may have been given up
                     if count < self.buffer.len() {
@@ -179,49 +219,47 @@ impl RedisSockets {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     let reason = format!("the connection to Redis is broken: {error}");
-                    return self.fail(role, reason, backplane, now);
+                    return self.fail(link, reason, backplane, now);
                 }
             }
         }
-        self.watch(role);
+        self.watch(link);
     }
 
     /// Carries orders out and writes what is due. Whether more than nothing was done.
     pub(super) fn work(&mut self, backplane: &mut Backplane, now: Tick) -> bool {
         let mut busy = self.carry_out(backplane, now);
-        for role in Role::ALL {
-            busy |= self.write(role, backplane, now);
+        for link in backplane.links() {
+            busy |= self.write(link, backplane, now);
         }
         busy
     }
 
-    fn write(&mut self, role: Role, backplane: &mut Backplane, now: Tick) -> bool {
+    fn write(&mut self, link: LinkId, backplane: &mut Backplane, now: Tick) -> bool {
         let mut wrote = false;
         loop {
-            let Line::Open { socket, is_full } = &mut self.lines[role as usize] else {
+            let line = self.lines.get_mut(place_of(link));
+            let Some(Line::Open { socket, is_full }) = line else {
                 return wrote;
             };
-            let Some(remote) = backplane.remote() else {
-                return wrote;
-            };
-            let output = remote.output(role, now);
+            let output = backplane.link_output(link, now);
             if output.is_empty() || *is_full {
                 return wrote;
             }
             match socket.write(output) {
                 Ok(count) => {
                     wrote = true;
-                    remote.written(role, count, now);
+                    backplane.link_written(link, count, now);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     *is_full = true;
-                    self.watch(role);
+                    self.watch(link);
                     return wrote;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     let reason = format!("the connection to Redis is broken: {error}");
-                    self.fail(role, reason, backplane, now);
+                    self.fail(link, reason, backplane, now);
                     return true;
                 }
             }
@@ -233,43 +271,42 @@ impl RedisSockets {
         while let Some(order) = backplane.poll_link_order() {
             any = true;
             match order {
-                LinkOrder::Connect(role) => self.connect(role, backplane, now),
-                LinkOrder::Close(role) => self.lines[role as usize] = Line::Closed,
+                LinkOrder::Connect { link, address } => {
+                    self.connect(link, &address, backplane, now);
+                }
+                LinkOrder::Close(link) => *self.line(link) = Line::Closed,
                 LinkOrder::Fatal(reason) => self.fatal = self.fatal.take().or(Some(reason)),
             }
         }
         any
     }
 
-    fn connect(&mut self, role: Role, backplane: &mut Backplane, now: Tick) {
-        let Some(remote) = backplane.remote() else {
-            return;
-        };
-        match remote.address().endpoint.clone() {
-            Endpoint::Unix { path } => match connect_unix(&path) {
+    fn connect(&mut self, link: LinkId, address: &Address, backplane: &mut Backplane, now: Tick) {
+        match &address.endpoint {
+            Endpoint::Unix { path } => match connect_unix(path) {
                 Ok(socket) => {
-                    self.register(role, &socket);
-                    self.open(role, socket, backplane, now);
+                    self.register(link, &socket);
+                    self.open(link, socket, backplane, now);
                 }
                 Err(error) => {
-                    let reason = connect_failure(&path, &error);
-                    self.fail(role, reason, backplane, now);
+                    let reason = connect_failure(path, &error);
+                    self.fail(link, reason, backplane, now);
                 }
             },
             Endpoint::Tcp { host, port } => {
                 self.lookups += 1;
-                self.lines[role as usize] = Line::Resolving(self.lookups);
-                self.resolve(role, host, port);
+                *self.line(link) = Line::Resolving(self.lookups, address.endpoint.to_string());
+                self.resolve(link, host.clone(), *port);
             }
         }
     }
 
     /// Looks the host up on a thread: it may take seconds. An address needs no thread.
-    fn resolve(&self, role: Role, host: String, port: u16) {
+    fn resolve(&self, link: LinkId, host: String, port: u16) {
         let (number, resolver, wake) = (self.lookups, self.resolver.clone(), self.wake.clone());
         if let Ok(address) = host.parse() {
             let addresses = Ok(vec![SocketAddr::new(address, port)]);
-            let _ = resolver.send((role, number, addresses));
+            let _ = resolver.send((link, number, addresses));
             wake.wake();
             return;
         }
@@ -281,33 +318,35 @@ impl RedisSockets {
                 Err(error) => Err(format!("the name {host} cannot be resolved: {error}")),
             };
             // Nobody listens any more: the process is about to end.
-            let _ = resolver.send((role, number, addresses));
+            let _ = resolver.send((link, number, addresses));
             wake.wake();
         });
         if let Err(error) = spawned {
             let reason = format!("no thread for looking up a name: {error}");
-            let _ = failed.send((role, number, Err(reason)));
+            let _ = failed.send((link, number, Err(reason)));
             self.wake.wake();
         }
     }
 
     fn connect_any(
         &mut self,
-        role: Role,
+        link: LinkId,
         mut addresses: Vec<SocketAddr>,
+        place: String,
         backplane: &mut Backplane,
         now: Tick,
     ) {
         addresses.reverse();
         let none = io::Error::other("the name has no address");
-        self.connect_next(role, addresses, &none, backplane, now);
+        self.connect_next(link, addresses, place, &none, backplane, now);
     }
 
     /// Tries the next address; `error`: what the last one has said.
     fn connect_next(
         &mut self,
-        role: Role,
+        link: LinkId,
         mut others: Vec<SocketAddr>,
+        place: String,
         error: &io::Error,
         backplane: &mut Backplane,
         now: Tick,
@@ -316,22 +355,23 @@ impl RedisSockets {
         while let Some(address) = others.pop() {
             match connect_tcp(address) {
                 Ok(socket) => {
-                    self.register(role, &socket);
-                    self.lines[role as usize] = Line::Connecting { socket, others };
+                    self.register(link, &socket);
+                    *self.line(link) = Line::Connecting {
+                        socket,
+                        others,
+                        place,
+                    };
                     return;
                 }
                 Err(error) => last = Some(error),
             }
         }
-        let endpoint = backplane
-            .remote()
-            .map_or_else(String::new, |remote| remote.address().endpoint.to_string());
-        let reason = connect_failure(&endpoint, last.as_ref().unwrap_or(error));
-        self.fail(role, reason, backplane, now);
+        let reason = connect_failure(&place, last.as_ref().unwrap_or(error));
+        self.fail(link, reason, backplane, now);
     }
 
-    fn register(&self, role: Role, socket: &Socket) {
-        let data = epoll::EventData::new_u64(role as u64);
+    fn register(&self, link: LinkId, socket: &Socket) {
+        let data = epoll::EventData::new_u64(place_of(link) as u64);
         let added = epoll::add(&self.epoll, socket, data, epoll::EventFlags::OUT);
         if let Err(error) = added {
             tracing::error!(%error, "a socket to Redis cannot be watched; it will time out");
@@ -339,37 +379,33 @@ impl RedisSockets {
     }
 
     /// Watches for what the socket waits for now.
-    fn watch(&self, role: Role) {
-        let Line::Open { socket, is_full } = &self.lines[role as usize] else {
+    fn watch(&self, link: LinkId) {
+        let Some(Line::Open { socket, is_full }) = self.lines.get(place_of(link)) else {
             return;
         };
         let flags = match is_full {
             true => epoll::EventFlags::IN | epoll::EventFlags::OUT,
             false => epoll::EventFlags::IN,
         };
-        let data = epoll::EventData::new_u64(role as u64);
+        let data = epoll::EventData::new_u64(place_of(link) as u64);
         if let Err(error) = epoll::modify(&self.epoll, socket, data, flags) {
             tracing::error!(%error, "a socket to Redis cannot be watched; it will time out");
         }
     }
 
-    fn open(&mut self, role: Role, socket: Socket, backplane: &mut Backplane, now: Tick) {
-        self.lines[role as usize] = Line::Open {
+    fn open(&mut self, link: LinkId, socket: Socket, backplane: &mut Backplane, now: Tick) {
+        *self.line(link) = Line::Open {
             socket,
             is_full: false,
         };
-        self.watch(role);
-        if let Some(remote) = backplane.remote() {
-            remote.connected(role, now);
-        }
-        self.write(role, backplane, now);
+        self.watch(link);
+        backplane.link_connected(link, now);
+        self.write(link, backplane, now);
     }
 
-    fn fail(&mut self, role: Role, reason: String, backplane: &mut Backplane, now: Tick) {
-        self.lines[role as usize] = Line::Closed;
-        if let Some(remote) = backplane.remote() {
-            remote.failed(role, reason, now);
-        }
+    fn fail(&mut self, link: LinkId, reason: String, backplane: &mut Backplane, now: Tick) {
+        *self.line(link) = Line::Closed;
+        backplane.link_failed(link, reason, now);
         backplane.settle();
         self.carry_out(backplane, now);
     }

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use throng::backplane::remote::{self, Address, Degraded, LinkOrder, Role};
+use throng::backplane::remote::{self, Address, Degraded, LinkId, LinkOrder, Role};
 use throng::backplane::{Action, Backplane, LaneRoom, Options, Ports, turn};
 use throng::bus::{Batch, BatchMessage, CoreId, Downstream, MessageKind, RoomName, Upstream};
 use throng::protocol::{OpCode, encode_header};
@@ -32,6 +32,11 @@ pub fn ids(batch: &Batch) -> impl Iterator<Item = u64> + '_ {
         let text = std::str::from_utf8(&batch.bytes[payload]).unwrap();
         text.parse().unwrap()
     })
+}
+
+/// The link of that role to the one server.
+fn link(role: Role) -> LinkId {
+    LinkId { server: 0, role }
 }
 
 /// One stay in a room.
@@ -58,7 +63,7 @@ struct Node {
     shards: Vec<BTreeMap<&'static str, Room>>,
     up: Vec<VecDeque<Upstream>>,
     down: Vec<Lane<Downstream>>,
-    pipes: [Option<u64>; 2],
+    pipes: [Option<u64>; 3],
     first: usize,
 }
 
@@ -140,7 +145,7 @@ impl World {
                     shards: (0..shard_count).map(|_| BTreeMap::new()).collect(),
                     up: (0..shard_count).map(|_| VecDeque::new()).collect(),
                     down: (0..shard_count).map(|_| Lane::new(6, 400)).collect(),
-                    pipes: [None, None],
+                    pipes: [None; 3],
                     first: 0,
                 }
             })
@@ -306,14 +311,14 @@ impl World {
         *first += 1;
         turn(backplane, &mut Wires { up, down }, *first, self.now);
         backplane.check_invariants();
-        backplane.remote().unwrap().check_invariants();
+        backplane.check_redis_invariants();
     }
 
     /// The node's sockets: orders, then bytes in both directions, as many as chance has it.
     fn links(&mut self, node: usize) {
         let now = self.now;
         self.orders(node);
-        for role in [Role::Subscription, Role::Publishing] {
+        for role in Role::ALL {
             let Node {
                 backplane, pipes, ..
             } = &mut self.nodes[node];
@@ -325,10 +330,10 @@ impl World {
             if !pipe.half_open && !pipe.down.is_empty() {
                 let count = pipe.down.len().min(most);
                 let bytes: Vec<u8> = pipe.down.drain(..count).collect();
-                backplane.remote().unwrap().received(role, &bytes, now);
+                backplane.link_received(link(role), &bytes, now);
             } else if pipe.ended && !pipe.half_open {
                 let reason = "Redis has closed the connection".to_owned();
-                backplane.remote().unwrap().failed(role, reason, now);
+                backplane.link_failed(link(role), reason, now);
             }
             self.orders(node);
             let Node {
@@ -337,15 +342,14 @@ impl World {
             let Some(id) = pipes[role as usize] else {
                 continue;
             };
-            let remote = backplane.remote().unwrap();
-            let output = remote.output(role, now);
+            let output = backplane.link_output(link(role), now);
             let count = output.len().min(most);
             let pipe = self.server.pipes.get_mut(&id).unwrap();
             if !pipe.ended {
                 pipe.up.extend(&output[..count]);
             }
             if count > 0 {
-                remote.written(role, count, now);
+                backplane.link_written(link(role), count, now);
             }
             self.orders(node);
         }
@@ -359,16 +363,17 @@ impl World {
         backplane.settle();
         while let Some(order) = backplane.poll_link_order() {
             match order {
-                LinkOrder::Connect(role) => {
-                    pipes[role as usize] = self.server.connect();
-                    let remote = backplane.remote().unwrap();
-                    match pipes[role as usize] {
-                        Some(_) => remote.connected(role, now),
-                        None => remote.failed(role, "it refuses the connection".into(), now),
+                LinkOrder::Connect { link, .. } => {
+                    pipes[link.role as usize] = self.server.connect();
+                    match pipes[link.role as usize] {
+                        Some(_) => backplane.link_connected(link, now),
+                        None => {
+                            backplane.link_failed(link, "it refuses the connection".into(), now)
+                        }
                     }
                 }
-                LinkOrder::Close(role) => {
-                    if let Some(id) = pipes[role as usize].take() {
+                LinkOrder::Close(link) => {
+                    if let Some(id) = pipes[link.role as usize].take() {
                         self.server.pipes.remove(&id);
                     }
                 }

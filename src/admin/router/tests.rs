@@ -158,6 +158,7 @@ fn readiness_names_every_reason_against_it() {
         stalled_shards: vec![CoreId(1)],
         bus_stalled_us: 1_000_001,
         link_troubles: vec![LinkTrouble {
+            server: "redis.example:6379".into(),
             link: "subscription",
             state: "resting",
             since_us: 7_000_000,
@@ -177,6 +178,7 @@ fn readiness_names_every_reason_against_it() {
         codes,
         ["draining", "shard_stalled", "bus_overfull", "redis_link"]
     );
+    assert_eq!(value["reasons"][3]["server"], "redis.example:6379");
     assert_eq!(value["reasons"][3]["link"], "subscription");
     assert_eq!(value["reasons"][3]["since_ms"], 7_000);
     assert_eq!(value["reasons"][1]["shards"], json!([1]));

@@ -41,6 +41,9 @@ impl Arrivals {
             self.sequences.push(Sequence { node, epoch, next });
             return Arrival::Next;
         };
+        if is_before(epoch, known.epoch) {
+            return Arrival::Duplicate;
+        }
         // Another epoch is another sequence, and every sequence begins with 1.
         let expected = if known.epoch == epoch { known.next } else { 1 };
         if first < expected {
@@ -57,8 +60,15 @@ impl Arrivals {
     #[must_use]
     pub fn has(&self, node: u64, epoch: u32, first: u64) -> bool {
         let known = self.sequences.iter().find(|known| known.node == node);
-        known.is_some_and(|known| known.epoch == epoch && first < known.next)
+        known.is_some_and(|known| {
+            is_before(epoch, known.epoch) || known.epoch == epoch && first < known.next
+        })
     }
+}
+
+/// Whether a node's sequence is an older one: a node counts its epochs up, around the end of their numbers.
+fn is_before(epoch: u32, known: u32) -> bool {
+    known.wrapping_sub(epoch).wrapping_sub(1) < u32::MAX / 2
 }
 
 #[cfg(test)]
@@ -84,6 +94,12 @@ mod tests {
         assert_eq!(arrivals.arrive(1, 1, 7, 1), Arrival::Next);
         assert_eq!(arrivals.arrive(1, 2, 1, 1), Arrival::Next);
         assert_eq!(arrivals.arrive(1, 3, 4, 1), Arrival::Hole(3));
+        assert_eq!(
+            arrivals.arrive(1, 2, 9, 1),
+            Arrival::Duplicate,
+            "an older one"
+        );
+        assert!(arrivals.has(1, u32::MAX, 9) && !arrivals.has(1, 4, 1));
     }
 
     #[test]

@@ -36,8 +36,9 @@ enum State {
     Holding,
 }
 
+/// One room's channel.
 #[derive(Debug)]
-struct Channel {
+pub struct Channel {
     state: State,
     /// Some shard has members, or wants some.
     wanted: bool,
@@ -72,6 +73,15 @@ pub struct Stood {
     pub was_lost: bool,
 }
 
+/// Rooms that go to another server.
+#[derive(Debug, Default)]
+pub struct Parting {
+    /// Those that somebody wants, and what there is to know of them.
+    pub wanted: Vec<(RoomName, Channel)>,
+    /// Those that are to be left at this server.
+    pub left: Vec<RoomName>,
+}
+
 /// All channels of this node.
 #[derive(Debug)]
 pub struct Channels {
@@ -81,6 +91,8 @@ pub struct Channels {
     /// Queued channels that nobody wants any more.
     abandoned_count: usize,
     asked_count: usize,
+    /// Acknowledgements that are on their way for rooms that have gone elsewhere since they were asked for.
+    voided: HashMap<RoomName, u32, FixedState>,
     standing_count: usize,
     /// Rooms with interests that are not answered.
     waiting_count: usize,
@@ -103,6 +115,7 @@ impl Channels {
             queued: VecDeque::new(),
             abandoned_count: 0,
             asked_count: 0,
+            voided: HashMap::with_hasher(FixedState::with_seed(seed)),
             standing_count: 0,
             waiting_count: 0,
             waits: VecDeque::new(),
@@ -231,6 +244,9 @@ impl Channels {
 
     /// Redis has acknowledged the subscription to the room's channel.
     pub fn stand(&mut self, room: &str, now: Tick) -> Option<Stood> {
+        if self.takes_voided(room) {
+            return None;
+        }
         let (room, channel) = self.rooms.get_key_value_mut(room)?;
         if channel.state != State::Asked {
             return None;
@@ -254,6 +270,34 @@ impl Channels {
         })
     }
 
+    /// Redis has refused what was asked for: it is queued anew.
+    pub fn unask(&mut self, rooms: Vec<RoomName>) {
+        for room in rooms {
+            if self.takes_voided(&room) {
+                continue;
+            }
+            if let Some(channel) = self.rooms.get_mut(&room)
+                && channel.state == State::Asked
+            {
+                channel.state = State::Queued;
+                self.asked_count -= 1;
+                self.abandoned_count += usize::from(!channel.wanted);
+                self.queued.push_back(room);
+            }
+        }
+    }
+
+    fn takes_voided(&mut self, room: &str) -> bool {
+        let Some(count) = self.voided.get_mut(room) else {
+            return false;
+        };
+        *count -= 1;
+        if *count == 0 {
+            self.voided.remove(room);
+        }
+        true
+    }
+
     /// The sequences of a room whose channel stands, and its name as everybody here shares it.
     pub fn arrivals(&mut self, room: &str) -> Option<(RoomName, &mut Arrivals)> {
         let (room, channel) = self.rooms.get_key_value_mut(room)?;
@@ -266,6 +310,11 @@ impl Channels {
         let channel = self.rooms.get_mut(room)?;
         (channel.wanted && channel.has_stood)
             .then_some((channel.state == State::Standing, &mut channel.arrivals))
+    }
+
+    /// Whether the room's channel stands, or is to stand.
+    pub fn follows(&self, room: &str) -> bool {
+        self.rooms.contains_key(room)
     }
 
     /// The rooms whose joins have waited too long, one a call: the room, and who waited.
@@ -309,6 +358,7 @@ impl Channels {
         self.queued.clear();
         self.abandoned_count = 0;
         self.holds.clear();
+        self.voided.clear();
         self.asked_count = 0;
         self.standing_count = 0;
         self.next_ask = Tick(0);
@@ -321,6 +371,54 @@ impl Channels {
             queued.push_back(room.clone());
             true
         });
+    }
+
+    /// How many rooms may wait.
+    pub fn set_waiting_max(&mut self, count: usize) {
+        self.waiting_max = count;
+    }
+
+    /// All rooms that are followed, or are to be.
+    pub fn rooms(&self) -> impl Iterator<Item = &RoomName> {
+        self.rooms.keys()
+    }
+
+    /// Lets rooms go.
+    pub fn release(&mut self, goes: impl Fn(&str) -> bool) -> Parting {
+        let mut parting = Parting::default();
+        for (room, channel) in self.rooms.extract_if(|room, _| goes(room)) {
+            match channel.state {
+                State::Queued => self.abandoned_count -= usize::from(!channel.wanted),
+                State::Asked => {
+                    self.asked_count -= 1;
+                    *self.voided.entry(room.clone()).or_default() += 1;
+                }
+                State::Standing | State::Holding => self.standing_count -= 1,
+            }
+            self.waiting_count -= usize::from(!channel.waiting.is_empty());
+            if channel.state != State::Queued {
+                parting.left.push(room.clone());
+            }
+            if channel.wanted {
+                parting.wanted.push((room, channel));
+            }
+        }
+        let rooms = &self.rooms;
+        self.queued.retain(|room| rooms.contains_key(room));
+        parting
+    }
+
+    /// Takes a room in that another server has let go; it is queued, whatever it was there.
+    pub fn adopt(&mut self, room: RoomName, channel: Channel) {
+        if !channel.waiting.is_empty() {
+            self.waiting_count += 1;
+            let due = channel.waiting_since.after(self.join_timeout);
+            let place = self.waits.partition_point(|(other, _)| *other <= due);
+            self.waits.insert(place, (due, room.clone()));
+        }
+        self.queued.push_back(room.clone());
+        let state = State::Queued;
+        self.rooms.insert(room, Channel { state, ..channel });
     }
 
     /// Whether no channel is queued or asked for.

@@ -1,14 +1,16 @@
-//! The first words on a connection: protocol version, who we are, which database. Every refusal is told in words.
+//! The first words on a connection: protocol version, who we are, which database, what answers. Every refusal is told in
+//! words.
+
+use std::fmt;
 
 use bytes::BytesMut;
 
-use super::Address;
+use super::refusal::{Grant, explain, shown};
+use super::{Address, Kind};
 use crate::backplane::resp::{Reply, encode_command};
 
 /// The oldest server that is spoken to.
 const VERSION_MIN: (u32, u32) = (5, 0);
-/// What is shown of a server's words.
-const SHOWN_CHARS_MAX: usize = 200;
 
 /// What a reply has led to.
 #[derive(Debug, PartialEq, Eq)]
@@ -27,41 +29,74 @@ enum Asked {
     Auth,
     Name,
     Info,
+    Replication,
     Select,
+}
+
+/// What answers there, as it says itself. What it does not say is empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Server {
+    /// `redis`, `valkey`.
+    pub name: String,
+    /// `7.0.15`.
+    pub version: String,
+    /// `standalone`, `cluster`, `sentinel`.
+    pub mode: String,
+    /// `master`, `replica`.
+    pub role: String,
+    /// It is spoken to in RESP3.
+    pub is_resp3: bool,
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let or = |text: &str, other: &str| match text {
+            "" => other.to_owned(),
+            text => text.to_owned(),
+        };
+        let name = or(&self.name, "redis");
+        let version = or(&self.version, "of unknown version");
+        write!(f, "{name} {version}, ")?;
+        f.write_str(if self.is_resp3 { "RESP3" } else { "RESP2" })?;
+        for word in [&self.mode, &self.role] {
+            if !word.is_empty() {
+                write!(f, ", {word}")?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The exchange, from HELLO to the last answer.
 #[derive(Debug)]
 pub struct Greeting {
-    user: Option<String>,
-    password: Option<String>,
-    database: u32,
+    address: Address,
+    grant: Grant,
     asked: Asked,
-    server: String,
+    server: Server,
 }
 
 impl Greeting {
-    /// Nothing was said yet.
-    pub fn new(address: &Address) -> Self {
+    /// Nothing was said yet. `grant`: what the user is to be allowed.
+    pub fn new(address: &Address, grant: Grant) -> Self {
         Self {
-            user: address.user.clone(),
-            password: address.password.clone(),
-            database: address.database,
+            address: address.clone(),
+            grant,
             asked: Asked::Hello,
-            server: String::from("unknown"),
+            server: Server::default(),
         }
     }
 
-    /// What the server calls itself: `redis 7.0.15, RESP3`.
-    pub fn server(&self) -> &str {
+    /// What answers.
+    pub fn server(&self) -> &Server {
         &self.server
     }
 
     /// Says HELLO.
     pub fn begin(&mut self, out: &mut BytesMut, name: &str) {
         let mut words: Vec<&[u8]> = vec![b"HELLO", b"3"];
-        if let Some(password) = &self.password {
-            let user = self.user.as_deref().unwrap_or("default");
+        if let Some(password) = &self.address.password {
+            let user = self.address.user.as_deref().unwrap_or("default");
             words.extend([b"AUTH".as_slice(), user.as_bytes(), password.as_bytes()]);
         }
         words.extend([b"SETNAME".as_slice(), name.as_bytes()]);
@@ -82,17 +117,22 @@ impl Greeting {
             (Asked::Hello, Reply::Fields(fields)) => {
                 let field = |name: &str| {
                     let found = fields.iter().find(|(field, _)| field == name);
-                    found.map_or("", |(_, value)| value.as_str())
+                    found.map_or_else(String::new, |(_, value)| shown(value))
                 };
-                let version = field("version");
-                check_version(version)?;
-                self.server = format!("{} {version}, RESP3, {}", field("server"), field("mode"));
+                self.server = Server {
+                    name: field("server"),
+                    version: field("version"),
+                    mode: field("mode"),
+                    role: field("role"),
+                    is_resp3: true,
+                };
+                self.judge()?;
                 Ok(self.select(out))
             }
             (Asked::Hello, Reply::Error(error)) if knows_no_hello(error) => {
-                if let Some(password) = &self.password {
+                if let Some(password) = &self.address.password {
                     let mut words: Vec<&[u8]> = vec![b"AUTH"];
-                    words.extend(self.user.as_deref().map(str::as_bytes));
+                    words.extend(self.address.user.as_deref().map(str::as_bytes));
                     words.push(password.as_bytes());
                     encode_command(out, &words);
                     self.asked = Asked::Auth;
@@ -108,7 +148,7 @@ impl Greeting {
                 self.set_name(out, name);
                 Ok(Step::Going)
             }
-            (Asked::Name, Reply::Error(error)) if needs_password(error) => Err(explain(error)),
+            (Asked::Name, Reply::Error(error)) if needs_password(error) => Err(self.explain(error)),
             (Asked::Name, _) => {
                 encode_command(out, &[b"INFO", b"server"]);
                 self.asked = Asked::Info;
@@ -116,28 +156,38 @@ impl Greeting {
             }
             (Asked::Info, Reply::Text(text)) => {
                 let text = String::from_utf8_lossy(text);
-                let version = text
-                    .lines()
-                    .find_map(|line| line.strip_prefix("redis_version:"))
-                    .unwrap_or_default()
-                    .trim();
-                check_version(version)?;
-                self.server = format!("redis {version}, RESP2");
+                self.server.name = "redis".into();
+                self.server.version = field_of_info(&text, "redis_version");
+                self.server.mode = field_of_info(&text, "redis_mode");
+                self.judge()?;
+                encode_command(out, &[b"INFO", b"replication"]);
+                self.asked = Asked::Replication;
+                Ok(Step::Going)
+            }
+            (Asked::Info, Reply::Error(error)) if !needs_password(error) => Ok(self.select(out)),
+            (Asked::Replication, Reply::Text(text)) => {
+                let role = field_of_info(&String::from_utf8_lossy(text), "role");
+                self.server.role = match role.as_str() {
+                    "slave" => "replica".into(),
+                    _ => role,
+                };
+                self.judge()?;
                 Ok(self.select(out))
             }
-            (Asked::Info, Reply::Error(error)) if !needs_password(error) => {
-                self.server = "of unknown version, RESP2".into();
-                Ok(self.select(out))
-            }
+            (Asked::Replication, Reply::Error(_)) => Ok(self.select(out)),
             (Asked::Select, Reply::Text(_)) => Ok(Step::Done),
             (Asked::Select, Reply::Error(error)) => Err(format!(
                 "database {} cannot be selected: {}",
-                self.database,
+                self.address.database,
                 shown(error)
             )),
-            (_, Reply::Error(error)) => Err(explain(error)),
+            (_, Reply::Error(error)) => Err(self.explain(error)),
             _ => Err("what answers there is not Redis: its answer to HELLO is of another kind".into()),
         }
+    }
+
+    fn explain(&self, error: &str) -> String {
+        explain(error, &self.grant)
     }
 
     fn set_name(&mut self, out: &mut BytesMut, name: &str) {
@@ -146,13 +196,79 @@ impl Greeting {
     }
 
     fn select(&mut self, out: &mut BytesMut) -> Step {
-        if self.database == 0 {
+        if self.address.database == 0 {
             return Step::Done;
         }
-        encode_command(out, &[b"SELECT", self.database.to_string().as_bytes()]);
+        encode_command(
+            out,
+            &[b"SELECT", self.address.database.to_string().as_bytes()],
+        );
         self.asked = Asked::Select;
         Step::Going
     }
+
+    /// Whether what answers is what was named. A server that does not say what it is is taken: it has answered as Redis
+    /// does.
+    fn judge(&self) -> Result<(), String> {
+        let Server {
+            version,
+            mode,
+            role,
+            ..
+        } = &self.server;
+        check_version(version)?;
+        let Address {
+            endpoint,
+            tls,
+            kind,
+            ..
+        } = &self.address;
+        let s = if *tls { "s" } else { "" };
+        match (kind, mode.as_str()) {
+            (Kind::Single, "cluster") => Err(format!(
+                "{endpoint} is a node of a Redis Cluster: write redis{s}-cluster://{endpoint}"
+            )),
+            (Kind::Single | Kind::ClusterNode, "sentinel") => Err(format!(
+                "{endpoint} is a Sentinel: write redis{s}-sentinel://{endpoint}/NAME, with the NAME that its `sentinel monitor` gives the master"
+            )),
+            (Kind::ClusterNode, "standalone") => Err(format!(
+                "{endpoint} is no node of a Redis Cluster: write redis{s}://{endpoint}"
+            )),
+            (Kind::Sentinel, "standalone") => Err(format!(
+                "{endpoint} is no Sentinel but a Redis: write redis{s}://{endpoint}, or the port of a Sentinel (26379)"
+            )),
+            (Kind::Sentinel, "cluster") => Err(format!(
+                "{endpoint} is no Sentinel but a node of a Redis Cluster: write redis{s}-cluster://{endpoint}"
+            )),
+            (Kind::Single, _) if role == "replica" => Err(replica_refused(&self.address)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Why a replica is not used.
+fn replica_refused(address: &Address) -> String {
+    let s = if address.tls { "s" } else { "" };
+    format!(
+        "{} is a replica: messages published there reach nobody else; write the address of its master, or redis{s}-sentinel://",
+        address.endpoint
+    )
+}
+
+/// Whether a server that was asked again by `HELLO 3` or `ROLE` is a master now; `None`: it does not say.
+pub fn is_master(reply: &Reply) -> Option<bool> {
+    let role = match reply {
+        Reply::Fields(fields) => {
+            let (_, role) = fields.iter().find(|(field, _)| field == "role")?;
+            role.as_bytes()
+        }
+        Reply::List(parts) => match parts.first()? {
+            Reply::Text(role) => role,
+            _ => return None,
+        },
+        _ => return None,
+    };
+    Some(role == b"master")
 }
 
 fn knows_no_hello(error: &str) -> bool {
@@ -161,6 +277,13 @@ fn knows_no_hello(error: &str) -> bool {
 
 fn needs_password(error: &str) -> bool {
     error.starts_with("NOAUTH")
+}
+
+/// `field:value` in an answer to INFO.
+fn field_of_info(text: &str, field: &str) -> String {
+    let mut lines = text.lines().filter_map(|line| line.split_once(':'));
+    let found = lines.find(|(name, _)| *name == field);
+    found.map_or_else(String::new, |(_, value)| shown(value.trim()))
 }
 
 /// A server whose version cannot be read is taken: it has answered as Redis does.
@@ -179,51 +302,21 @@ fn check_version(version: &str) -> Result<(), String> {
     ))
 }
 
-/// A server's error in words that say what to do.
-pub fn explain(error: &str) -> String {
-    let words = shown(error);
-    let code = error.split(' ').next().unwrap_or_default();
-    match code {
-        "WRONGPASS" => format!(
-            "Redis refuses the user or the password ({words}): mend them in redis, redis_password or redis_password_file"
-        ),
-        "NOAUTH" => format!(
-            "Redis wants a password ({words}): give it in redis, redis_password or redis_password_file"
-        ),
-        "NOPERM" => format!(
-            "the Redis user lacks a permission ({words}): it needs +hello +select +info +client|setname +publish \
-             +subscribe +unsubscribe, and the channels of redis_prefix (&throng:* by default)"
-        ),
-        "LOADING" | "BUSY" | "MASTERDOWN" => format!("Redis is not ready yet ({words})"),
-        "DENIED" => format!("Redis is in protected mode and lets only its own host in ({words})"),
-        "ERR" if error.contains("invalid password") || error.contains("without any password") => {
-            format!(
-                "Redis refuses the password ({words}): mend it in redis, redis_password or redis_password_file"
-            )
-        }
-        "ERR" if error.contains("max number of clients") => {
-            format!("Redis has as many clients as it takes ({words}): raise its maxclients")
-        }
-        _ => format!("Redis refuses: {words}"),
-    }
-}
-
-fn shown(error: &str) -> String {
-    error
-        .chars()
-        .filter(|character| !character.is_control())
-        .take(SHOWN_CHARS_MAX)
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
 
+    use super::super::{Options, Source};
     use super::*;
 
     fn greet(url: &str, replies: &[Reply]) -> (Vec<String>, Result<Step, String>) {
-        let mut greeting = Greeting::new(&Address::parse(url).unwrap());
+        let address = match Source::parse(url).unwrap() {
+            Source::One(address) => address,
+            Source::Sentinel { sentinels, .. } => sentinels[0].clone(),
+            Source::Cluster { seeds } => seeds[0].clone(),
+        };
+        let grant = Grant::at_redis(&Options::new(address.clone()));
+        let mut greeting = Greeting::new(&address, grant);
         let mut out = BytesMut::new();
         greeting.begin(&mut out, "me");
         let mut last = Ok(Step::Going);
@@ -264,9 +357,15 @@ mod tests {
     fn a_server_without_hello_is_spoken_to_in_resp2() {
         let unknown = error("ERR unknown command `HELLO`, with args beginning with: ");
         let info = text("# Server\r\nredis_version:5.0.14\r\n");
-        let replies = [unknown.clone(), text("OK"), text("OK"), info];
+        let role = text("# Replication\r\nrole:master\r\n");
+        let replies = [unknown.clone(), text("OK"), text("OK"), info, role];
         let (said, end) = greet("redis://:p@h", &replies);
-        let expected = ["AUTH p", "CLIENT SETNAME me", "INFO server"];
+        let expected = [
+            "AUTH p",
+            "CLIENT SETNAME me",
+            "INFO server",
+            "INFO replication",
+        ];
         assert_eq!(said[1..], expected);
         assert_eq!(end, Ok(Step::Done));
         let (_, step) = greet("redis://h", &[unknown]);
@@ -336,5 +435,110 @@ mod tests {
             let said = end.unwrap_err();
             assert!(said.contains(wanted), "{said} does not say {wanted}");
         }
+    }
+
+    /// An answer to HELLO.
+    fn is(mode: &str, role: &str) -> Reply {
+        let field = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        Reply::Fields(vec![
+            field("server", "redis"),
+            field("version", "7.0.15"),
+            field("mode", mode),
+            field("role", role),
+        ])
+    }
+
+    #[test]
+    fn another_kind_of_server_is_refused_with_the_url_to_write() {
+        for (url, answer, wanted) in [
+            (
+                "redis://h:1",
+                is("cluster", "master"),
+                "write redis-cluster://h:1",
+            ),
+            (
+                "rediss://h:1",
+                is("sentinel", ""),
+                "write rediss-sentinel://h:1/NAME",
+            ),
+            (
+                "redis-cluster://h:1",
+                is("standalone", "master"),
+                "write redis://h:1",
+            ),
+            (
+                "redis-cluster://h:1",
+                is("sentinel", ""),
+                "write redis-sentinel://h:1/NAME",
+            ),
+            (
+                "redis-sentinel://h:1/m",
+                is("standalone", "master"),
+                "no Sentinel but a Redis: write redis://h:1",
+            ),
+            (
+                "rediss-sentinel://h:1/m",
+                is("cluster", "master"),
+                "write rediss-cluster://h:1",
+            ),
+            (
+                "redis://h:1",
+                is("standalone", "replica"),
+                "h:1 is a replica",
+            ),
+        ] {
+            let (_, end) = greet(url, &[answer]);
+            let said = end.unwrap_err();
+            assert!(said.contains(wanted), "{said} does not say {wanted}");
+        }
+        for (url, answer) in [
+            ("redis://h", is("standalone", "master")),
+            ("redis-cluster://h", is("cluster", "replica")),
+            ("redis-sentinel://h/m", is("sentinel", "")),
+        ] {
+            let (_, end) = greet(url, &[answer]);
+            assert_eq!(end, Ok(Step::Done), "{url}");
+        }
+    }
+
+    #[test]
+    fn an_older_servers_kind_is_known_from_info() {
+        let begin = [error("ERR unknown command 'HELLO'"), text("OK")];
+        let info = |mode: &str| text(&format!("redis_version:5.0.14\r\nredis_mode:{mode}\r\n"));
+        let replica = [info("standalone"), text("role:slave\r\n")];
+        let (_, end) = greet("redis://h", &[&begin[..], &replica[..]].concat());
+        assert!(end.unwrap_err().contains("is a replica"));
+        let (_, end) = greet("redis://h", &[&begin[..], &[info("cluster")]].concat());
+        assert!(end.unwrap_err().contains("redis-cluster://"));
+    }
+
+    #[test]
+    fn a_server_is_told_in_a_line() {
+        let server = |name: &str| Server {
+            name: name.into(),
+            ..Server::default()
+        };
+        assert_eq!(server("").to_string(), "redis of unknown version, RESP2");
+        let valkey = Server {
+            version: "8.0.1".into(),
+            mode: "standalone".into(),
+            role: "master".into(),
+            is_resp3: true,
+            ..server("valkey")
+        };
+        assert_eq!(
+            valkey.to_string(),
+            "valkey 8.0.1, RESP3, standalone, master"
+        );
+    }
+
+    #[test]
+    fn who_was_a_master_may_be_none_any_more() {
+        assert_eq!(is_master(&is("standalone", "master")), Some(true));
+        assert_eq!(is_master(&is("standalone", "replica")), Some(false));
+        let list = |role: &str| Reply::List(vec![text(role), Reply::Number(0)]);
+        assert_eq!(is_master(&list("master")), Some(true));
+        assert_eq!(is_master(&list("slave")), Some(false));
+        assert_eq!(is_master(&error("NOPERM no")), None);
     }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 
 use super::greeting::{Greeting, Step};
+use super::refusal::Grant;
 use super::{Address, Options};
 use crate::backplane::resp::{Decoder, Reply, Version, encode_command};
 use crate::metrics::RedisLinkSnapshot;
@@ -23,18 +24,25 @@ const REST_MS_MAX: u64 = 5_000;
 /// What is shown of bytes that are no RESP.
 const SHOWN_BYTES_MAX: usize = 60;
 
+/// How a TLS record begins: its type, and the first byte of its version (RFC 8446 §5.1).
+const TLS_ALERT: u8 = 21;
+const TLS_HANDSHAKE: u8 = 22;
+const TLS_MAJOR: u8 = 3;
+
 /// What a link is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
     /// PUBLISH.
     Publishing,
     /// SUBSCRIBE, UNSUBSCRIBE, and what is published.
     Subscription,
+    /// Questions and their answers: nothing that a message waits behind.
+    Commands,
 }
 
 impl Role {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Publishing, Self::Subscription];
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Publishing, Self::Subscription, Self::Commands];
 
     /// The name in metrics, answers and logs.
     #[must_use]
@@ -42,8 +50,18 @@ impl Role {
         match self {
             Self::Publishing => "publishing",
             Self::Subscription => "subscription",
+            Self::Commands => "commands",
         }
     }
+}
+
+/// One of the connections to one of the servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LinkId {
+    /// The server: its place among all of them.
+    pub server: u16,
+    /// What the link is for.
+    pub role: Role,
 }
 
 #[derive(Debug)]
@@ -55,7 +73,7 @@ enum State {
         since: Tick,
     },
     Greeting {
-        greeting: Greeting,
+        greeting: Box<Greeting>,
         since: Tick,
     },
     Up {
@@ -90,6 +108,10 @@ pub struct Link {
     /// Nothing was written before this is due.
     flush_at: Tick,
     heard: Tick,
+    /// What is spoken since it was greeted.
+    is_resp3: bool,
+    /// Bytes have come since it was connected.
+    has_spoken: bool,
     counts: RedisLinkSnapshot,
 }
 
@@ -106,6 +128,8 @@ impl Link {
             out: BytesMut::new(),
             flush_at: now,
             heard: now,
+            is_resp3: true,
+            has_spoken: false,
             counts: RedisLinkSnapshot::default(),
         }
     }
@@ -175,7 +199,8 @@ impl Link {
         }
         self.decoder = Decoder::new(Version::Resp3);
         self.heard = now;
-        let mut greeting = Greeting::new(&options.address);
+        self.has_spoken = false;
+        let mut greeting = Box::new(Greeting::new(&options.address, Grant::at_redis(options)));
         let name = self.client_name(options);
         greeting.begin(&mut self.out, &name);
         self.state = State::Greeting {
@@ -218,6 +243,16 @@ impl Link {
         self.decoder = Decoder::new(Version::Resp3);
     }
 
+    /// Begins anew at another address: `soon` without a rest, else with the one that it has.
+    pub fn restart(&mut self, soon: bool, now: Tick) {
+        match &mut self.state {
+            State::Closed => {}
+            State::Resting { until } if soon => *until = now,
+            State::Resting { .. } => {}
+            state => *state = State::Resting { until: now },
+        }
+    }
+
     /// It ends for good.
     pub fn close(&mut self) {
         self.state = State::Closed;
@@ -227,6 +262,7 @@ impl Link {
     /// Bytes came.
     pub fn feed(&mut self, bytes: &[u8], now: Tick) {
         self.heard = now;
+        self.has_spoken = true;
         self.counts.received_bytes += bytes.len() as u64;
         self.decoder.feed(bytes);
     }
@@ -236,6 +272,9 @@ impl Link {
         let reply = self.decoder.next_reply().map_err(|_| {
             let waiting = self.decoder.waiting();
             let shown = &waiting[..waiting.len().min(SHOWN_BYTES_MAX)];
+            if let [TLS_ALERT | TLS_HANDSHAKE, TLS_MAJOR, ..] = shown {
+                return "what answers there speaks TLS: write rediss:// instead of redis://".into();
+            }
             let shown = String::from_utf8_lossy(shown);
             format!("what answers there is not Redis: it says {shown:?}")
         })?;
@@ -257,7 +296,8 @@ impl Link {
             Step::Going => {}
             Step::Older => self.decoder.set_version(Version::Resp2),
             Step::Done => {
-                let server = greeting.server().to_owned();
+                let server = greeting.server().to_string();
+                self.is_resp3 = greeting.server().is_resp3;
                 tracing::info!(link = self.role.label(), server, "connected to Redis");
                 self.state = State::Up { since: now };
                 self.counts.connects += 1;
@@ -267,11 +307,32 @@ impl Link {
         Ok(Wants::Nothing)
     }
 
+    /// Whether RESP3 is spoken, once it is up.
+    pub fn is_resp3(&self) -> bool {
+        self.is_resp3
+    }
+
+    /// Why the socket has ended, with what may be behind it: a TLS port ends a connection that begins without TLS.
+    pub fn explain_end(&self, reason: String, address: &Address) -> String {
+        match self.state {
+            State::Greeting { .. } if !self.has_spoken && !address.tls => format!(
+                "{reason}: {} has said nothing to HELLO; it is no Redis, or speaks TLS (write rediss://)",
+                address.endpoint
+            ),
+            _ => reason,
+        }
+    }
+
     /// Gives it up if it takes too long to come up.
     pub fn overdue(&self, address: &Address, timeout: Duration, now: Tick) -> Option<String> {
         let endpoint = &address.endpoint;
         let ms = timeout.as_millis();
         match &self.state {
+            State::Connecting { since } if address.tls && since.after(timeout) <= now => {
+                Some(format!(
+                    "{endpoint} does not take the connection and finish the TLS handshake within {ms} ms; a port without TLS never does (write redis://)"
+                ))
+            }
             State::Connecting { since } if since.after(timeout) <= now => Some(format!(
                 "{endpoint} does not take the connection within {ms} ms"
             )),

@@ -23,30 +23,57 @@
 mod address;
 mod arrivals;
 mod channels;
+mod cluster;
+mod commands;
+mod deadlines;
+mod directory;
+mod fleet;
 mod greeting;
 mod link;
+mod moves;
+mod naming;
 pub(super) mod offer;
 mod options;
 mod outgoing;
 mod outlets;
+pub mod placement;
 mod pulse;
+mod rank;
+mod refusal;
 mod replies;
+mod sharded;
+mod shell;
+mod streams;
+mod transit;
 pub mod wire;
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use address::{Address, Endpoint, without_password};
-pub use link::Role;
-pub use options::{AtStart, Degraded, Options};
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+
+pub use super::resp::Reply;
+pub use address::{Access, Address, Endpoint, Kind, Source, without_password};
+pub use fleet::Fleet;
+pub use link::{LinkId, Role};
+pub use options::{AtStart, Degraded, Mode, Options, SERVER_COUNT_MAX};
 pub(super) use outlets::Outlets;
 
 use self::arrivals::Arrival;
 use self::channels::{Channels, Interest};
+use self::commands::Asked;
 use self::link::{Link, Random};
+use self::moves::News;
+use self::naming::Naming;
 use self::outgoing::{Entry, Outgoing};
+use self::placement::{Partitions, Tag};
 use self::pulse::Pulse;
+use self::rank::Rank;
+use self::sharded::Asks;
+use self::streams::Streams;
 use super::ShardSet;
 use crate::bus::{Batch, CoreId, RoomName};
 use crate::metrics::RedisSnapshot;
@@ -99,15 +126,27 @@ pub enum Effect {
         /// Members on this node got them.
         local: bool,
     },
+    /// What became of a command that was given with [`Remote::command`].
+    Answered {
+        /// Its number.
+        ticket: u64,
+        /// The answer; `None`: the link was lost first, and nobody knows whether it was carried out.
+        reply: Option<Reply>,
+    },
 }
 
 /// Work for the shell's sockets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LinkOrder {
     /// Connect, and say `connected` or `failed`.
-    Connect(Role),
+    Connect {
+        /// The link.
+        link: LinkId,
+        /// Where to.
+        address: Address,
+    },
     /// Close the socket, if there is one; its news are not wanted any more.
-    Close(Role),
+    Close(LinkId),
     /// Redis cannot be used at the start, and the node is not to wait for it.
     Fatal(String),
 }
@@ -127,6 +166,8 @@ pub enum Published {
 /// A link that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkTrouble {
+    /// The server.
+    pub server: String,
     /// Which.
     pub link: &'static str,
     /// What it does.
@@ -142,26 +183,51 @@ pub struct LinkTrouble {
 enum Expected {
     Batch,
     Probe,
+    /// Whether the server is a master still.
+    Rank,
+    Script,
+    Server,
 }
 
 /// The state machine. After each input, drain [`Self::poll_effect`] and [`Self::poll_order`].
 #[derive(Debug)]
 pub struct Remote {
     options: Options,
+    /// Which of the servers it is.
+    server: u16,
     /// Names this process to the others.
     node: u64,
     random: Random,
     publishing: Link,
     subscription: Link,
+    commands: Link,
+    /// What the commands link owes an answer to, oldest first.
+    asked: VecDeque<Asked>,
     outgoing: Outgoing,
     /// Answers that the publishing link owes, and when each was asked for.
     expected: VecDeque<(Expected, Tick)>,
     channels: Channels,
-    /// The subscription to the probe channel stands.
+    naming: Naming,
+    /// With partitions: what leads the probe channel to this server.
+    probe_tag: Option<Tag>,
+    /// The subscription to the probe channel is asked for.
+    probe_asked: bool,
+    /// It stands.
     probe_stands: bool,
+    /// With [`Mode::Sharded`]: what the subscription link was asked, and has not answered.
+    asks: Asks,
+    /// Rooms that have gone to another server while something of theirs was on its way: how much.
+    leaving: HashMap<RoomName, u32, FixedState>,
+    news: VecDeque<News>,
+    /// Only asked for the cluster's servers: it carries nothing.
+    is_scout: bool,
+    /// What it was told then.
+    scouted: VecDeque<Option<Reply>>,
     /// When a command was sent last on the subscription link whose answers are still due.
     asked_at: Tick,
     pulse: Pulse,
+    rank: Rank,
+    streams: Option<Box<Streams>>,
     effects: VecDeque<Effect>,
     orders: VecDeque<LinkOrder>,
     counts: RedisSnapshot,
@@ -174,19 +240,38 @@ pub struct Remote {
 impl Remote {
     /// A backplane whose links are to be connected. `seed` is its only source of randomness.
     #[must_use]
-    pub fn new(options: Options, seed: u64, now: Tick) -> Self {
+    pub fn new(options: Options, server: u16, seed: u64, now: Tick) -> Self {
         let mut random = Random::new(seed);
         let node = random.up_to(u64::MAX - 1);
         Self {
+            server,
             node,
             publishing: Link::new(Role::Publishing, now),
             subscription: Link::new(Role::Subscription, now),
+            commands: Link::new(Role::Commands, now),
+            asked: VecDeque::new(),
             outgoing: Outgoing::new(node, seed),
             expected: VecDeque::new(),
             channels: Channels::new(&options, seed),
+            naming: Naming::new(
+                &options.prefix,
+                options
+                    .has_tags()
+                    .then(|| Partitions::new(options.partitions)),
+            ),
+            probe_tag: None,
+            probe_asked: false,
             probe_stands: false,
+            asks: Asks::default(),
+            leaving: HashMap::with_hasher(FixedState::with_seed(seed)),
+            news: VecDeque::new(),
+            is_scout: false,
+            scouted: VecDeque::new(),
             asked_at: now,
             pulse: Pulse::new(&options),
+            rank: Rank::new(now),
+            streams: (options.mode == Mode::Streams)
+                .then(|| Box::new(Streams::new(&options, seed, now))),
             effects: VecDeque::new(),
             orders: VecDeque::new(),
             counts: RedisSnapshot {
@@ -202,13 +287,27 @@ impl Remote {
         }
     }
 
+    /// The same for one of a node's servers: the node is `node` to all of them.
+    #[must_use]
+    pub fn of_node(self, node: u64, seed: u64) -> Self {
+        Self {
+            node,
+            outgoing: Outgoing::new(node, seed),
+            ..self
+        }
+    }
+
     // --- the shards' side -------------------------------------------------------------------------------------------
 
     /// A shard has its first member in a room.
     pub fn interest(&mut self, shard: CoreId, room: &RoomName, now: Tick) {
         let (room, shards) = (room.clone(), ShardSet::of(shard));
         match self.channels.interest(shard, &room, now) {
-            Interest::Stands => self.effects.push_back(Effect::Joined { room, shards }),
+            Interest::Stands => {
+                if self.streams_join(shard, &room, now) {
+                    self.effects.push_back(Effect::Joined { room, shards });
+                }
+            }
             Interest::Waits => self.ask(now),
             Interest::Refused => {
                 self.counts.joins_refused += 1;
@@ -219,7 +318,8 @@ impl Remote {
 
     /// A shard's last member has left a room; `is_last`: nobody here is in it any more.
     pub fn disinterest(&mut self, shard: CoreId, room: &RoomName, is_last: bool, now: Tick) {
-        if self.channels.disinterest(shard, room, is_last, now) {
+        let waited = self.channels.disinterest(shard, room, is_last, now);
+        if self.streams_leave(shard, room, is_last) || waited {
             let (room, shards) = (room.clone(), ShardSet::of(shard));
             self.effects.push_back(Effect::Joined { room, shards });
         }
@@ -307,7 +407,10 @@ impl Remote {
     fn arrived(&mut self, arrival: Arrival, room: RoomName, batch: Arc<Batch>) {
         match arrival {
             Arrival::Next => {}
-            Arrival::Hole(missed) => self.tell_gap(room.clone(), Some(missed)),
+            Arrival::Hole(missing) => match self.streams_untold(&room, missing) {
+                0 => {}
+                missed => self.tell_gap(room.clone(), Some(missed)),
+            },
             Arrival::Duplicate => return,
         }
         self.effects.push_back(Effect::Deliver { room, batch });
@@ -329,23 +432,19 @@ impl Remote {
 
     // --- the links' side --------------------------------------------------------------------------------------------
 
-    /// Where Redis is.
-    #[must_use]
-    pub fn address(&self) -> &Address {
-        &self.options.address
-    }
-
     /// The socket that [`LinkOrder::Connect`] asked for is connected.
     pub fn connected(&mut self, role: Role, now: Tick) {
         let options = &self.options;
         match role {
             Role::Publishing => self.publishing.connected(options, now),
             Role::Subscription => self.subscription.connected(options, now),
+            Role::Commands => self.commands.connected(options, now),
         }
     }
 
     /// The socket could not be connected, or has ended.
     pub fn failed(&mut self, role: Role, reason: String, now: Tick) {
+        let reason = self.link(role).explain_end(reason, &self.options.address);
         self.link_failed(role, reason, now);
     }
 
@@ -364,10 +463,16 @@ impl Remote {
         }
     }
 
+    fn id(&self, role: Role) -> LinkId {
+        let server = self.server;
+        LinkId { server, role }
+    }
+
     fn link(&self, role: Role) -> &Link {
         match role {
             Role::Publishing => &self.publishing,
             Role::Subscription => &self.subscription,
+            Role::Commands => &self.commands,
         }
     }
 
@@ -375,6 +480,7 @@ impl Remote {
         match role {
             Role::Publishing => &mut self.publishing,
             Role::Subscription => &mut self.subscription,
+            Role::Commands => &mut self.commands,
         }
     }
 
@@ -393,19 +499,33 @@ impl Remote {
                 self.publishing.fail(reason, now, random);
                 self.expected.clear();
                 self.outgoing.rewind();
+                if let Some(streams) = &mut self.streams {
+                    streams.publishing_lost();
+                }
+                self.return_leaving();
             }
             Role::Subscription => {
                 self.subscription.fail(reason, now, random);
+                self.probe_asked = false;
                 self.probe_stands = false;
+                self.asks.clear();
                 self.channels.lose();
+                self.streams_lost();
             }
+            Role::Commands => self.commands_lost(reason, now),
+        }
+        self.orders.push_back(LinkOrder::Close(self.id(role)));
+        self.news.push_back(News::Lost(role));
+        if role == Role::Commands {
+            return;
         }
         self.pulse.lost();
-        self.orders.push_back(LinkOrder::Close(role));
         if was_up && self.options.degraded == Degraded::Local {
             // What would have come back through Redis, and now may not, or much later. (What was published since a link
             // was lost was delivered as it came.)
-            let waiting: Vec<Entry> = self.outgoing.iter().cloned().collect();
+            let retained = self.streams.as_ref().map(|streams| streams.retained.iter());
+            let retained = retained.into_iter().flatten();
+            let waiting: Vec<Entry> = retained.chain(self.outgoing.iter()).cloned().collect();
             for entry in &waiting {
                 self.deliver_here(entry);
             }
@@ -415,28 +535,20 @@ impl Remote {
     /// A link may be used from now on.
     fn link_ready(&mut self, role: Role, now: Tick) {
         match role {
-            Role::Publishing => self.send(now),
+            Role::Publishing => {
+                self.rank.greeted(now);
+                self.streams_prepare(now);
+                self.send(now);
+            }
             Role::Subscription => {
-                let channel = self.probe_channel();
-                self.subscription
-                    .command(&[b"SUBSCRIBE", channel.as_bytes()]);
-                self.counts.commands_subscribe += 1;
-                self.asked_at = now;
+                self.ask_probe(now);
                 self.ask(now);
             }
+            Role::Commands => {
+                self.commands.proven();
+                self.streams_commands_ready(now);
+            }
         }
-    }
-
-    fn probe_channel(&self) -> String {
-        format!("{}:probe:{:016x}", self.options.prefix, self.node)
-    }
-
-    fn room_channel(prefix: &str, room: &str) -> Vec<u8> {
-        let mut channel = Vec::with_capacity(prefix.len() + ROOM_INFIX.len() + room.len());
-        channel.extend_from_slice(prefix.as_bytes());
-        channel.extend_from_slice(ROOM_INFIX.as_bytes());
-        channel.extend_from_slice(room.as_bytes());
-        channel
     }
 
     /// Moves what may go from the buffer to the publishing link.
@@ -444,15 +556,21 @@ impl Remote {
         if !self.publishing.is_up() || !self.may_send() {
             return;
         }
+        let publish = self.words().publish;
         while self.publishing.out_bytes() < OUT_BYTES_MAX {
             let Some(entry) = self.outgoing.send_next() else {
                 break;
             };
-            let channel = Self::room_channel(&self.options.prefix, &entry.room);
+            let channel = self.naming.channel(&entry.room);
             self.scratch.clear();
             wire::encode_batch(&mut self.scratch, &entry.stamp, &entry.batch);
-            self.publishing
-                .command(&[b"PUBLISH", &channel, &self.scratch]);
+            match &mut self.streams {
+                Some(streams) => {
+                    let (link, prefix) = (&mut self.publishing, &self.options.prefix);
+                    streams.append(link, prefix, &channel, entry, &self.scratch);
+                }
+                None => self.publishing.command(&[publish, &channel, &self.scratch]),
+            }
             self.expected.push_back((Expected::Batch, now));
             self.counts.commands_publish += 1;
             self.counts.batches_published += 1;
@@ -462,6 +580,13 @@ impl Remote {
 
     /// Where nothing was delivered here meanwhile, what waits is sent only once it comes back to the members here.
     fn may_send(&self) -> bool {
+        if self
+            .streams
+            .as_ref()
+            .is_some_and(|streams| !streams.is_ready())
+        {
+            return false;
+        }
         self.options.degraded == Degraded::Local
             || self.closing.is_some()
             || self.subscription.is_up() && self.channels.is_settled()
@@ -477,157 +602,7 @@ impl Remote {
             return;
         }
         self.asked_at = now;
-        self.counts.commands_subscribe += 1;
-        self.channel_command(b"SUBSCRIBE", &rooms);
-    }
-
-    fn channel_command(&mut self, command: &[u8], rooms: &[RoomName]) {
-        let prefix = &self.options.prefix;
-        let channels = rooms.iter().map(|room| Self::room_channel(prefix, room));
-        let channels: Vec<Vec<u8>> = channels.collect();
-        let mut words = vec![command];
-        words.extend(channels.iter().map(Vec::as_slice));
-        self.subscription.command(&words);
-    }
-
-    // --- time -------------------------------------------------------------------------------------------------------
-
-    /// Does what is due by time.
-    pub fn handle_deadline(&mut self, now: Tick) {
-        let timeout = self.timeout();
-        // Judged together: the failure of one takes the probe along that tells of the other.
-        let overdue = Role::ALL.map(|role| self.overdue(role, timeout, now));
-        for (role, overdue) in Role::ALL.into_iter().zip(overdue) {
-            if let Some(reason) = overdue {
-                self.link_failed(role, reason, now);
-            }
-            if self.closing.is_none() && self.link_mut(role).begin(now) {
-                self.orders.push_back(LinkOrder::Connect(role));
-            }
-        }
-        self.probe(now);
-        self.ask(now);
-        let left = self.channels.take_left(now);
-        if !left.is_empty() && self.subscription.is_up() {
-            self.counts.commands_unsubscribe += 1;
-            self.channel_command(b"UNSUBSCRIBE", &left);
-        }
-        while let Some((room, shards)) = self.channels.take_overdue(now) {
-            self.counts.joins_refused += 1;
-            self.effects.push_back(Effect::JoinRefused { room, shards });
-        }
-        if !self.publishing.is_up() || !self.may_send() {
-            let age = Duration::from_millis(u64::from(self.options.buffer_age_ms));
-            let limit = Tick(now.0.saturating_sub(age.as_micros() as u64));
-            while let Some(entry) = self.outgoing.expire(limit) {
-                let local = self.options.degraded == Degraded::Local;
-                self.refuse(entry.from, &entry.batch, local);
-            }
-        }
-        self.outgoing.forget_idle(now);
-        self.send(now);
-        self.close_progress();
-    }
-
-    fn timeout(&self) -> Duration {
-        Duration::from_millis(u64::from(self.options.probe_timeout_ms))
-    }
-
-    /// Why a link is to be given up now.
-    fn overdue(&self, role: Role, timeout: Duration, now: Tick) -> Option<String> {
-        let link = self.link(role);
-        if let Some(reason) = link.overdue(&self.options.address, timeout, now) {
-            return Some(reason);
-        }
-        let since = link.up_since()?;
-        let ms = timeout.as_millis();
-        let late = |asked: Tick| asked.max(link.heard()).max(since).after(timeout) <= now;
-        match role {
-            Role::Publishing => {
-                let (_, asked) = self.expected.front()?;
-                late(*asked)
-                    .then(|| format!("Redis does not acknowledge what it is sent within {ms} ms"))
-            }
-            Role::Subscription => {
-                let due = self.channels.has_asked() || !self.probe_stands;
-                if due && late(self.asked_at) {
-                    return Some(format!("Redis does not answer SUBSCRIBE within {ms} ms"));
-                }
-                let probe = self.pulse.overdue(now)?;
-                Some(format!(
-                    "a probe was published {} ms ago and has not come back",
-                    now.since(probe) / 1_000
-                ))
-            }
-        }
-    }
-
-    /// Publishes a probe if it is time for one.
-    fn probe(&mut self, now: Tick) {
-        let Some(number) = self.pulse.take_due(self.probe_ready(), self.heard(), now) else {
-            return;
-        };
-        let channel = self.probe_channel();
-        self.scratch.clear();
-        let stamp = wire::Stamp {
-            node: self.node,
-            epoch: 0,
-            sequence: number,
-            sent: now,
-        };
-        wire::encode_probe(&mut self.scratch, &stamp);
-        self.publishing
-            .command(&[b"PUBLISH", channel.as_bytes(), &self.scratch]);
-        self.expected.push_back((Expected::Probe, now));
-        self.counts.commands_publish += 1;
-        self.counts.probes += 1;
-    }
-
-    fn probe_ready(&self) -> bool {
-        self.publishing.is_up()
-            && self.probe_stands
-            && self.channels.is_settled()
-            && self.closing.is_none()
-    }
-
-    /// When the link that was silent for longer was heard last.
-    fn heard(&self) -> Tick {
-        self.subscription.heard().min(self.publishing.heard())
-    }
-
-    /// When [`Self::output`] of the link has something to write.
-    #[must_use]
-    pub fn flush_deadline(&self, role: Role) -> Option<Tick> {
-        self.link(role).flush_deadline()
-    }
-
-    /// When [`Self::handle_deadline`] has something to do.
-    #[must_use]
-    pub fn next_deadline(&self) -> Option<Tick> {
-        let timeout = self.timeout();
-        let expected = self.expected.front();
-        let answer =
-            expected.map(|(_, asked)| (*asked).max(self.publishing.heard()).after(timeout));
-        let due = self.subscription.is_up() && (self.channels.has_asked() || !self.probe_stands);
-        let subscribed = due.then(|| self.asked_at.max(self.subscription.heard()).after(timeout));
-        let age = Duration::from_millis(u64::from(self.options.buffer_age_ms) + 1);
-        let stuck = !self.publishing.is_up() || !self.may_send();
-        let expires = self.outgoing.oldest_unsent().filter(|_| stuck);
-        let may_ask = self.subscription.is_up() && self.closing.is_none();
-        [
-            self.publishing.deadline(timeout),
-            self.subscription.deadline(timeout),
-            answer,
-            subscribed,
-            self.pulse.deadline(self.probe_ready(), self.heard()),
-            self.channels.deadline(may_ask),
-            expires.map(|taken| taken.after(age)),
-            self.outgoing.idle_deadline(),
-            self.closing,
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+        self.channel_command(false, &rooms);
     }
 
     // --- what comes out ---------------------------------------------------------------------------------------------
@@ -658,6 +633,7 @@ impl Remote {
                 false => reason.to_owned(),
             };
             Some(LinkTrouble {
+                server: self.options.address.endpoint.to_string(),
                 link: link.role().label(),
                 state: link.state_label(),
                 since_us: now.since(since),
@@ -666,6 +642,7 @@ impl Remote {
         };
         [&self.publishing, &self.subscription]
             .into_iter()
+            .filter(|_| !self.is_scout)
             .filter_map(of)
             .collect()
     }
@@ -673,8 +650,8 @@ impl Remote {
     /// Everything counted, and what is held now.
     #[must_use]
     pub fn snapshot(&self, now: Tick) -> RedisSnapshot {
-        RedisSnapshot {
-            links: [self.publishing.snapshot(), self.subscription.snapshot()],
+        let mut snapshot = RedisSnapshot {
+            links: Role::ALL.map(|role| self.link(role).snapshot()),
             ready: self.publishing.trouble().is_none() && self.subscription.trouble().is_none(),
             buffer_bytes: self.outgoing.bytes(),
             buffer_age_us: self.outgoing.oldest().map_or(0, |taken| now.since(taken)),
@@ -682,7 +659,11 @@ impl Remote {
             joins_waiting: self.channels.waiting_count() as u64,
             probe_age_us: self.pulse.pending().map_or(0, |sent| now.since(sent)),
             ..self.counts.clone()
+        };
+        if let Some(streams) = &self.streams {
+            streams.count(&mut snapshot);
         }
+        snapshot
     }
 
     /// The node ends: what waits is sent, subscriptions are dropped, links closed; within a second.
@@ -701,7 +682,8 @@ impl Remote {
         }
         if self.subscription.is_up() {
             self.counts.commands_unsubscribe += 1;
-            self.subscription.command(&[b"UNSUBSCRIBE"]);
+            let unsubscribe = self.words().unsubscribe;
+            self.subscription.command(&[unsubscribe]);
         }
         self.send(now);
         self.close_progress();
@@ -711,7 +693,8 @@ impl Remote {
     #[must_use]
     pub fn is_closed(&self, now: Tick) -> bool {
         let left = self.publishing.is_up() && !self.expected.is_empty()
-            || self.subscription.is_up() && self.channels.standing_count() > 0;
+            || self.subscription.is_up() && self.channels.standing_count() > 0
+            || self.commands.is_up() && !self.asked.is_empty();
         self.closing.is_some_and(|until| !left || until <= now)
     }
 
@@ -719,7 +702,8 @@ impl Remote {
         let nothing_left = self.expected.is_empty() && !self.outgoing.has_unsent();
         if self.closing.is_some() && nothing_left && self.publishing.is_up() {
             self.publishing.close();
-            self.orders.push_back(LinkOrder::Close(Role::Publishing));
+            let link = self.id(Role::Publishing);
+            self.orders.push_back(LinkOrder::Close(link));
         }
     }
 
@@ -729,6 +713,9 @@ impl Remote {
     /// When something does not hold.
     pub fn check_invariants(&self) {
         self.channels.check_invariants();
+        if let Some(streams) = &self.streams {
+            streams.places.check_invariants();
+        }
         let batches = self.expected.iter();
         let batches = batches.filter(|(expected, _)| *expected == Expected::Batch);
         assert!(batches.count() <= self.outgoing.iter().count());
@@ -738,6 +725,22 @@ impl Remote {
 
 /// Between the prefix and the room in a channel's name.
 const ROOM_INFIX: &str = ":room:";
+
+/// The channel of a room, behind `prefix`.
+fn room_channel(prefix: &str, room: &str) -> Vec<u8> {
+    let mut channel = Vec::with_capacity(prefix.len() + ROOM_INFIX.len() + room.len());
+    channel.extend_from_slice(prefix.as_bytes());
+    channel.extend_from_slice(ROOM_INFIX.as_bytes());
+    channel.extend_from_slice(room.as_bytes());
+    channel
+}
+
+/// The room whose channel it is, behind `prefix`.
+fn room_of<'a>(prefix: &str, channel: &'a [u8]) -> Option<Cow<'a, str>> {
+    let rest = channel.strip_prefix(prefix.as_bytes())?;
+    let room = rest.strip_prefix(ROOM_INFIX.as_bytes())?;
+    std::str::from_utf8(room).ok().map(Cow::Borrowed)
+}
 
 /// An entry's place in its sequence.
 struct Stamped {

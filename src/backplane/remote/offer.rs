@@ -1,11 +1,13 @@
-//! The backplane with Redis: envelopes of shards into [`Remote`], its effects out to the shards.
+//! The backplane with Redis: envelopes of shards into the [`Fleet`], its effects out to the shards.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Effect, LinkOrder, LinkTrouble, Options, Outlets, Published, Remote, Role};
+use super::{Effect, Fleet, Options, Outlets, Published};
 use crate::backplane::delivery::{Action, Backplane, LaneRoom, NotPublished, Offered};
 use crate::backplane::interest::{Change, Route};
+use crate::backplane::resp::Reply;
 use crate::backplane::{self, ShardSet};
 use crate::bus::{Batch, CoreId, Downstream, RoomName, Upstream};
 use crate::metrics::RedisSnapshot;
@@ -14,8 +16,10 @@ use crate::time::Tick;
 /// Redis, and what waits for the shards.
 #[derive(Debug)]
 pub struct RemoteSide {
-    remote: Remote,
+    pub(super) remote: Fleet,
     outlets: Outlets,
+    /// Answers to commands, for whoever gave them.
+    pub(super) answers: VecDeque<(u64, Option<Reply>)>,
     /// Since when so much waits for some shard that publishers wait, too.
     crowded_since: Option<Tick>,
 }
@@ -26,12 +30,12 @@ const CROWDED_MAX: Duration = Duration::from_secs(1);
 
 impl RemoteSide {
     /// Whether a publisher has to wait: Redis, or a shard here, does not keep up.
-    fn must_pause(&self, batch: &Batch, now: Tick) -> bool {
+    fn must_pause(&self, room: &str, batch: &Batch, now: Tick) -> bool {
         let crowded = self.outlets.is_crowded()
             && self
                 .crowded_since
                 .is_none_or(|since| since.after(CROWDED_MAX) > now);
-        crowded || self.remote.must_pause(batch, now)
+        crowded || self.remote.must_pause(room, batch, now)
     }
 
     /// For how long some shard has had too much waiting for it, microseconds.
@@ -46,7 +50,7 @@ impl RemoteSide {
 
     fn has_to_wait(&self, envelope: &Upstream, now: Tick) -> bool {
         match envelope {
-            Upstream::Publish { batch, .. } => self.must_pause(batch, now),
+            Upstream::Publish { room, batch } => self.must_pause(room, batch, now),
             _ => false,
         }
     }
@@ -64,39 +68,12 @@ impl Backplane {
         };
         let mut backplane = Self::new(options, seed, now);
         backplane.remote = Some(Box::new(RemoteSide {
-            remote: Remote::new(redis, seed, now),
+            remote: Fleet::new(redis, seed, now),
             outlets,
+            answers: VecDeque::new(),
             crowded_since: None,
         }));
         backplane
-    }
-
-    /// The way to Redis; what it gives back is the shell's. After an input, [`Self::settle`].
-    pub fn remote(&mut self) -> Option<&mut Remote> {
-        self.remote.as_mut().map(|side| &mut side.remote)
-    }
-
-    /// The next order for the shell's sockets.
-    pub fn poll_link_order(&mut self) -> Option<LinkOrder> {
-        self.remote()?.poll_order()
-    }
-
-    /// When a link that may be written to has something to write: of the roles that `may_write`.
-    #[must_use]
-    pub fn flush_deadline(&self, may_write: impl Fn(Role) -> bool) -> Option<Tick> {
-        let side = self.remote.as_ref()?;
-        let roles = Role::ALL.into_iter().filter(|role| may_write(*role));
-        roles
-            .filter_map(|role| side.remote.flush_deadline(role))
-            .min()
-    }
-
-    /// The links that are not proven to work. Empty without Redis.
-    #[must_use]
-    pub fn link_troubles(&self, now: Tick) -> Vec<LinkTrouble> {
-        self.remote
-            .as_ref()
-            .map_or_else(Vec::new, |side| side.remote.troubles(now))
     }
 
     /// Hands what has come of the last inputs to the shards' outlets.
@@ -105,7 +82,10 @@ impl Backplane {
             return;
         };
         while let Some(effect) = side.remote.poll_effect() {
-            self.apply(&mut side.outlets, effect);
+            match effect {
+                Effect::Answered { ticket, reply } => side.answers.push_back((ticket, reply)),
+                effect => self.apply(&mut side.outlets, effect),
+            }
         }
         self.remote = Some(side);
     }
@@ -215,7 +195,7 @@ impl Backplane {
         let Some(side) = &mut self.remote else {
             unreachable!("asked for with a Redis only")
         };
-        if side.must_pause(batch, now) {
+        if side.must_pause(room, batch, now) {
             return Err(NotPublished::BusFull);
         }
         let published = side.remote.publish(room, batch, None, now);
@@ -237,6 +217,7 @@ impl Backplane {
     pub(in crate::backplane) fn handle_deadline_remote(&mut self, now: Tick) {
         if let Some(side) = &mut self.remote {
             side.note_crowd(now);
+            side.remote.set_crowded(side.crowded_since.is_some(), now);
             side.remote.handle_deadline(now);
             self.settle();
         }
@@ -290,6 +271,7 @@ impl Backplane {
             Effect::Refused { to, batch, local } => {
                 outlets.tell(to, Downstream::Refused { batch, local }, 0);
             }
+            Effect::Answered { .. } => unreachable!("no shard gives commands"),
         }
     }
 

@@ -1,6 +1,6 @@
 //! What the Redis backplane may be told.
 
-use super::Address;
+use super::{Address, Kind};
 
 /// Whether members of this node hear each other while Redis cannot be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,11 +20,43 @@ pub enum AtStart {
     Fail,
 }
 
+/// How messages travel through Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// PUBLISH and SUBSCRIBE.
+    Pubsub,
+    /// SPUBLISH and SSUBSCRIBE (Redis 7.0): in a cluster a message stays with the server of its slot.
+    Sharded,
+    /// A stream for each room: what a node missed is read again.
+    Streams,
+}
+
+impl Mode {
+    /// The name in settings, answers and logs.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Pubsub => "pubsub",
+            Self::Sharded => "sharded",
+            Self::Streams => "streams",
+        }
+    }
+}
+
+/// Servers by themselves at most: the place of a room is looked for among all of them, for each message.
+pub const SERVER_COUNT_MAX: usize = 64;
+
 /// The Redis backplane's options. Checked by `config`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Where Redis is.
+    /// Where Redis is: the first server, or the first that is asked for all others.
     pub address: Address,
+    /// Further servers, each on its own; or further ones of the cluster that may be asked.
+    pub others: Vec<Address>,
+    /// How messages travel.
+    pub mode: Mode,
+    /// Parts that rooms are dealt out to, in a cluster or with [`Mode::Sharded`]; 1 to 4096, the same on all nodes.
+    pub partitions: u16,
     /// What all channels begin with.
     pub prefix: String,
     /// The name that links are given at Redis, this node's in it.
@@ -55,14 +87,42 @@ pub struct Options {
     pub probe_timeout_ms: u32,
     /// Bytes of one reply at most.
     pub reply_bytes_max: usize,
+    /// There is a link for commands, too. [`Mode::Streams`] has one in any case.
+    pub commands: bool,
+    /// Batches that a room's stream keeps, about.
+    pub streams_length_max: u32,
+    /// From a room's last publish until its stream is forgotten.
+    pub streams_ttl_ms: u32,
+    /// How long what Redis has acknowledged is kept for a server that takes its place.
+    pub streams_retain_ms: u32,
 }
 
 impl Options {
+    /// All servers that were named.
+    pub fn addresses(&self) -> impl Iterator<Item = &Address> {
+        std::iter::once(&self.address).chain(&self.others)
+    }
+
+    /// Whether the servers are those of a Redis Cluster.
+    #[must_use]
+    pub fn is_cluster(&self) -> bool {
+        self.address.kind == Kind::ClusterNode
+    }
+
+    /// Whether channels' names have the tag of their partition in them.
+    #[must_use]
+    pub fn has_tags(&self) -> bool {
+        self.is_cluster() || self.mode == Mode::Sharded
+    }
+
     /// Everything as usual, for `address`.
     #[must_use]
     pub fn new(address: Address) -> Self {
         Self {
             address,
+            others: Vec::new(),
+            mode: Mode::Pubsub,
+            partitions: 128,
             prefix: "throng".into(),
             client_name: "throng".into(),
             at_start: AtStart::Wait,
@@ -78,6 +138,10 @@ impl Options {
             probe_interval_ms: 5_000,
             probe_timeout_ms: 3_000,
             reply_bytes_max: 8 << 20,
+            commands: false,
+            streams_length_max: 1_000,
+            streams_ttl_ms: 600_000,
+            streams_retain_ms: 5_000,
         }
     }
 }

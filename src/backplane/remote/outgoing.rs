@@ -35,16 +35,29 @@ pub struct Entry {
 }
 
 impl Entry {
-    fn bytes(&self) -> u64 {
+    /// What it costs in memory.
+    pub fn bytes(&self) -> u64 {
         self.batch.weight_bytes() as u64 + ENTRY_BYTES
     }
 }
 
+/// The numbers of one room's messages.
 #[derive(Debug)]
-struct Sequence {
+pub struct Sequence {
     epoch: u32,
     next: u64,
     used: Tick,
+}
+
+/// What goes with rooms to another server.
+#[derive(Debug)]
+pub struct Parting {
+    /// How each room's numbers go on.
+    pub sequences: Vec<(RoomName, Sequence)>,
+    /// What is not on its way, in order.
+    pub unsent: Vec<Entry>,
+    /// How many entries of a room are on their way, of those that have any.
+    pub in_flight: HashMap<RoomName, u32, FixedState>,
 }
 
 /// The buffer, and the sequences that number what goes into it.
@@ -83,6 +96,19 @@ impl Outgoing {
         from: Option<CoreId>,
         now: Tick,
     ) -> &Entry {
+        let entry = self.number(room, batch, from, now);
+        self.resume(entry);
+        &self.queue[self.queue.len() - 1]
+    }
+
+    /// Numbers a batch that is kept elsewhere until [`Self::resume`].
+    pub fn number(
+        &mut self,
+        room: &RoomName,
+        batch: &Arc<Batch>,
+        from: Option<CoreId>,
+        now: Tick,
+    ) -> Entry {
         let sequence = match self.sequences.get_mut(room) {
             Some(sequence) => sequence,
             None => {
@@ -105,16 +131,62 @@ impl Outgoing {
         };
         sequence.next += batch.messages.len() as u64;
         sequence.used = now;
-        let entry = Entry {
+        Entry {
             room: room.clone(),
             batch: Arc::clone(batch),
             stamp,
             from,
             taken: now,
-        };
+        }
+    }
+
+    /// Takes in what has its number, behind all else.
+    pub fn resume(&mut self, entry: Entry) {
         self.bytes += entry.bytes();
         self.queue.push_back(entry);
-        &self.queue[self.queue.len() - 1]
+    }
+
+    /// Lets rooms go; what is on its way stays, and is acknowledged here or comes back with [`Self::take_unsent`].
+    pub fn release(&mut self, goes: impl Fn(&str) -> bool) -> Parting {
+        let mut in_flight = HashMap::with_hasher(FixedState::default());
+        let sent = self.queue.iter().take(self.sent_count);
+        for entry in sent.filter(|entry| goes(&entry.room)) {
+            *in_flight.entry(entry.room.clone()).or_default() += 1;
+        }
+        let sequences = self.sequences.extract_if(|room, _| goes(room)).collect();
+        Parting {
+            sequences,
+            unsent: self.take_unsent(goes),
+            in_flight,
+        }
+    }
+
+    /// Takes rooms' entries out that are not on their way, in order.
+    pub fn take_unsent(&mut self, goes: impl Fn(&str) -> bool) -> Vec<Entry> {
+        let unsent = self.queue.split_off(self.sent_count);
+        let (taken, kept): (Vec<Entry>, Vec<Entry>) =
+            unsent.into_iter().partition(|entry| goes(&entry.room));
+        self.queue.extend(kept);
+        self.bytes -= taken.iter().map(Entry::bytes).sum::<u64>();
+        taken
+    }
+
+    /// Goes on with a room's numbers where another server's buffer has left off.
+    pub fn adopt(&mut self, room: RoomName, sequence: Sequence, now: Tick) {
+        self.idle
+            .push_back((now.after(SEQUENCE_IDLE), room.clone()));
+        self.sequences.insert(room, sequence);
+    }
+
+    /// The epoch that the next new sequence gets. What rooms leave behind must not come again under an old one: all
+    /// buffers between which rooms move go on from the highest.
+    pub fn epoch_next(&self) -> u32 {
+        self.epoch_next
+    }
+
+    /// Goes on from there.
+    pub fn set_epoch_next(&mut self, epoch: u32) {
+        self.epoch_next = epoch;
     }
 
     /// The next entry to be sent; it counts as sent.
@@ -133,6 +205,17 @@ impl Outgoing {
     /// The link was lost: everything is to be sent again.
     pub fn rewind(&mut self) {
         self.sent_count = 0;
+    }
+
+    /// Puts entries in front that were acknowledged by a server that is gone. Nothing is on its way then. Nobody is told if
+    /// they cannot be sent in time: they were published once.
+    pub fn replay(&mut self, entries: Vec<Entry>) {
+        debug_assert_eq!(self.sent_count, 0, "nothing is on its way");
+        for mut entry in entries.into_iter().rev() {
+            entry.from = None;
+            self.bytes += entry.bytes();
+            self.queue.push_front(entry);
+        }
     }
 
     /// Takes the oldest out if it was taken before `limit` and is not on its way.

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::arrivals::Arrival;
 use super::link::Wants;
+use super::streams::Came;
 use super::wire::{self, Parcel, Stamp};
-use super::{Degraded, Expected, ROOM_INFIX, Remote, Role};
+use super::{Degraded, Expected, Remote, Role};
 use crate::backplane::resp::Reply;
 use crate::time::Tick;
 
@@ -19,8 +20,13 @@ impl Remote {
         }
         match role {
             Role::Publishing => self.send(now),
+            Role::Commands => {
+                self.streams_read(now);
+                return;
+            }
             Role::Subscription => {
                 self.ask(now);
+                self.streams_read(now);
                 if self.options.degraded == Degraded::Refuse {
                     self.send(now); // it may have waited for its channel
                 }
@@ -36,6 +42,7 @@ impl Remote {
             let link = match role {
                 Role::Publishing => &mut self.publishing,
                 Role::Subscription => &mut self.subscription,
+                Role::Commands => &mut self.commands,
             };
             if !link.is_up() {
                 if link.greet(&reply, &self.options, now)? == Wants::Ready {
@@ -44,8 +51,11 @@ impl Remote {
                 continue;
             }
             match (role, reply) {
-                (_, Reply::Error(error)) => return Err(super::greeting::explain(&error)),
-                (Role::Publishing, Reply::Number(_)) => self.acknowledged()?,
+                (Role::Commands, reply) => self.answered(reply, now)?,
+                (Role::Publishing, reply) if self.expects_rank() => self.rank_told(&reply, now)?,
+                (_, Reply::Error(error)) => self.refused(role, &error)?,
+                (Role::Publishing, Reply::Number(_)) => self.acknowledged(now)?,
+                (Role::Publishing, Reply::Text(text)) => self.streams_prepared(&text)?,
                 (Role::Subscription, Reply::Message { channel, payload }) => {
                     self.message(&channel, &payload, now);
                 }
@@ -55,7 +65,9 @@ impl Remote {
                 (Role::Subscription, Reply::Unsubscribed { .. }) if self.closing.is_some() => {
                     self.subscription.close();
                 }
-                (Role::Subscription, Reply::Unsubscribed { .. }) => {}
+                (Role::Subscription, Reply::Unsubscribed { channel }) => {
+                    self.unsubscribed(channel.as_deref());
+                }
                 _ => return Err("Redis says what nobody asked for".into()),
             }
         }
@@ -63,25 +75,38 @@ impl Remote {
     }
 
     /// Redis has the oldest that it was sent.
-    fn acknowledged(&mut self) -> Result<(), String> {
+    fn acknowledged(&mut self, now: Tick) -> Result<(), String> {
         match self.expected.pop_front() {
             Some((Expected::Batch, _)) => {
-                self.outgoing.acknowledge();
+                if let Some(entry) = self.outgoing.acknowledge() {
+                    self.note_left(&entry.room);
+                    if let Some(streams) = &mut self.streams {
+                        streams.retained.keep(entry, now);
+                    }
+                }
                 Ok(())
             }
             Some((Expected::Probe, _)) => Ok(()),
+            Some(_) => Err("Redis says what nobody asked for".into()),
             None => Err("Redis acknowledges what it was not sent".into()),
         }
     }
 
     fn subscribed(&mut self, channel: &[u8], now: Tick) {
-        let Some(room) = room_of(&self.options.prefix, channel) else {
-            self.probe_stands |= channel == self.probe_channel().as_bytes();
+        self.ask_answered(channel);
+        let Some(room) = self.naming.room_of(channel) else {
+            if channel == self.probe_channel().as_bytes() {
+                self.probe_asked = false;
+                self.probe_stands = true;
+            }
             return;
         };
-        let Some(stood) = self.channels.stand(room, now) else {
+        let Some(stood) = self.channels.stand(&room, now) else {
             return;
         };
+        if self.streams_stand(&stood.room, stood.waiting, now) {
+            return; // it is answered, and told what is missing, once its stream was looked at
+        }
         if stood.was_lost {
             self.tell_gap(stood.room.clone(), None);
         }
@@ -93,16 +118,19 @@ impl Remote {
     }
 
     fn message(&mut self, channel: &[u8], payload: &[u8], now: Tick) {
-        match (
-            wire::decode(payload),
-            room_of(&self.options.prefix, channel),
-        ) {
+        let room = self.naming.room_of(channel);
+        let payload = match room.as_deref().map(|room| self.streams_came(room, payload)) {
+            Some(Came::Parcel(parcel)) => parcel,
+            Some(Came::Nothing) => return,
+            None => payload,
+        };
+        match (wire::decode(payload), room) {
             (Ok(Parcel::Messages { stamp, count, body }), Some(room)) => {
                 self.counts.batches_received += 1;
                 self.counts.messages_received += u64::from(count);
-                self.messages(room, &stamp, count, body, now);
+                self.messages(&room, &stamp, count, body, now);
             }
-            (Ok(Parcel::Probe(stamp)), None) if stamp.node == self.node => {
+            (Ok(Parcel::Probe(stamp)), None) if self.is_own(&stamp) => {
                 if self.pulse.returned(stamp.sequence) {
                     self.counts.lag.record(now.since(stamp.sent), 1);
                     self.proven(now);
@@ -110,6 +138,11 @@ impl Remote {
             }
             _ => self.counts.malformed += 1,
         }
+    }
+
+    /// Whether it is a probe of this node through this server.
+    fn is_own(&self, stamp: &Stamp) -> bool {
+        stamp.node == self.node && stamp.epoch == u32::from(self.server)
     }
 
     /// Both links work: a probe has come through them.
@@ -124,37 +157,42 @@ impl Remote {
         self.subscription.proven();
     }
 
-    fn messages(&mut self, room: &str, stamp: &Stamp, count: u32, body: &[u8], now: Tick) {
+    /// Messages of a room, each of which is delivered once. Whether these are.
+    pub(super) fn messages(
+        &mut self,
+        room: &str,
+        stamp: &Stamp,
+        count: u32,
+        body: &[u8],
+        now: Tick,
+    ) -> bool {
         let own = stamp.node == self.node;
         let published = if own { stamp.sent } else { now };
         let Some((room, arrivals)) = self.channels.arrivals(room) else {
-            return; // left, or lost and not ours yet: the members are told of what they missed
+            return false; // left, or lost and not ours yet: the members are told of what they missed
         };
         if arrivals.has(stamp.node, stamp.epoch, stamp.sequence) {
             // What was delivered here while Redis was away comes back by design; anything else came twice.
             self.counts.duplicates += u64::from(count);
-            return;
+            return false;
         }
         // Read before it counts as seen: what cannot be read is a hole, and told as one with the next.
         let Ok(batch) = wire::decode_batch(body, count, own, published) else {
             self.counts.malformed += 1;
-            return;
+            return false;
         };
         match arrivals.arrive(stamp.node, stamp.epoch, stamp.sequence, count) {
-            Arrival::Duplicate => self.counts.duplicates += u64::from(count),
+            Arrival::Duplicate => {
+                self.counts.duplicates += u64::from(count);
+                false
+            }
             arrival => {
                 if own {
                     self.counts.lag.record(now.since(stamp.sent), 1);
                 }
                 self.arrived(arrival, room, Arc::clone(&batch));
+                true
             }
         }
     }
-}
-
-/// The room whose channel it is.
-fn room_of<'a>(prefix: &str, channel: &'a [u8]) -> Option<&'a str> {
-    let rest = channel.strip_prefix(prefix.as_bytes())?;
-    let room = rest.strip_prefix(ROOM_INFIX.as_bytes())?;
-    std::str::from_utf8(room).ok()
 }

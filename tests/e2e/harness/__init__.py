@@ -6,6 +6,8 @@ from .load import Load, load
 from .metrics import Metrics
 from .peer import Peer, Scripted, has_node_ws
 from .redis import Redis, RedisError, StallingProxy, has_redis
+from .refused import refused
+from .sentinel import Sentinel
 from .server import Server, free_port, run
 from .wire import Closed, Frame, Response, Wire, http_get, raw_exchange
 
@@ -19,6 +21,7 @@ __all__ = [
     "RedisError",
     "Response",
     "Scripted",
+    "Sentinel",
     "Server",
     "StallingProxy",
     "Wire",
@@ -30,5 +33,6 @@ __all__ = [
     "http_get",
     "load",
     "raw_exchange",
+    "refused",
     "run",
 ]

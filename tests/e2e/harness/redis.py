@@ -13,9 +13,13 @@ from .eventually import eventually
 from .server import free_port
 
 
+# The server under the tests: another one that speaks RESP, such as Valkey, is tried the same way.
+REDIS_SERVER = os.environ.get("THRONG_REDIS_SERVER", "redis-server")
+
+
 def has_redis():
     """Whether there is a `redis-server` to test with."""
-    return shutil.which("redis-server") is not None
+    return shutil.which(REDIS_SERVER) is not None
 
 
 class RedisError(Exception):
@@ -91,7 +95,7 @@ class Redis:
         ]
         config.write_text("\n".join(lines) + "\n")
         with open(self.directory / f"redis-{self.port}.log", "ab") as log:
-            self.process = subprocess.Popen(["redis-server", str(config)], stdout=log, stderr=log)
+            self.process = subprocess.Popen([REDIS_SERVER, str(config)], stdout=log, stderr=log)
         eventually(self._answers, "Redis answers")
         return self
 

@@ -1,0 +1,201 @@
+//! What Redis refuses, in words that say what to do.
+
+use super::{Mode, Options};
+
+/// What is shown of a server's words.
+const SHOWN_CHARS_MAX: usize = 200;
+/// What every link is greeted with.
+const GRANT_GREETING: &str = "+hello +client|setname +select +info +role";
+/// What carries messages.
+const GRANT_MESSAGES: &str = "+publish +subscribe +unsubscribe";
+/// What keeps them in streams, too: what the script calls, and how what was missed is read.
+const GRANT_STREAMS: &str =
+    "+script|load +evalsha +hmget +del +hlen +hkeys +hdel +xadd +hset +pexpire +xrange +get +set";
+/// The same in partitions.
+const GRANT_SHARDED: &str = " +spublish +ssubscribe +sunsubscribe";
+/// Who serves what.
+const GRANT_CLUSTER: &str = " +cluster|slots";
+
+/// What the user at a server is to be granted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    user: String,
+    rules: String,
+}
+
+impl Grant {
+    /// What this node needs at a Redis that carries messages.
+    pub fn at_redis(options: &Options) -> Self {
+        let prefix = &options.prefix;
+        let mut rules = format!("&{prefix}:* {GRANT_GREETING} {GRANT_MESSAGES}");
+        if options.mode == Mode::Streams {
+            rules.push_str(&format!(" ~{prefix}:* {GRANT_STREAMS}"));
+        }
+        if options.mode == Mode::Sharded {
+            rules.push_str(GRANT_SHARDED);
+        }
+        if options.is_cluster() {
+            rules.push_str(GRANT_CLUSTER);
+        }
+        Self::new(options.address.user.as_deref(), rules)
+    }
+
+    fn new(user: Option<&str>, rules: String) -> Self {
+        Self {
+            user: user.unwrap_or("default").to_owned(),
+            rules,
+        }
+    }
+
+    /// The command that grants it, for whoever administers the server
+    /// (<https://redis.io/docs/latest/operate/oss_and_stack/management/security/acl/>).
+    pub fn command(&self) -> String {
+        format!("ACL SETUSER {} {}", self.user, self.rules)
+    }
+}
+
+/// A server's error in words that say what to do.
+pub fn explain(error: &str, grant: &Grant) -> String {
+    let words = shown(error);
+    let code = error.split(' ').next().unwrap_or_default();
+    match code {
+        "WRONGPASS" => format!(
+            "Redis refuses the user or the password ({words}): mend them in redis, redis_password or redis_password_file"
+        ),
+        "NOAUTH" => format!(
+            "Redis wants a password ({words}): give it in redis, redis_password or redis_password_file"
+        ),
+        "NOPERM" => format!(
+            "the Redis user {} lacks a permission ({words}): {}",
+            grant.user,
+            lacking(error, grant)
+        ),
+        "LOADING" => format!("Redis still loads its data ({words}): it is asked again"),
+        "BUSY" => {
+            format!("Redis runs a script and answers nobody ({words}): it is asked again")
+        }
+        "MASTERDOWN" => {
+            format!("Redis is a replica that has lost its master ({words}): it is asked again")
+        }
+        "READONLY" => format!("Redis is a replica ({words}): write the address of its master"),
+        "CLUSTERDOWN" => format!("the Redis Cluster lacks a master ({words}): it is asked again"),
+        "MOVED" | "ASK" => {
+            format!("Redis is a node of a Redis Cluster ({words}): write redis-cluster://HOST:PORT")
+        }
+        "DENIED" => format!(
+            "Redis is in protected mode and lets only its own host in ({words}): give it a password (requirepass or an ACL user), or bind it to an address and set protected-mode no"
+        ),
+        "OOM" => format!(
+            "Redis has no memory left ({words}): raise its maxmemory, or let it evict (maxmemory-policy)"
+        ),
+        "MISCONF" => format!(
+            "Redis cannot save its data and takes nothing ({words}): mend its disk, or set stop-writes-on-bgsave-error no"
+        ),
+        "ERR" if error.contains("invalid password") || error.contains("without any password") => {
+            format!(
+                "Redis refuses the password ({words}): mend it in redis, redis_password or redis_password_file"
+            )
+        }
+        "ERR" if error.contains("max number of clients") => format!(
+            "Redis has as many clients as it takes ({words}): raise its maxclients, three for each node of Throng"
+        ),
+        "ERR" if error.contains("cluster support disabled") => {
+            format!("Redis is no node of a Redis Cluster ({words}): write redis://HOST:PORT")
+        }
+        _ => format!("Redis refuses: {words}"),
+    }
+}
+
+/// What is not granted, as far as the server says it, and the whole of what is to be.
+///
+/// Redis 7.0: "this user has no permissions to run the 'publish' command", "… to access one of the channels used as
+/// arguments"; 7.2: "User alice has no permissions to run the 'publish' command", "No permissions to access a channel".
+fn lacking(error: &str, grant: &Grant) -> String {
+    let command = error
+        .split_once("to run the '")
+        .and_then(|(_, rest)| rest.split_once('\''))
+        .map(|(command, _)| command);
+    let pattern = |sign: char| {
+        let mut rules = grant.rules.split(' ');
+        rules.find(|rule| rule.starts_with(sign))
+    };
+    let what = match command {
+        Some(command) => format!("+{command}"),
+        None if error.contains("channel") => pattern('&').unwrap_or("allchannels").to_owned(),
+        None if error.contains("key") => pattern('~').unwrap_or("allkeys").to_owned(),
+        None => "one of these".to_owned(),
+    };
+    format!(
+        "it lacks {what}; an administrator grants all that is needed by: {}",
+        grant.command()
+    )
+}
+
+/// As much of a server's words as is shown to people.
+pub fn shown(error: &str) -> String {
+    error
+        .chars()
+        .filter(|character| !character.is_control())
+        .take(SHOWN_CHARS_MAX)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Address;
+    use super::*;
+
+    fn grant() -> Grant {
+        let address = Address::parse("redis://alice:p@h").unwrap();
+        Grant::at_redis(&Options {
+            prefix: "blue".into(),
+            ..Options::new(address)
+        })
+    }
+
+    #[test]
+    fn a_missing_permission_is_named_with_the_command_that_grants_all() {
+        for (error, what) in [
+            (
+                "NOPERM this user has no permissions to run the 'publish' command",
+                "lacks +publish;",
+            ),
+            (
+                "NOPERM User alice has no permissions to run the 'client|setname' command",
+                "lacks +client|setname;",
+            ),
+            (
+                "NOPERM this user has no permissions to access one of the channels used as arguments",
+                "lacks &blue:*;",
+            ),
+            (
+                "NOPERM No permissions to access a channel",
+                "lacks &blue:*;",
+            ),
+        ] {
+            let said = explain(error, &grant());
+            assert!(said.contains(what), "{said} does not say {what}");
+            let line = "ACL SETUSER alice &blue:* +hello";
+            assert!(said.contains(line), "{said} does not say {line}");
+        }
+    }
+
+    #[test]
+    fn what_passes_by_itself_says_so() {
+        for error in [
+            "LOADING Redis is loading the dataset in memory",
+            "BUSY Redis is busy running a script.",
+            "MASTERDOWN Link with MASTER is down",
+            "CLUSTERDOWN The cluster is down",
+        ] {
+            let said = explain(error, &grant());
+            assert!(said.contains("asked again"), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_servers_words_are_cut_and_cleaned() {
+        let said = explain(&format!("ERR a\u{1b}[31m{}", "x".repeat(500)), &grant());
+        assert!(!said.contains('\u{1b}') && said.len() < 250, "{said}");
+    }
+}

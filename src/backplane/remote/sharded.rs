@@ -1,0 +1,322 @@
+//! Channels by the partition: SSUBSCRIBE, SUNSUBSCRIBE and SPUBLISH, and what a server says that does not serve a slot.
+//!
+//! All channels of one command have to be in one slot. An error answers a command as a whole, so that what was asked is
+//! remembered until all of it is answered; answers about one slot come in the order of the questions.
+//! (<https://redis.io/docs/latest/commands/ssubscribe/>)
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::directory::Elsewhere;
+use super::moves::News;
+use super::naming::Naming;
+use super::placement::{Slot, Tag};
+use super::refusal::{Grant, explain};
+use super::{Expected, Mode, Remote, Role};
+use crate::bus::RoomName;
+use crate::time::Tick;
+
+/// The three commands of a mode.
+#[derive(Debug, Clone, Copy)]
+pub struct Words {
+    pub publish: &'static [u8],
+    pub subscribe: &'static [u8],
+    pub unsubscribe: &'static [u8],
+}
+
+impl Words {
+    /// Those that `mode` uses.
+    pub const fn of(mode: Mode) -> Self {
+        match mode {
+            Mode::Sharded => Self {
+                publish: b"SPUBLISH",
+                subscribe: b"SSUBSCRIBE",
+                unsubscribe: b"SUNSUBSCRIBE",
+            },
+            Mode::Pubsub | Mode::Streams => Self {
+                publish: b"PUBLISH",
+                subscribe: b"SUBSCRIBE",
+                unsubscribe: b"UNSUBSCRIBE",
+            },
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Kind {
+    /// The probe channel.
+    Probe,
+    /// These rooms' channels.
+    Rooms(Vec<RoomName>),
+    /// To be left.
+    Leave,
+}
+
+/// A command on the subscription link that is not wholly answered.
+#[derive(Debug)]
+struct Ask {
+    slot: Slot,
+    kind: Kind,
+    /// Answers that are due: one a channel.
+    due: usize,
+}
+
+/// All of them, oldest first.
+#[derive(Debug, Default)]
+pub struct Asks {
+    queue: VecDeque<Ask>,
+}
+
+impl Asks {
+    fn push(&mut self, slot: Slot, kind: Kind, due: usize) {
+        self.queue.push_back(Ask { slot, kind, due });
+    }
+
+    /// One channel was answered. Whether it was asked for.
+    fn answered(&mut self, slot: Slot, leaves: bool) -> bool {
+        let found = self
+            .queue
+            .iter()
+            .position(|ask| ask.slot == slot && matches!(ask.kind, Kind::Leave) == leaves);
+        let Some(index) = found else {
+            return false;
+        };
+        self.queue[index].due -= 1;
+        if self.queue[index].due == 0 {
+            self.queue.remove(index);
+        }
+        true
+    }
+
+    /// An error has answered the oldest, or the oldest about `slot`.
+    fn refused(&mut self, slot: Option<Slot>) -> Option<Ask> {
+        let mut queue = self.queue.iter();
+        let index = queue.position(|ask| slot.is_none_or(|slot| ask.slot == slot))?;
+        self.queue.remove(index)
+    }
+
+    /// The link was lost.
+    pub fn clear(&mut self) {
+        self.queue.clear();
+    }
+}
+
+impl Remote {
+    /// The commands of the mode in use.
+    pub(super) fn words(&self) -> Words {
+        Words::of(self.options.mode)
+    }
+
+    fn is_sharded(&self) -> bool {
+        self.options.mode == Mode::Sharded
+    }
+
+    /// Follows or leaves the channels of rooms.
+    pub(super) fn channel_command(&mut self, leaves: bool, rooms: &[RoomName]) {
+        let words = self.words();
+        let command = if leaves {
+            words.unsubscribe
+        } else {
+            words.subscribe
+        };
+        let mut parts: BTreeMap<Slot, Vec<&RoomName>> = BTreeMap::new();
+        for room in rooms {
+            let slot = if self.is_sharded() {
+                self.naming.slot_of(room)
+            } else {
+                0
+            };
+            parts.entry(slot).or_default().push(room);
+        }
+        for (slot, rooms) in parts {
+            let channels = rooms.iter().map(|room| self.naming.channel(room));
+            let channels: Vec<Vec<u8>> = channels.collect();
+            let mut words = vec![command];
+            words.extend(channels.iter().map(Vec::as_slice));
+            self.subscription.command(&words);
+            if leaves {
+                self.counts.commands_unsubscribe += 1;
+            } else {
+                self.counts.commands_subscribe += 1;
+            }
+            if self.is_sharded() {
+                let due = rooms.len();
+                let kind = match leaves {
+                    true => Kind::Leave,
+                    false => Kind::Rooms(rooms.into_iter().cloned().collect()),
+                };
+                self.asks.push(slot, kind, due);
+            }
+        }
+    }
+
+    /// The channel of this node's probes through this server.
+    pub(super) fn probe_channel(&self) -> String {
+        self.naming
+            .probe_channel(self.probe_tag.as_ref(), self.node)
+    }
+
+    /// Follows the probe channel.
+    pub(super) fn ask_probe(&mut self, now: Tick) {
+        let channel = self.probe_channel();
+        let words = self.words();
+        self.subscription
+            .command(&[words.subscribe, channel.as_bytes()]);
+        self.counts.commands_subscribe += 1;
+        self.asked_at = now;
+        self.probe_asked = true;
+        if self.is_sharded() {
+            let slot = Naming::slot_of_channel(channel.as_bytes());
+            self.asks.push(slot, Kind::Probe, 1);
+        }
+    }
+
+    /// Which tag this server's slots have, for the probe channel. It is followed there from now on.
+    pub fn set_probe_tag(&mut self, tag: Option<Tag>, now: Tick) {
+        let is_same = self.probe_tag == tag;
+        if is_same && (self.probe_stands || self.probe_asked) {
+            return;
+        }
+        let is_up = self.subscription.is_up() && self.closing.is_none();
+        if !is_same && is_up && self.probe_stands {
+            let old = self.probe_channel();
+            self.subscription
+                .command(&[self.words().unsubscribe, old.as_bytes()]);
+            self.counts.commands_unsubscribe += 1;
+            if self.is_sharded() {
+                let slot = Naming::slot_of_channel(old.as_bytes());
+                self.asks.push(slot, Kind::Leave, 1);
+            }
+        }
+        self.probe_tag = tag;
+        self.probe_stands = false;
+        self.pulse.lost();
+        if is_up {
+            self.ask_probe(now);
+        }
+    }
+
+    /// A channel's subscription stands: it was asked for.
+    pub(super) fn ask_answered(&mut self, channel: &[u8]) {
+        if self.is_sharded() {
+            self.asks.answered(Naming::slot_of_channel(channel), false);
+        }
+    }
+
+    /// A channel's subscription has ended: by our wish, or because its slot has gone elsewhere.
+    pub(super) fn unsubscribed(&mut self, channel: Option<&[u8]>) {
+        let Some(channel) = channel.filter(|_| self.is_sharded()) else {
+            return;
+        };
+        let slot = Naming::slot_of_channel(channel);
+        if self.asks.answered(slot, true) {
+            return;
+        }
+        if channel == self.probe_channel().as_bytes() {
+            self.probe_stands = false;
+            self.pulse.lost();
+        }
+        self.news.push_back(News::Elsewhere(slot));
+    }
+
+    /// An error on a link that is up.
+    ///
+    /// # Errors
+    /// Why the link is no good: it is no news of slots, and the mode does not come into it.
+    pub(super) fn refused(&mut self, role: Role, error: &str) -> Result<(), String> {
+        if self.is_sharded() && is_forbidden(error) {
+            self.news.push_back(News::Forbidden(error.to_owned()));
+        }
+        let elsewhere = Elsewhere::read(error).filter(|_| self.options.is_cluster());
+        match (role, elsewhere) {
+            (Role::Publishing, Some(_)) => self.displaced(),
+            (Role::Subscription, Some(elsewhere)) => {
+                let slot = match elsewhere {
+                    Elsewhere::Moved(slot) => Some(slot),
+                    Elsewhere::Nowhere => None,
+                };
+                let ask = self.asks.refused(slot);
+                if let Some(slot) = ask.as_ref().map(|ask| ask.slot).or(slot) {
+                    self.news.push_back(News::Elsewhere(slot));
+                }
+                match ask.map(|ask| ask.kind) {
+                    Some(Kind::Rooms(rooms)) => self.channels.unask(rooms),
+                    Some(Kind::Probe) => self.probe_asked = false,
+                    Some(Kind::Leave) | None => {}
+                }
+                Ok(())
+            }
+            _ => Err(explain(error, &Grant::at_redis(&self.options))),
+        }
+    }
+
+    /// Redis has not taken the oldest that it was sent: it does not serve its slot.
+    fn displaced(&mut self) -> Result<(), String> {
+        match self.expected.pop_front() {
+            Some((Expected::Batch, _)) => {
+                if let Some(entry) = self.outgoing.acknowledge() {
+                    let room = entry.room.clone();
+                    self.news.push_back(News::Displaced(entry));
+                    self.note_left(&room);
+                }
+                Ok(())
+            }
+            Some((Expected::Probe, _)) => {
+                self.pulse.lost();
+                self.probe_stands = false;
+                let slot = Naming::slot_of_channel(self.probe_channel().as_bytes());
+                self.news.push_back(News::Elsewhere(slot));
+                Ok(())
+            }
+            Some((Expected::Rank | Expected::Script | Expected::Server, _)) | None => {
+                Err("Redis refuses what it was not sent".into())
+            }
+        }
+    }
+}
+
+/// Whether a server does not let us use the sharded commands, or has none.
+fn is_forbidden(error: &str) -> bool {
+    let names = ["spublish", "ssubscribe", "sunsubscribe"];
+    let error = error.to_ascii_lowercase();
+    (error.starts_with("noperm") || error.contains("unknown command"))
+        && names.iter().any(|name| error.contains(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_answers_the_command_about_its_slot() {
+        let mut asks = Asks::default();
+        asks.push(1, Kind::Rooms(vec!["a".into(), "b".into()]), 2);
+        asks.push(2, Kind::Leave, 1);
+        asks.push(2, Kind::Rooms(vec!["c".into()]), 1);
+        assert!(asks.answered(1, false));
+        assert!(!asks.answered(1, true), "nobody has asked to leave it");
+        assert!(matches!(asks.refused(Some(2)).unwrap().kind, Kind::Leave));
+        assert!(matches!(
+            asks.refused(Some(2)).unwrap().kind,
+            Kind::Rooms(_)
+        ));
+        assert!(asks.refused(Some(2)).is_none());
+        assert!(asks.answered(1, false) && !asks.answered(1, false));
+    }
+
+    #[test]
+    fn what_is_forbidden_is_told_from_other_errors() {
+        for error in [
+            "ERR unknown command 'SSUBSCRIBE', with args beginning with: 'x' ",
+            "NOPERM User u has no permissions to run the 'spublish' command",
+        ] {
+            assert!(is_forbidden(error), "{error}");
+        }
+        for error in [
+            "NOPERM No permissions to access a channel",
+            "MOVED 1 h:1",
+            "ERR unknown command 'PUBLISH'",
+        ] {
+            assert!(!is_forbidden(error), "{error}");
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! What is published in rooms that have gone to another server, while something of theirs is on its way at the old one.
+
+use std::collections::VecDeque;
+
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+
+use super::outgoing::{Entry, Outgoing};
+use crate::bus::{Batch, RoomName};
+use crate::time::Tick;
+
+/// One room's.
+#[derive(Debug)]
+struct Passage {
+    /// The server where something is on its way.
+    source: u16,
+    /// What waits, in the order of its numbers.
+    entries: VecDeque<Entry>,
+}
+
+/// All of them, bounded by their bytes.
+#[derive(Debug)]
+pub struct Transit {
+    rooms: HashMap<RoomName, Passage, FixedState>,
+    bytes: u64,
+    bytes_max: u64,
+}
+
+impl Default for Transit {
+    fn default() -> Self {
+        Self {
+            rooms: HashMap::with_hasher(FixedState::with_seed(0)),
+            bytes: 0,
+            bytes_max: 0,
+        }
+    }
+}
+
+impl Transit {
+    /// Sets how much may wait.
+    pub fn set_bytes_max(&mut self, bytes: u64) {
+        self.bytes_max = bytes;
+    }
+
+    /// Whether the room is on its way.
+    pub fn has(&self, room: &str) -> bool {
+        !self.rooms.is_empty() && self.rooms.contains_key(room)
+    }
+
+    /// Whether so much more may wait.
+    pub fn has_room_for(&self, batch: &Batch) -> bool {
+        self.bytes == 0 || self.bytes + Outgoing::cost(batch) <= self.bytes_max
+    }
+
+    /// The room is on its way from `source`.
+    pub fn begin(&mut self, room: RoomName, source: u16) {
+        self.rooms.entry(room).or_insert_with(|| Passage {
+            source,
+            entries: VecDeque::new(),
+        });
+    }
+
+    /// Keeps what is newer than all that waits.
+    pub fn keep(&mut self, entry: Entry) {
+        if let Some(passage) = self.rooms.get_mut(&entry.room) {
+            self.bytes += entry.bytes();
+            passage.entries.push_back(entry);
+        }
+    }
+
+    /// Keeps what comes back from `source`, in its place: numbers of one sequence go up, and so do a room's epochs.
+    pub fn admit(&mut self, entry: Entry, source: u16) {
+        self.begin(entry.room.clone(), source);
+        let Some(passage) = self.rooms.get_mut(&entry.room) else {
+            return;
+        };
+        let key = |entry: &Entry| (entry.stamp.epoch, entry.stamp.sequence);
+        let place = passage
+            .entries
+            .partition_point(|other| key(other) < key(&entry));
+        self.bytes += entry.bytes();
+        passage.entries.insert(place, entry);
+    }
+
+    /// The room has arrived: what has waited for it.
+    pub fn end(&mut self, room: &str) -> VecDeque<Entry> {
+        let passage = self.rooms.remove(room);
+        let entries = passage.map_or_else(VecDeque::new, |passage| passage.entries);
+        self.bytes -= entries.iter().map(Entry::bytes).sum::<u64>();
+        entries
+    }
+
+    /// The rooms on their way from `source`.
+    pub fn from(&self, source: u16) -> impl Iterator<Item = &RoomName> {
+        let rooms = self.rooms.iter();
+        rooms
+            .filter(move |(_, passage)| passage.source == source)
+            .map(|(room, _)| room)
+    }
+
+    /// All rooms on their way, and where from.
+    pub fn passages(&self) -> impl Iterator<Item = (&RoomName, u16)> {
+        let rooms = self.rooms.iter();
+        rooms.map(|(room, passage)| (room, passage.source))
+    }
+
+    /// Takes an entry out that was taken before `limit`.
+    pub fn expire(&mut self, limit: Tick) -> Option<Entry> {
+        let mut passages = self.rooms.values_mut();
+        let entries = passages.find_map(|passage| {
+            let front = passage.entries.front()?;
+            (front.taken < limit).then_some(&mut passage.entries)
+        })?;
+        let entry = entries.pop_front()?;
+        self.bytes -= entry.bytes();
+        Some(entry)
+    }
+
+    /// When the oldest was taken.
+    pub fn oldest(&self) -> Option<Tick> {
+        let fronts = self
+            .rooms
+            .values()
+            .filter_map(|passage| passage.entries.front());
+        fronts.map(|entry| entry.taken).min()
+    }
+
+    /// Bytes that wait.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::bus::{BatchMessage, MessageKind};
+
+    fn entries(count: u64) -> Vec<Entry> {
+        let mut outgoing = Outgoing::new(7, 1);
+        let message = BatchMessage {
+            end: 0,
+            header_bytes: 0,
+            kind: MessageKind::Text,
+            sender: None,
+        };
+        let batch = Arc::new(Batch {
+            bytes: Vec::new(),
+            messages: vec![message],
+            published: Tick(0),
+        });
+        let room = RoomName::from("r");
+        (0..count)
+            .map(|number| outgoing.number(&room, &batch, None, Tick(number)))
+            .collect()
+    }
+
+    #[test]
+    fn what_comes_back_stands_before_what_came_later() {
+        let mut transit = Transit::default();
+        let [a, b, c, d] = entries(4).try_into().unwrap();
+        transit.begin("r".into(), 3);
+        assert!(transit.has("r") && !transit.has("s"));
+        transit.keep(c);
+        transit.keep(d);
+        transit.admit(a, 3);
+        transit.admit(b, 3);
+        assert_eq!(transit.from(3).count(), 1);
+        assert_eq!(transit.oldest(), Some(Tick(0)));
+        assert_eq!(transit.expire(Tick(1)).unwrap().stamp.sequence, 1);
+        assert!(transit.expire(Tick(1)).is_none());
+        let numbers = transit
+            .end("r")
+            .into_iter()
+            .map(|entry| entry.stamp.sequence);
+        assert_eq!(numbers.collect::<Vec<_>>(), [2, 3, 4]);
+        assert_eq!((transit.bytes(), transit.has("r")), (0, false));
+    }
+}
