@@ -13,7 +13,7 @@ use throng::bus::CoreId;
 use throng::protocol::client::encode_request;
 use throng::protocol::handshake::Edge;
 use throng::protocol::{Encoded, Meter, OpCode, encode_client_header, unmask_extend};
-use throng::shard::{Action, Delivery, HeartbeatMode, Input, Node, Options, Shard};
+use throng::shard::{Action, Delivery, HeartbeatMode, Input, Node, Options, Presence, Shard};
 use throng::time::Tick;
 
 /// The server's.
@@ -30,6 +30,9 @@ fn options() -> Options {
     Options {
         connection_count_max: 1_000_000,
         address_connection_count_max: 0,
+        user_connection_count_max: 0,
+        presence: Presence::Off,
+        presence_refresh_ms: 20_000,
         room_count_max: 1_000_000,
         handshakes_per_s_max: 0,
         message_bytes_max: 64 * 1024,

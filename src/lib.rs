@@ -6,7 +6,7 @@
 //! config -> the rooms' Options        every room -> limits, time, metrics
 //! ```
 //!
-//! - [`cli`]: what a person types: `serve`, `check`, `config`.
+//! - [`cli`]: what a person types: `serve`, `check`, `config`, `top`.
 //! - [`config`]: text, environment and flags become each room's `Options`; every mistake is reported at once.
 //! - [`limits`]: every compile-time bound, and the assertions that tie the bounds together.
 //! - [`time`]: [`time::Tick`] and deadline arithmetic; reads no clock.

@@ -9,6 +9,8 @@ pub const USER_ID_BYTES_MAX: usize = 128;
 pub const PROXY_HEADER_BYTES_MAX: usize = 4096;
 /// Bytes of the lines that the settings put into a 101.
 pub const UPGRADE_LINES_BYTES_MAX: usize = 768;
+/// Connections that one envelope tells the registry of at most.
+pub const PRESENCE_NOTE_COUNT_MAX: usize = 256;
 /// Bytes in a control frame's payload (RFC 6455 §5.5).
 pub const CONTROL_PAYLOAD_BYTES_MAX: usize = 125;
 /// Bytes of an unmasked server frame header at most (RFC 6455 §5.2).

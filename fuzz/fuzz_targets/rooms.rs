@@ -14,7 +14,7 @@ use throng::metrics::DropPolicy;
 use throng::protocol::client::encode_request;
 use throng::protocol::handshake::Edge;
 use throng::protocol::{OpCode, encode_client_header, encode_header, unmask_extend};
-use throng::shard::{Action, Delivery, HeartbeatMode, Input, Node, Options, RoomRule, Shard};
+use throng::shard::{Action, Delivery, HeartbeatMode, Presence, Input, Node, Options, RoomRule, Shard};
 use throng::time::Tick;
 
 const TOKENS: u8 = 6;
@@ -106,6 +106,9 @@ impl World {
         let options = Options {
             connection_count_max: 4 + u32::from(choice & 1),
             address_connection_count_max: 5,
+            user_connection_count_max: 0,
+            presence: Presence::Off,
+            presence_refresh_ms: 20_000,
             room_count_max: 2 + u32::from(choice >> 1 & 1),
             handshakes_per_s_max: 0,
             message_bytes_max: 300,

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::order::Heard;
 use crate::report::Report;
 
 /// Sequences that are known to be missing at a time, all members of a worker together.
@@ -22,6 +23,7 @@ pub struct Deliveries {
     missing: HashMap<usize, BTreeSet<u32>>,
     missing_count: usize,
     counts: Counts,
+    heard: Heard,
 }
 
 /// What was found.
@@ -56,6 +58,7 @@ impl Deliveries {
             missing: HashMap::new(),
             missing_count: 0,
             counts: Counts::default(),
+            heard: Heard::new(member_count, publishers_per_room),
         }
     }
 
@@ -66,8 +69,10 @@ impl Deliveries {
         if sequence == *next || *next == SEQUENCE_ANY {
             *next = sequence.saturating_add(1);
             self.counts.delivered += 1;
+            self.heard.add(member, publisher, sequence);
             return true;
         }
+        self.heard.give_up(member);
         self.out_of_order(index, sequence)
     }
 
@@ -116,6 +121,7 @@ impl Deliveries {
 
     /// `member` was away for a while: what comes next from each publisher is taken as a beginning.
     pub fn forget(&mut self, member: u32) {
+        self.heard.give_up(member);
         let first = member as usize * self.publishers_per_room as usize;
         for index in first..first + self.publishers_per_room as usize {
             self.next[index] = SEQUENCE_ANY;
@@ -143,7 +149,13 @@ impl Deliveries {
         if *next != SEQUENCE_ANY && *next < published {
             self.counts.lost += u64::from(published - *next);
             *next = published;
+            self.heard.give_up(member);
         }
+    }
+
+    /// The order in which `member` heard all there was, as a sum; to be asked when everything is closed.
+    pub fn order(&self, member: u32) -> Option<u64> {
+        self.heard.sum(member)
     }
 
     /// What was found so far.

@@ -12,6 +12,7 @@ mod histogram;
 mod interrupt;
 mod meter;
 mod monitor;
+mod order;
 #[cfg(test)]
 mod page_tests;
 mod processor;

@@ -38,6 +38,18 @@ packages() {
     rm -f "$log"
 }
 
+# Programs that are Debian packages of the same name and bring a service that need not run: `need_servers redis-server`.
+# Debian starts what it installs where systemd runs, so there a person decides; a container has nothing that would.
+need_servers() {
+    local name missing=()
+    for name in "$@"; do
+        PATH=$PATH:/usr/sbin have "$name" || missing+=("$name")
+    done
+    [ ${#missing[@]} = 0 ] && return
+    [ ! -d /run/systemd/system ] || fail "please install (the services need not run): ${missing[*]}"
+    RUNLEVEL=1 packages "${missing[@]}" || fail "${missing[*]}: needed, and could not be installed"
+}
+
 need_rust() {
     if ! have cargo && [ -f "$HOME/.cargo/env" ]; then
         # shellcheck disable=SC1091

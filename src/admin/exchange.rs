@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::json;
+use super::users::{self, Tally};
 use super::{Answer, Figures};
-use crate::bus::{ConnectionInfo, CoreId, Reply, RoomInfo, RoomName};
+use super::{Health, json};
+use crate::bus::{ClusterReply, ConnectionInfo, CoreId, Reply, RoomInfo, RoomName, UserName};
 use crate::time::Tick;
 
 /// What the answers are for.
@@ -28,6 +29,17 @@ pub enum Purpose {
         room: RoomName,
         member_count_max: u32,
         shards: BTreeMap<CoreId, RoomInfo>,
+    },
+    /// `POST /v1/users/online`: this node's connections, unless the registry is asked.
+    Online { with_nodes: bool, tally: Tally },
+    /// `GET /v1/users/{id}`: likewise.
+    User { user: UserName, tally: Tally },
+    /// `GET /v1/cluster`, of the registry.
+    Cluster,
+    /// What this node tells the others of itself; nobody waits for it.
+    State {
+        figures: Box<Figures>,
+        health: Box<Health>,
     },
     /// `GET /v1/connections/{id}`.
     Connection { info: Option<Box<ConnectionInfo>> },
@@ -55,8 +67,21 @@ pub struct Exchange {
     pub waiting: Vec<CoreId>,
     /// Shards that could not even be asked.
     pub unasked: Vec<CoreId>,
+    /// The registry's part.
+    pub cluster: Cluster,
     /// What for.
     pub purpose: Purpose,
+}
+
+/// What the registry has to do with an exchange.
+#[derive(Debug)]
+pub enum Cluster {
+    /// Nothing: this node knows.
+    Unasked,
+    /// It has not answered.
+    Asked,
+    /// It has.
+    Answered(ClusterReply),
 }
 
 impl Exchange {
@@ -68,7 +93,13 @@ impl Exchange {
             return;
         };
         match (&mut self.purpose, reply) {
-            (Purpose::Metrics { .. } | Purpose::Stats { .. }, Reply::Stats(_)) => {}
+            (
+                Purpose::Metrics { .. } | Purpose::Stats { .. } | Purpose::State { .. },
+                Reply::Stats(_),
+            ) => {}
+            (Purpose::Online { tally, .. } | Purpose::User { tally, .. }, Reply::Users(infos)) => {
+                tally.add(infos);
+            }
             (
                 Purpose::Rooms {
                     count_max,
@@ -90,7 +121,7 @@ impl Exchange {
                     shards.insert(from, info);
                 }
             }
-            (Purpose::Connection { info }, Reply::Connection(found)) => *info = found.map(Box::new),
+            (Purpose::Connection { info }, Reply::Connection(found)) => *info = found,
             (Purpose::Disconnect { found }, Reply::Disconnected(was_there)) => *found = was_there,
             (_, other) => {
                 debug_assert!(false, "an answer to another question: {other:?}");
@@ -98,6 +129,11 @@ impl Exchange {
             }
         }
         self.waiting.swap_remove(index);
+    }
+
+    /// Whether somebody has not answered.
+    pub fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty() || matches!(self.cluster, Cluster::Asked)
     }
 
     /// Shards that are missing in the answer, in order.
@@ -112,11 +148,37 @@ impl Exchange {
         stalled
     }
 
-    /// The answer, of what has come. `None` for figures, which the router puts together.
-    pub fn answer(&self) -> Option<Answer> {
+    /// The answer of the node called `node`, of what has come. `None` for figures, which the router puts together.
+    pub fn answer(&self, node: &str) -> Option<Answer> {
         let stalled = self.stalled_shards();
         Some(match &self.purpose {
-            Purpose::Metrics { .. } | Purpose::Stats { .. } => return None,
+            Purpose::Metrics { .. }
+            | Purpose::Stats { .. }
+            | Purpose::State { .. }
+            | Purpose::Cluster => return None,
+            Purpose::Online { with_nodes, tally } => match &self.cluster {
+                Cluster::Unasked => {
+                    let online = tally.online(node, *with_nodes);
+                    users::online("node", &online, *with_nodes, &stalled)
+                }
+                Cluster::Answered(ClusterReply::Online(online)) => {
+                    users::online("cluster", online, *with_nodes, &stalled)
+                }
+                Cluster::Answered(reply) => users::away(Some(reply)),
+                Cluster::Asked => users::away(None),
+            },
+            Purpose::User { user, tally } => match &self.cluster {
+                Cluster::Unasked => {
+                    let (count, connections) = tally.connections(node);
+                    users::user("node", user, count, &connections, &stalled)
+                }
+                Cluster::Answered(ClusterReply::User {
+                    connection_count,
+                    connections,
+                }) => users::user("cluster", user, *connection_count, connections, &stalled),
+                Cluster::Answered(reply) => users::away(Some(reply)),
+                Cluster::Asked => users::away(None),
+            },
             Purpose::Rooms {
                 count_max,
                 rooms,

@@ -68,6 +68,7 @@ pub fn connection(info: &ConnectionInfo) -> Value {
         "shard": info.id.core().0,
         "peer": info.peer.to_string(),
         "room": info.room.as_deref(),
+        "user": info.user.as_deref(),
         "state": info.state,
         "opened_ms_ago": info.opened_ms_ago,
         "heard_ms_ago": info.heard_ms_ago,
@@ -112,6 +113,7 @@ fn add(all: &mut ShardSnapshot, one: &ShardSnapshot) {
         (&mut sum.bytes_in, of.bytes_in),
         (&mut sum.bytes_out, of.bytes_out),
         (&mut sum.gaps_told, of.gaps_told),
+        (&mut sum.presence_dropped, of.presence_dropped),
         (&mut sum.pings_sent, of.pings_sent),
         (&mut sum.pongs_received, of.pongs_received),
         (&mut sum.pings_answered, of.pings_answered),
@@ -149,6 +151,7 @@ fn totals(all: &ShardSnapshot, node: &NodeSnapshot) -> Value {
     value.insert("connection_skew".into(), json!(node.connection_skew()));
     value.insert("budget_used".into(), json!(node.budget_used()));
     value.insert("rooms".into(), json!(node.rooms()));
+    value.insert("users".into(), json!(node.users()));
     Value::Object(value)
 }
 
@@ -160,6 +163,7 @@ fn shard(report: &ShardReport) -> Value {
         ("processor", json!(snapshot.processor)),
         ("answering", json!(report.answering)),
         ("rooms", json!(snapshot.gauges.rooms)),
+        ("users", json!(snapshot.gauges.users)),
         ("bus_depth", json!(snapshot.gauges.bus_depth)),
         ("ledger_bytes_max", json!(snapshot.gauges.ledger_bytes_max)),
         ("drain_phase", json!(snapshot.gauges.drain_phase)),
@@ -220,6 +224,7 @@ fn figures(snapshot: &ShardSnapshot) -> Map<String, Value> {
         "socket_sent_bytes": counters.bytes_out,
         "messages_dropped": counted(&dropped),
         "gaps_told": counters.gaps_told,
+        "presence_dropped": counters.presence_dropped,
         "heartbeats_sent": counters.pings_sent,
         "heartbeats_answered": counters.pongs_received,
         "peer_pings_answered": counters.pings_answered,
@@ -259,6 +264,7 @@ fn backplane(backplane: &BackplaneSnapshot) -> Value {
     json!({
         "rooms": backplane.rooms,
         "rooms_leased": backplane.rooms_leased,
+        "users": backplane.users,
         "batches": backplane.batches,
         "messages": backplane.messages,
         "deliveries": backplane.deliveries,
@@ -282,8 +288,18 @@ fn redis(redis: &RedisSnapshot) -> Value {
             "connect_failures": link.failures,
         })
     });
+    let servers = redis.servers.iter().map(|server| {
+        json!({
+            "server": server.server,
+            "ready": server.ready,
+            "subscriptions": server.subscriptions,
+            "buffer_bytes": server.buffer_bytes,
+        })
+    });
     json!({
         "ready": redis.ready,
+        "mode": redis.mode,
+        "servers": servers.collect::<Vec<_>>(),
         "publishing": publishing,
         "subscription": subscription,
         "commands": commands,

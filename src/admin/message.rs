@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::bus::{Batch, BatchMessage, MessageKind};
-use crate::protocol::{OpCode, encode_header};
+use crate::protocol::{OpCode, close_frame, encode_header};
 use crate::time::Tick;
 
 use super::Answer;
@@ -44,6 +44,7 @@ pub fn batch(
     let opcode = match kind {
         MessageKind::Text => OpCode::Text,
         MessageKind::Binary => OpCode::Binary,
+        MessageKind::Close { .. } => OpCode::Close,
     };
     let mut bytes = Vec::with_capacity(body.len() + crate::limits::SERVER_HEADER_BYTES_MAX);
     let header_bytes = encode_header(&mut bytes, true, opcode, body.len());
@@ -60,6 +61,23 @@ pub fn batch(
         messages: vec![message],
         published: now,
     }))
+}
+
+/// The order to close a user's connections, as a batch of one.
+pub fn close_batch(code: u16, reason: &str, reconnect: bool, now: Tick) -> Arc<Batch> {
+    let mut bytes = Vec::new();
+    close_frame(&mut bytes, code, reason);
+    let message = BatchMessage {
+        end: u32::try_from(bytes.len()).expect("a control frame is short"),
+        header_bytes: u8::try_from(bytes.len() - 2 - reason.len()).expect("a frame's header"),
+        kind: MessageKind::Close { reconnect },
+        sender: None,
+    };
+    Arc::new(Batch {
+        bytes,
+        messages: vec![message],
+        published: now,
+    })
 }
 
 #[cfg(test)]
@@ -87,6 +105,19 @@ mod tests {
         };
         assert_eq!(batch.messages, [message]);
         assert_eq!(batch.published, Tick(9));
+    }
+
+    #[test]
+    fn a_close_is_one_whole_close_frame() {
+        let batch = close_batch(4001, "gone", true, Tick(9));
+        assert_eq!(batch.bytes, b"\x88\x06\x0f\xa1gone");
+        let message = BatchMessage {
+            end: 8,
+            header_bytes: 2,
+            kind: MessageKind::Close { reconnect: true },
+            sender: None,
+        };
+        assert_eq!(batch.messages, [message]);
     }
 
     #[test]

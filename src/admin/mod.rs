@@ -13,6 +13,9 @@
 //! | `GET /v1/rooms?prefix=&limit=` | rooms and their members, merged over the shards |
 //! | `GET /v1/rooms/{room}?limit=` | members by shard, with the ids of some |
 //! | `POST /v1/rooms/{room}/publish?kind=` | 202; the body is the message |
+//! | `POST /v1/users/online?nodes=` | who of those in the body is online, on whatever node |
+//! | `GET /v1/users/{id}?limit=` | the user's connections, on whatever node |
+//! | `GET /v1/cluster` | the state of all nodes |
 //! | `GET /v1/connections/{id}` | what its shard knows of it |
 //! | `DELETE /v1/connections/{id}` | closes it with code 4001 |
 //!
@@ -21,11 +24,13 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod cluster;
 mod exchange;
 mod json;
 mod message;
 mod route;
 mod router;
+mod users;
 
 pub use answer::{Answer, Request};
 pub use router::{Admin, Figures, Health, LinkTrouble, Node, NotPublished, Options, Outcome};

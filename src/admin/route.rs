@@ -5,13 +5,22 @@ use std::sync::Arc;
 use percent_encoding::percent_decode_str;
 
 use super::Answer;
-use crate::bus::{ConnectionId, MessageKind, RoomName};
-use crate::limits::ROOM_NAME_BYTES_MAX;
+use crate::bus::{
+    ConnectionId, EVERYBODY, MessageKind, RoomName, UserName, is_user_name, user_room,
+};
+use crate::limits::{ROOM_NAME_BYTES_MAX, USER_ID_BYTES_MAX};
+use crate::protocol::{CLOSE_REASON_BYTES_MAX, CloseReason, is_server_close_code};
 
 /// Rooms or members in one answer, when the query does not say.
 const LIMIT_DEFAULT: u32 = 100;
 /// Rooms or members in one answer at most.
 const LIMIT_MAX: u32 = 1_000;
+
+/// The close code of a user's connections, when the query does not say: that of `disconnected`.
+const DISCONNECT_CODE: u16 = match CloseReason::Disconnected.code() {
+    Some(code) => code,
+    None => panic!("who is disconnected is told why"),
+};
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,9 +37,27 @@ pub enum Route {
         room: RoomName,
         member_count_max: u32,
     },
+    /// Into a room, to a user (its hidden room) or to everybody.
     Publish {
         room: RoomName,
         kind: Option<MessageKind>,
+    },
+    /// The users are in the body.
+    Online {
+        with_nodes: bool,
+    },
+    User {
+        user: UserName,
+        connection_count_max: u32,
+    },
+    Cluster,
+    /// Close all connections of a user.
+    DisconnectUser {
+        /// The user's hidden room.
+        room: RoomName,
+        code: u16,
+        reason: String,
+        reconnect: bool,
     },
     Connection {
         id: ConnectionId,
@@ -61,9 +88,26 @@ pub fn route(method: &str, path: &str, query: &str) -> Result<Route, Answer> {
         ["v1", "rooms"] => get(method).and_then(|()| route_rooms(query)),
         ["v1", "rooms", room] => get(method).and_then(|()| route_room(room, query)),
         ["v1", "rooms", room, "publish"] => match method {
-            "POST" => route_publish(room, query),
+            "POST" => route_publish(room_name(room)?, query),
             _ => Err(Answer::method_not_allowed("POST")),
         },
+        ["v1", "users", user, "send"] => match method {
+            "POST" => route_publish(user_room(&user_name(user)?), query),
+            _ => Err(Answer::method_not_allowed("POST")),
+        },
+        ["v1", "broadcast"] => match method {
+            "POST" => route_publish(EVERYBODY.into(), query),
+            _ => Err(Answer::method_not_allowed("POST")),
+        },
+        ["v1", "users", "online"] if method == "POST" => route_online(query),
+        ["v1", "users", user] => match method {
+            "GET" => route_user(user, query),
+            "DELETE" => route_disconnect_user(user, query),
+            _ => Err(Answer::method_not_allowed("GET, HEAD, DELETE")),
+        },
+        ["v1", "cluster"] => get(method)
+            .and_then(|()| no_parameters(query))
+            .map(|()| Route::Cluster),
         ["v1", "connections", id] => match method {
             "GET" => Ok(Route::Connection {
                 id: connection_id(id, query)?,
@@ -76,8 +120,9 @@ pub fn route(method: &str, path: &str, query: &str) -> Result<Route, Answer> {
         _ => Err(Answer::error(
             404,
             "not_found",
-            "there are /livez, /readyz, /metrics, /v1/stats, /v1/rooms, /v1/rooms/{room}, /v1/rooms/{room}/publish \
-             and /v1/connections/{id}",
+            "there are /livez, /readyz, /metrics, /v1/stats, /v1/rooms, /v1/rooms/{room}, /v1/rooms/{room}/publish, \
+             /v1/users/online, /v1/users/{user}, /v1/users/{user}/send, /v1/broadcast, /v1/cluster and \
+             /v1/connections/{id}",
         )),
     }
 }
@@ -106,7 +151,7 @@ fn route_room(room: &str, query: &str) -> Result<Route, Answer> {
     })
 }
 
-fn route_publish(room: &str, query: &str) -> Result<Route, Answer> {
+fn route_publish(room: RoomName, query: &str) -> Result<Route, Answer> {
     let [kind] = parameters(query, ["kind"])?;
     let kind = match kind.as_deref() {
         None => None,
@@ -120,9 +165,55 @@ fn route_publish(room: &str, query: &str) -> Result<Route, Answer> {
             ));
         }
     };
-    Ok(Route::Publish {
-        room: room_name(room)?,
-        kind,
+    Ok(Route::Publish { room, kind })
+}
+
+fn route_disconnect_user(user: &str, query: &str) -> Result<Route, Answer> {
+    let room = user_room(&user_name(user)?);
+    let [code, reason, reconnect] = parameters(query, ["code", "reason", "reconnect"])?;
+    let invalid = |message: &str| Answer::error(400, "query_invalid", message);
+    let code = match code.as_deref().map(str::parse) {
+        None => DISCONNECT_CODE,
+        Some(Ok(code)) if is_server_close_code(code) => code,
+        Some(_) => {
+            return Err(invalid(
+                "`code` is a close code that a server may send: 1000-1003, 1007-1009, 1011-1013 or 3000-4999",
+            ));
+        }
+    };
+    let reason = reason.unwrap_or_else(|| CloseReason::Disconnected.label().to_owned());
+    if reason.len() > CLOSE_REASON_BYTES_MAX {
+        let message = format!("`reason` has at most {CLOSE_REASON_BYTES_MAX} bytes of UTF-8");
+        return Err(invalid(&message));
+    }
+    let reconnect = match reconnect.as_deref() {
+        None | Some("0") => false,
+        Some("1") => true,
+        Some(_) => return Err(invalid("`reconnect` is 0 or 1")),
+    };
+    Ok(Route::DisconnectUser {
+        room,
+        code,
+        reason,
+        reconnect,
+    })
+}
+
+fn route_online(query: &str) -> Result<Route, Answer> {
+    let [nodes] = parameters(query, ["nodes"])?;
+    let with_nodes = match nodes.as_deref() {
+        None | Some("0") => false,
+        Some("1") => true,
+        Some(_) => return Err(Answer::error(400, "query_invalid", "`nodes` is 0 or 1")),
+    };
+    Ok(Route::Online { with_nodes })
+}
+
+fn route_user(user: &str, query: &str) -> Result<Route, Answer> {
+    let [limit] = parameters(query, ["limit"])?;
+    Ok(Route::User {
+        user: user_name(user)?.into(),
+        connection_count_max: limit_of(limit, 1)?,
     })
 }
 
@@ -152,6 +243,21 @@ fn room_name(segment: &str) -> Result<RoomName, Answer> {
         return Err(Answer::error(400, "room_invalid", &message));
     }
     Ok(Arc::from(name))
+}
+
+/// The rules of the client port hold: [`crate::bus::UserName`].
+fn user_name(segment: &str) -> Result<String, Answer> {
+    let invalid = |message: &str| Answer::error(400, "user_invalid", message);
+    let name = decoded(segment).ok_or_else(|| {
+        invalid("a user's id in a path is percent-encoded UTF-8; write `%` as %25")
+    })?;
+    if is_user_name(&name) {
+        Ok(name)
+    } else {
+        let message =
+            format!("a user's id has 1 to {USER_ID_BYTES_MAX} bytes and no control characters");
+        Err(invalid(&message))
+    }
 }
 
 fn limit_of(limit: Option<String>, least: u32) -> Result<u32, Answer> {
@@ -287,6 +393,46 @@ mod tests {
                 },
             ),
             (
+                "POST",
+                "/v1/users/room%2Fa/send",
+                "kind=text",
+                Route::Publish {
+                    room: "\u{1}room/a".into(),
+                    kind: Some(MessageKind::Text),
+                },
+            ),
+            (
+                "POST",
+                "/v1/broadcast",
+                "",
+                Route::Publish {
+                    room: "\u{2}".into(),
+                    kind: None,
+                },
+            ),
+            (
+                "DELETE",
+                "/v1/users/send",
+                "",
+                Route::DisconnectUser {
+                    room: "\u{1}send".into(),
+                    code: 4001,
+                    reason: "disconnected".into(),
+                    reconnect: false,
+                },
+            ),
+            (
+                "DELETE",
+                "/v1/users/ann",
+                "code=1008&reason=not+now&reconnect=1",
+                Route::DisconnectUser {
+                    room: "\u{1}ann".into(),
+                    code: 1008,
+                    reason: "not now".into(),
+                    reconnect: true,
+                },
+            ),
+            (
                 "GET",
                 "/v1/connections/00000a0000000001",
                 "",
@@ -324,6 +470,9 @@ mod tests {
             ("POST", "/livez", "GET, HEAD"),
             ("DELETE", "/v1/rooms/a", "GET, HEAD"),
             ("GET", "/v1/rooms/a/publish", "POST"),
+            ("GET", "/v1/users/a/send", "POST"),
+            ("GET", "/v1/broadcast", "POST"),
+            ("POST", "/v1/users/a", "GET, HEAD, DELETE"),
             (
                 "POST",
                 "/v1/connections/00000a0000000001",
@@ -368,6 +517,41 @@ mod tests {
         assert!(route("GET", "/v1/rooms", "limit=1000").is_ok());
         assert_eq!(status("POST", "/v1/rooms/a/publish", "kind=json"), 400);
         assert_eq!(status("GET", "/livez", "x=1"), 400);
+        let longest = "u".repeat(USER_ID_BYTES_MAX);
+        assert!(route("POST", &format!("/v1/users/{longest}/send"), "").is_ok());
+        for user in ["", "%", "%ff", "a%00", "%C2%85", &format!("{longest}u")] {
+            assert_eq!(
+                status("POST", &format!("/v1/users/{user}/send"), ""),
+                400,
+                "{user}"
+            );
+            assert_eq!(
+                status("DELETE", &format!("/v1/users/{user}"), ""),
+                400,
+                "{user}"
+            );
+        }
+        let long_reason = format!("reason={}", "r".repeat(CLOSE_REASON_BYTES_MAX + 1));
+        for query in [
+            "code=1005",
+            "code=1010",
+            "code=x",
+            "code=",
+            "code=65537",
+            "reconnect=true",
+            "room=a",
+            &long_reason,
+        ] {
+            assert_eq!(status("DELETE", "/v1/users/a", query), 400, "{query}");
+        }
+        assert!(
+            route(
+                "DELETE",
+                "/v1/users/a",
+                &long_reason[..long_reason.len() - 1]
+            )
+            .is_ok()
+        );
         for id in ["1", "00000a000000000g", "00000a00000000010"] {
             assert_eq!(
                 status("DELETE", &format!("/v1/connections/{id}"), ""),

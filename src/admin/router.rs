@@ -4,13 +4,17 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use subtle::ConstantTimeEq;
 
-use super::exchange::{Exchange, Purpose, connection_not_found};
+use super::cluster::{self, Meter};
+use super::exchange::{Cluster, Exchange, Purpose, connection_not_found};
 use super::route::{Route, route};
+use super::users::{self, Tally};
 use super::{Answer, Request, json as figures_json, message};
-use crate::bus::{Batch, ConnectionId, CoreId, Question, Reply, RoomName};
+use crate::bus::{
+    Batch, ClusterQuestion, ClusterReply, ConnectionId, CoreId, Question, Reply, RoomName,
+};
 use crate::drain::Phase;
 use crate::limits::ADMIN_EXCHANGE_COUNT_MAX;
 use crate::metrics::exposition::{
@@ -26,6 +30,8 @@ use crate::time::Tick;
 pub struct Options {
     /// The node's name.
     pub node_id: String,
+    /// Tells this process from others of the same node.
+    pub incarnation: u64,
     /// The program's version.
     pub version: &'static str,
     /// Shards: their ids are 0 to `shard_count` − 1.
@@ -42,12 +48,22 @@ pub struct Options {
     pub answer_timeout_ms: u32,
     /// A lane that waits longer than this for room makes the node not ready.
     pub bus_stall_ms_max: u32,
+    /// Whether there is a Redis by the settings.
+    pub has_redis: bool,
+    /// How messages travel between nodes.
+    pub mode: &'static str,
+    /// How often the node's state is put together.
+    pub cluster_interval_ms: u32,
 }
 
 /// The node around the admin API, on the same core.
 pub trait Node {
     /// Asks a shard; its answer comes to [`Admin::handle_reply`]. False: it owes too many answers already.
     fn ask(&mut self, to: CoreId, request: u64, question: Question) -> bool;
+    /// Whether the registry knows who is connected where; else this node's shards know all that is known.
+    fn keeps_users(&self) -> bool;
+    /// Asks the registry; its answer comes to [`Admin::handle_cluster`]. False: there is none.
+    fn ask_cluster(&mut self, request: u64, question: ClusterQuestion, now: Tick) -> bool;
     /// Publishes to everybody in `room`.
     ///
     /// # Errors
@@ -137,6 +153,12 @@ pub struct Admin {
     last: Vec<ShardReport>,
     /// Requests answered, by status.
     answers: BTreeMap<u16, u64>,
+    meter: Meter,
+    /// What this node has last said of itself.
+    state: Map<String, Value>,
+    state_news: Option<(String, u64)>,
+    /// When [`Self::sample`] is due again; `None`: it has not been called yet.
+    state_due: Option<Tick>,
 }
 
 impl Admin {
@@ -159,6 +181,10 @@ impl Admin {
             ready: VecDeque::new(),
             last,
             answers: BTreeMap::new(),
+            meter: Meter::default(),
+            state: Map::new(),
+            state_news: None,
+            state_due: None,
         }
     }
 
@@ -199,15 +225,49 @@ impl Admin {
         self.finish_exchanges(now);
     }
 
+    /// Takes the registry's answer in.
+    pub fn handle_cluster(&mut self, request: u64, reply: ClusterReply, now: Tick) {
+        let exchange = self.exchanges.iter_mut().find(|one| one.id == request);
+        if let Some(exchange) = exchange {
+            exchange.cluster = Cluster::Answered(reply);
+        }
+        self.finish_exchanges(now);
+    }
+
+    /// Puts the node's state together anew, when it is time: [`Self::poll_state`] has it once the shards have been heard.
+    pub fn sample(&mut self, node: &mut impl Node, now: Tick) {
+        if self.state_due.is_some_and(|due| now < due) {
+            return;
+        }
+        let interval = u64::from(self.options.cluster_interval_ms);
+        self.state_due = Some(now.after(Duration::from_millis(interval)));
+        let is_open = |exchange: &Exchange| matches!(exchange.purpose, Purpose::State { .. });
+        if self.exchanges.iter().any(is_open) {
+            return;
+        }
+        let purpose = Purpose::State {
+            figures: Box::new(node.figures(now)),
+            health: Box::new(node.health(now)),
+        };
+        self.begin(purpose, &Question::Stats, None, node, now);
+        self.finish_exchanges(now);
+    }
+
+    /// What this node tells the others of itself: JSON, and how many connections it has.
+    pub fn poll_state(&mut self) -> Option<(String, u64)> {
+        self.state_news.take()
+    }
+
     /// Answers without the shards that have not been heard in time.
     pub fn handle_deadline(&mut self, now: Tick) {
         self.finish_exchanges(now);
     }
 
-    /// When [`Self::handle_deadline`] is due next; `None` while nothing waits.
+    /// When [`Self::handle_deadline`] or [`Self::sample`] is due next.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Tick> {
-        self.exchanges.front().map(|exchange| exchange.deadline)
+        let oldest = self.exchanges.front().map(|exchange| exchange.deadline);
+        oldest.into_iter().chain(self.state_due).min()
     }
 
     /// The next answer to a request that was pending.
@@ -235,21 +295,16 @@ impl Admin {
                     self.options.message_bytes_max,
                     now,
                 )?;
-                return Err(match node.publish(&room, &batch, now) {
-                    Ok(()) => Answer::json(202, &json!({ "accepted": true })),
-                    Err(NotPublished::BusFull) => Answer::busy(
-                        "bus_full",
-                        "the bus to a shard of this room is full: try again",
-                    ),
-                    Err(NotPublished::BackplaneLost { local: false }) => Answer::busy(
-                        "backplane_lost",
-                        "Redis cannot be reached, and the buffer for it is full: nobody got it, try again",
-                    ),
-                    Err(NotPublished::BackplaneLost { local: true }) => Answer::busy(
-                        "backplane_lost_local",
-                        "Redis cannot be reached, and the buffer for it is full: members on this node got it, others did not",
-                    ),
-                });
+                return Err(publish(node, &room, &batch, now));
+            }
+            Route::DisconnectUser {
+                room,
+                code,
+                reason,
+                reconnect,
+            } => {
+                let batch = message::close_batch(code, &reason, reconnect, now);
+                return Err(publish(node, &room, &batch, now));
             }
             // Before the figures are taken: a refusal costs nothing.
             _ if self.exchanges.len() >= ADMIN_EXCHANGE_COUNT_MAX => {
@@ -300,6 +355,47 @@ impl Admin {
                     None,
                 )
             }
+            Route::Online { with_nodes } => {
+                let users = users::asked(&request.body)?;
+                let tally = Tally::new(&users);
+                let purpose = Purpose::Online { with_nodes, tally };
+                if node.keeps_users() {
+                    let question = ClusterQuestion::Online { users, with_nodes };
+                    return Ok(self.begin_cluster(purpose, question, node, now));
+                }
+                let question = Question::Users {
+                    users,
+                    connection_count_max: 0,
+                };
+                (purpose, question, None)
+            }
+            Route::User {
+                user,
+                connection_count_max,
+            } => {
+                let tally = Tally::new(std::slice::from_ref(&user));
+                let purpose = Purpose::User {
+                    user: user.clone(),
+                    tally,
+                };
+                if node.keeps_users() {
+                    let question = ClusterQuestion::User {
+                        user,
+                        connection_count_max,
+                    };
+                    return Ok(self.begin_cluster(purpose, question, node, now));
+                }
+                let question = Question::Users {
+                    users: vec![user],
+                    connection_count_max,
+                };
+                (purpose, question, None)
+            }
+            Route::Cluster if self.options.has_redis => {
+                let question = ClusterQuestion::Nodes;
+                return Ok(self.begin_cluster(Purpose::Cluster, question, node, now));
+            }
+            Route::Cluster => return Err(cluster::alone(&self.state, &self.options, None)),
             Route::Connection { id } => (
                 Purpose::Connection { info: None },
                 Question::Connection { id },
@@ -328,7 +424,8 @@ impl Admin {
         }
     }
 
-    fn readiness(&self, health: &Health) -> Answer {
+    /// Why the node is not ready.
+    fn reasons(&self, health: &Health) -> Vec<Value> {
         let mut reasons: Vec<Value> = Vec::new();
         if health.phase != Phase::Running {
             reasons.push(json!({ "code": "draining", "message": "the node is stopping", "phase": health.phase.label() }));
@@ -354,6 +451,11 @@ impl Admin {
                 "since_ms": trouble.since_us / 1_000,
             }));
         }
+        reasons
+    }
+
+    fn readiness(&self, health: &Health) -> Answer {
+        let reasons = self.reasons(health);
         let ready = reasons.is_empty();
         Answer::json(
             if ready { 200 } else { 503 },
@@ -383,29 +485,69 @@ impl Admin {
         let (waiting, unasked) = all
             .filter(|shard| only.is_none_or(|only| only == *shard))
             .partition(|shard| node.ask(*shard, id, question.clone()));
-        let deadline = now.after(Duration::from_millis(u64::from(
-            self.options.answer_timeout_ms,
-        )));
+        let deadline = self.deadline(now);
         self.exchanges.push_back(Exchange {
             id,
             deadline,
             waiting,
             unasked,
+            cluster: Cluster::Unasked,
             purpose,
         });
         id
+    }
+
+    /// The same for a question to the registry.
+    fn begin_cluster(
+        &mut self,
+        purpose: Purpose,
+        question: ClusterQuestion,
+        node: &mut impl Node,
+        now: Tick,
+    ) -> u64 {
+        let id = self.exchange_next;
+        self.exchange_next += 1;
+        let cluster = match node.ask_cluster(id, question, now) {
+            true => Cluster::Asked,
+            false => {
+                let reason = "there is no registry".to_owned();
+                Cluster::Answered(ClusterReply::Away(reason))
+            }
+        };
+        let deadline = self.deadline(now);
+        self.exchanges.push_back(Exchange {
+            id,
+            deadline,
+            waiting: Vec::new(),
+            unasked: Vec::new(),
+            cluster,
+            purpose,
+        });
+        id
+    }
+
+    fn deadline(&self, now: Tick) -> Tick {
+        let timeout = u64::from(self.options.answer_timeout_ms);
+        now.after(Duration::from_millis(timeout))
     }
 
     /// Moves what is complete, or due, to the answers.
     fn finish_exchanges(&mut self, now: Tick) {
         let mut index = 0;
         while let Some(exchange) = self.exchanges.get(index) {
-            if !exchange.waiting.is_empty() && now < exchange.deadline {
+            if exchange.is_waiting() && now < exchange.deadline {
                 index += 1;
             } else if let Some(exchange) = self.exchanges.remove(index) {
+                let exchange = match exchange.purpose {
+                    Purpose::State { .. } => {
+                        self.tell_state(exchange, now);
+                        continue;
+                    }
+                    _ => exchange,
+                };
                 let id = exchange.id;
                 let answer = exchange
-                    .answer()
+                    .answer(&self.options.node_id)
                     .unwrap_or_else(|| self.figures_answer(exchange, now));
                 self.count(&answer);
                 self.ready.push_back((id, answer));
@@ -438,13 +580,41 @@ impl Admin {
                     &figures_json::stats(&self.node(*figures, &stalled), phase, &stalled, now),
                 )
             }
+            Purpose::Cluster => {
+                let away = |reason: &str| ClusterReply::Away(reason.to_owned());
+                let reply = match exchange.cluster {
+                    Cluster::Answered(reply) => reply,
+                    Cluster::Asked | Cluster::Unasked => away("it does not answer in time"),
+                };
+                cluster::all(&reply, &self.state, &self.options)
+            }
             Purpose::Rooms { .. }
             | Purpose::Room { .. }
+            | Purpose::Online { .. }
+            | Purpose::User { .. }
+            | Purpose::State { .. }
             | Purpose::Connection { .. }
             | Purpose::Disconnect { .. } => {
                 unreachable!("these exchanges have an answer of their own")
             }
         }
+    }
+
+    /// The shards have been heard: this is how the node is.
+    fn tell_state(&mut self, exchange: Exchange, now: Tick) {
+        let stalled = exchange.stalled_shards();
+        let Purpose::State { figures, health } = exchange.purpose else {
+            return;
+        };
+        let codes = self.reasons(&health).into_iter();
+        let codes = codes.filter_map(|reason| reason["code"].as_str().map(str::to_owned));
+        let mut codes: Vec<String> = codes.collect();
+        codes.dedup();
+        let node = self.node(*figures, &stalled);
+        let meter = &mut self.meter;
+        let (state, count) = meter.state(&node, &health, &codes, &self.options, now);
+        self.state_news = Some((Value::Object(state.clone()).to_string(), count));
+        self.state = state;
     }
 
     fn node(&self, figures: Figures, stalled: &[u8]) -> NodeSnapshot {
@@ -468,6 +638,25 @@ impl Admin {
 
     fn count(&mut self, answer: &Answer) {
         *self.answers.entry(answer.status).or_default() += 1;
+    }
+}
+
+/// Publishes, and says what became of it.
+fn publish(node: &mut impl Node, room: &RoomName, batch: &Arc<Batch>, now: Tick) -> Answer {
+    match node.publish(room, batch, now) {
+        Ok(()) => Answer::json(202, &json!({ "accepted": true })),
+        Err(NotPublished::BusFull) => Answer::busy(
+            "bus_full",
+            "the bus to a shard that it goes to is full: try again",
+        ),
+        Err(NotPublished::BackplaneLost { local: false }) => Answer::busy(
+            "backplane_lost",
+            "Redis cannot be reached, and the buffer for it is full: nobody got it, try again",
+        ),
+        Err(NotPublished::BackplaneLost { local: true }) => Answer::busy(
+            "backplane_lost_local",
+            "Redis cannot be reached, and the buffer for it is full: members on this node got it, others did not",
+        ),
     }
 }
 

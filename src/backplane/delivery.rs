@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::ShardSet;
 use super::interest::{Change, Effect, InterestTable, Route};
 use super::probe::Probes;
+use super::registry::Registry;
 use super::remote::offer::RemoteSide;
 use super::stall::StalledLanes;
 use crate::bus::{Batch, CoreId, Downstream, DrainOrder, Question, Reply, RoomName, Upstream};
@@ -114,6 +115,8 @@ pub struct Backplane {
     pub(super) counts: BackplaneSnapshot,
     /// Redis, if the node is one of several.
     pub(super) remote: Option<Box<RemoteSide>>,
+    /// Who is connected where, if it is kept at Redis.
+    pub(super) registry: Option<Box<Registry>>,
 }
 
 impl Backplane {
@@ -146,6 +149,7 @@ impl Backplane {
             actions: VecDeque::new(),
             counts: BackplaneSnapshot::default(),
             remote: None,
+            registry: None,
             options,
         }
     }
@@ -285,8 +289,8 @@ impl Backplane {
     #[must_use]
     pub fn next_deadline(&self) -> Tick {
         let probes = self.probes.next_deadline();
-        self.next_deadline_remote()
-            .map_or(probes, |due| due.min(probes))
+        let others = [self.next_deadline_remote(), self.next_deadline_registry()];
+        others.into_iter().flatten().fold(probes, Tick::min)
     }
 
     /// The next piece of work, in order.
@@ -312,6 +316,7 @@ impl Backplane {
         BackplaneSnapshot {
             rooms: self.table.room_count() as u64,
             rooms_leased: self.table.leased_count() as u64,
+            users: self.table.user_count() as u64,
             lanes_stalled: self.stalled.count() as u64,
             stalled_us: self
                 .stalled
@@ -320,6 +325,7 @@ impl Backplane {
                 .max(self.remote.as_ref().map_or(0, |side| side.crowded_us(now))),
             probe_round_trip: self.probes.round_trip().clone(),
             redis: self.snapshot_remote(now),
+            registry: self.snapshot_registry(now),
             ..self.counts.clone()
         }
     }
@@ -357,7 +363,10 @@ impl Backplane {
             Upstream::LeaseReturned { room } => {
                 self.change(from, &room, Change::LeaseReturned, plan)
             }
-            Upstream::ProbeReply { .. } | Upstream::Answer { .. } | Upstream::Drained => {
+            Upstream::ProbeReply { .. }
+            | Upstream::Answer { .. }
+            | Upstream::Presence { .. }
+            | Upstream::Drained => {
                 self.handle_answer(from, envelope, now);
             }
         }
@@ -377,6 +386,7 @@ impl Backplane {
                     reply,
                 });
             }
+            Upstream::Presence { notes } => self.note_presence(notes, now),
             Upstream::Drained => self.actions.push_back(Action::Drained { from }),
             Upstream::Publish { .. }
             | Upstream::Interest { .. }
@@ -463,9 +473,10 @@ impl Plan {
             Upstream::LeaseReturned { room } => {
                 Self::change(table.preview(from, room, Change::LeaseReturned))
             }
-            Upstream::ProbeReply { .. } | Upstream::Answer { .. } | Upstream::Drained => {
-                Self::change(Effect::None)
-            }
+            Upstream::ProbeReply { .. }
+            | Upstream::Answer { .. }
+            | Upstream::Presence { .. }
+            | Upstream::Drained => Self::change(Effect::None),
         }
     }
 

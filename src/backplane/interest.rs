@@ -8,7 +8,7 @@ use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 
 use super::ShardSet;
-use crate::bus::{CoreId, RoomName};
+use crate::bus::{CoreId, EVERYBODY, RoomName, hidden};
 
 /// Who has members of a room. Two words: most rooms have members on one shard only.
 #[derive(Debug)]
@@ -69,6 +69,9 @@ pub struct InterestTable {
     rooms: HashMap<RoomName, Room, FixedState>,
     leases: bool,
     leased_count: usize,
+    /// Rooms of users and of everybody, and those of them that are leased.
+    hidden_count: usize,
+    hidden_leased_count: usize,
 }
 
 impl InterestTable {
@@ -78,17 +81,24 @@ impl InterestTable {
             rooms: HashMap::with_hasher(FixedState::with_seed(seed)),
             leases,
             leased_count: 0,
+            hidden_count: 0,
+            hidden_leased_count: 0,
         }
     }
 
-    /// Rooms that some shard is interested in.
+    /// Rooms that some shard is interested in, hidden ones not among them.
     pub fn room_count(&self) -> usize {
-        self.rooms.len()
+        self.rooms.len() - self.hidden_count
     }
 
-    /// Rooms that a shard orders itself; one whose lease is being revoked does not count.
+    /// Those of them that a shard orders itself; one whose lease is being revoked does not count.
     pub fn leased_count(&self) -> usize {
-        self.leased_count
+        self.leased_count - self.hidden_leased_count
+    }
+
+    /// Users with connections.
+    pub fn user_count(&self) -> usize {
+        self.hidden_count - usize::from(self.rooms.contains_key(EVERYBODY))
     }
 
     /// Where a publish into `room` goes.
@@ -146,10 +156,15 @@ impl InterestTable {
     /// Changes the table. What a shard may not say here (interest twice, a lease that it does not hold) changes
     /// nothing. To be answered with what [`Self::preview`] says before.
     pub fn apply(&mut self, shard: CoreId, room: &RoomName, change: Change) {
+        let (count, leased_count) = (self.rooms.len(), self.leased_count);
         match change {
             Change::Interest => self.apply_interest(shard, room),
             Change::Disinterest => self.apply_disinterest(shard, room),
             Change::LeaseReturned => self.apply_lease_returned(shard, room),
+        }
+        if hidden(room).is_some() {
+            self.hidden_count = self.hidden_count + self.rooms.len() - count;
+            self.hidden_leased_count = self.hidden_leased_count + self.leased_count - leased_count;
         }
     }
 
@@ -263,16 +278,19 @@ impl InterestTable {
     /// Walks all rooms and checks what must hold of each. For tests: O(rooms).
     pub fn check_invariants(&self, shard_count: usize, room_count_max: usize) {
         assert!(
-            self.rooms.len() <= room_count_max.saturating_mul(shard_count),
+            self.room_count() <= room_count_max.saturating_mul(shard_count),
             "more rooms than shards may have"
         );
         let known = |shard: CoreId| usize::from(shard.0) < shard_count;
-        let mut leased_count = 0;
+        let (mut leased_count, mut hidden_leased_count) = (0, 0);
+        let hidden_names = self.rooms.keys().filter(|name| hidden(name).is_some());
+        assert_eq!(hidden_names.count(), self.hidden_count);
         for (name, room) in &self.rooms {
             match room {
                 Room::Leased(holder) => {
                     assert!(self.leases && known(*holder), "{name}: holder {holder:?}");
                     leased_count += 1;
+                    hidden_leased_count += usize::from(hidden(name).is_some());
                 }
                 Room::Revoking(revoking) => {
                     assert!(
@@ -300,6 +318,7 @@ impl InterestTable {
             }
         }
         assert_eq!(leased_count, self.leased_count);
+        assert_eq!(hidden_leased_count, self.hidden_leased_count);
     }
 }
 

@@ -26,11 +26,13 @@
 //! is never claimed, so it does not slow down.
 #![forbid(unsafe_code)]
 
+mod cluster;
 mod delivery;
 mod interest;
 mod probe;
+pub mod registry;
 pub mod remote;
-mod resp;
+pub(crate) mod resp;
 mod shard_set;
 mod stall;
 mod turn;

@@ -36,6 +36,7 @@ pub fn turn(
 ) -> TurnReport {
     let mut report = TurnReport::default();
     backplane.handle_deadline(now);
+    backplane.turn_registry(now);
     perform_actions(backplane, ports);
     report.handled_count += deliver_all(backplane, ports);
     while backplane.has_stalled() && backplane.retry(ports, now) {
@@ -48,6 +49,7 @@ pub fn turn(
         let from = CoreId(u8::try_from(from).expect("a shard id is a byte"));
         report.more |= turn_lane(backplane, ports, from, now, &mut report.handled_count);
     }
+    backplane.turn_registry(now);
     report.handled_count += deliver_all(backplane, ports);
     report.stalled = backplane.has_stalled() || backplane.has_backlog();
     report

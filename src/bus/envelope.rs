@@ -74,6 +74,9 @@ impl fmt::Debug for ConnectionId {
 /// A room's name: UTF-8, 1 to [`crate::limits::ROOM_NAME_BYTES_MAX`] bytes, no control characters.
 pub type RoomName = Arc<str>;
 
+/// A user's id: UTF-8, 1 to [`crate::limits::USER_ID_BYTES_MAX`] bytes, no control characters.
+pub type UserName = Arc<str>;
+
 /// What a message is on the wire (RFC 6455 §5.6); it is delivered as it came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum MessageKind {
@@ -81,7 +84,14 @@ pub enum MessageKind {
     Text,
     /// Any bytes.
     Binary,
+    /// A close frame (RFC 6455 §5.5.1), in a user's room only: ends every connection of the user behind what was
+    /// sent before it.
+    Close {
+        /// The notice that the client is to come back goes first.
+        reconnect: bool,
+    },
 }
+const _: () = assert!(size_of::<MessageKind>() == 1);
 
 /// Messages of one room in their order, already encoded as unmasked server frames, one behind the other.
 ///
@@ -112,7 +122,7 @@ pub struct BatchMessage {
     pub end: u32,
     /// Bytes of frame header before the payload.
     pub header_bytes: u8,
-    /// Text or binary.
+    /// Text, binary, or a close.
     pub kind: MessageKind,
     /// The publisher; `None` when it came from the admin API.
     pub sender: Option<ConnectionId>,
@@ -160,6 +170,12 @@ pub enum Upstream {
         /// The probe's number.
         sequence: u64,
     },
+    /// News of connections, for the registry: at most [`crate::limits::PRESENCE_NOTE_COUNT_MAX`]. Some may be lost when
+    /// the lane is full for long; each connection is told of again once a refresh interval.
+    Presence {
+        /// The news, in the order in which they happened.
+        notes: Vec<PresenceNote>,
+    },
     /// Answer to [`Downstream::Ask`].
     Answer {
         /// The question's number.
@@ -169,6 +185,23 @@ pub enum Upstream {
     },
     /// The shard has no connection left and accepts none.
     Drained,
+}
+
+/// What the registry is told of one connection: it is here, or it has gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PresenceNote {
+    /// The connection.
+    pub id: ConnectionId,
+    /// Whose it is, if it is a user's.
+    pub user: Option<UserName>,
+    /// The room it is in, or was in.
+    pub room: RoomName,
+    /// How long ago it was opened.
+    pub since_ms_ago: u64,
+    /// How long ago bytes last came from it.
+    pub heard_ms_ago: u64,
+    /// It has gone: the last note of this id.
+    pub is_gone: bool,
 }
 
 /// From the backplane core to a shard.
@@ -227,6 +260,12 @@ pub enum Downstream {
         /// Members on this node got them all the same.
         local: bool,
     },
+    /// Tell of every connection again with [`Upstream::Presence`], spread over the time given. A shard that tells of
+    /// none ignores it.
+    Announce {
+        /// Milliseconds until the last of them is told of.
+        within_ms: u32,
+    },
     /// Answer with [`Upstream::ProbeReply`] as soon as it is read.
     Probe {
         /// The probe's number.
@@ -280,6 +319,13 @@ pub enum Question {
         /// Member ids in the answer at most.
         member_count_max: u32,
     },
+    /// The connections of users.
+    Users {
+        /// Whose.
+        users: Vec<UserName>,
+        /// Connections of each in the answer at most.
+        connection_count_max: u32,
+    },
     /// One connection.
     Connection {
         /// Its id.
@@ -301,8 +347,10 @@ pub enum Reply {
     Rooms(Vec<RoomInfo>),
     /// To [`Question::Room`]; `None` when this shard has no member of it.
     Room(Option<RoomInfo>),
+    /// To [`Question::Users`]: in the order of the question, also of who has no connection on this shard.
+    Users(Vec<UserInfo>),
     /// To [`Question::Connection`].
-    Connection(Option<ConnectionInfo>),
+    Connection(Option<Box<ConnectionInfo>>),
     /// To [`Question::Disconnect`]: whether there was such a connection.
     Disconnected(bool),
 }
@@ -320,6 +368,17 @@ pub struct RoomInfo {
     pub members: Vec<ConnectionId>,
 }
 
+/// A user as one shard sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserInfo {
+    /// Whose connections they are.
+    pub user: UserName,
+    /// Connections on this shard.
+    pub connection_count: u32,
+    /// Some of them, as many as were asked for.
+    pub connections: Vec<PresenceNote>,
+}
+
 /// A connection as its shard sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectionInfo {
@@ -329,6 +388,8 @@ pub struct ConnectionInfo {
     pub peer: SocketAddr,
     /// The room it is in, once upgraded.
     pub room: Option<RoomName>,
+    /// Whose it is, once upgraded, if it is a user's.
+    pub user: Option<UserName>,
     /// `handshake`, `joining`, `open` or `closing`.
     pub state: &'static str,
     /// When it was accepted.

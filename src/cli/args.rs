@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
+use super::top::{self, TopArgs};
 use crate::config::{DEFINITIONS, Definition, Mistake, ServeArgs};
 
 /// What a person asked for.
@@ -23,6 +24,8 @@ pub(super) enum Asked {
     Config(ServeArgs),
     /// Print the reference of all settings.
     Reference,
+    /// Show all nodes.
+    Top(TopArgs),
 }
 
 /// The whole command line.
@@ -53,6 +56,7 @@ fn command() -> Command {
                     .help("Prints the reference of all settings in Markdown instead."),
             ),
         )
+        .subcommand(top::command())
 }
 
 /// Reads a command line, the program's name first. Flags that nobody knows are mistakes like any other, so that they
@@ -72,7 +76,8 @@ pub(super) fn read(mut line: Vec<OsString>) -> Result<(Asked, Vec<Mistake>), Err
             }
             Err(error) => error,
         };
-        let Some(mistake) = unknown_flag(&error) else {
+        let verb = line.get(1).map(|verb| verb.to_string_lossy().into_owned());
+        let Some(mistake) = unknown_flag(&error, &verb.unwrap_or_default()) else {
             return Err(error);
         };
         if !remove_flag(&mut line, &mistake.place) {
@@ -82,8 +87,8 @@ pub(super) fn read(mut line: Vec<OsString>) -> Result<(Asked, Vec<Mistake>), Err
     }
 }
 
-/// The flag that clap does not know, if that is its complaint.
-fn unknown_flag(error: &Error) -> Option<Mistake> {
+/// The flag that clap does not know of the command `verb`, if that is its complaint.
+fn unknown_flag(error: &Error, verb: &str) -> Option<Mistake> {
     let text = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.clone()),
         Some(ContextValue::Strings(texts)) => texts.first().cloned(),
@@ -95,7 +100,7 @@ fn unknown_flag(error: &Error) -> Option<Mistake> {
         problem: "there is no such flag".into(),
         instead: match text(ContextKind::SuggestedArg) {
             Some(meant) => format!("write {meant}, or leave it out"),
-            None => "leave it out; `throng serve --help` prints all flags".into(),
+            None => format!("leave it out; `throng {verb} --help` prints all flags"),
         },
     })
 }
@@ -134,6 +139,7 @@ fn asked(matches: &ArgMatches) -> Option<Asked> {
         }),
         "config" if matches.get_flag("markdown") => Some(Asked::Reference),
         "config" => Some(Asked::Config(serve_args(matches))),
+        "top" => Some(Asked::Top(TopArgs::read(matches))),
         _ => None,
     }
 }
@@ -241,6 +247,13 @@ mod tests {
             .collect();
         assert_eq!(places, ["--listne", "--colour", "--wrap"]);
         assert!(mistakes[0].instead.contains("--listen"), "{}", mistakes[0]);
+        assert!(
+            mistakes[1].instead.contains("`throng serve --help`"),
+            "{}",
+            mistakes[1]
+        );
+        let (_, mistakes) = read_line("throng top --colour").unwrap();
+        assert!(mistakes[0].instead.contains("`throng top --help`"));
     }
 
     #[test]

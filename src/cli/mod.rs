@@ -1,4 +1,4 @@
-//! What a person types: `serve`, `check`, `config`.
+//! What a person types: `serve`, `check`, `config`, `top`.
 //!
 //! Rule of this room: it joins what others decide (`config` the settings, `check` the verdicts, `runtime` the work) and
 //! prints; it decides nothing but words and exit codes.
@@ -7,13 +7,14 @@
 mod args;
 mod check;
 mod logs;
+mod top;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::process::ExitCode;
 
 use crate::config::{self, Effective, Machine, Mistake, ServeArgs, Settings};
-use crate::runtime::{cores, host};
+use crate::runtime::{cores, host, redis};
 use args::Asked;
 
 /// The settings are wrong; nothing was started.
@@ -36,6 +37,7 @@ pub fn run() -> ExitCode {
         Asked::Config(args) => config(&args, unknown),
         Asked::Reference if unknown.is_empty() => print(&config::reference_markdown()),
         Asked::Reference => tell(&unknown),
+        Asked::Top(args) => top::run(&args, unknown),
     }
 }
 
@@ -112,7 +114,8 @@ fn check(args: &ServeArgs, unknown: Vec<Mistake>, json: bool) -> ExitCode {
         .chain(&settings.admin)
         .copied()
         .collect();
-    let facts = host::collect(&settings.ring, &addresses);
+    let mut facts = host::collect(&settings.ring, &addresses);
+    facts.redis = redis::survey(&settings);
     let report = check::evaluate(&settings, &facts, &mistakes);
     let printed = match json {
         true => print(&format!("{:#}\n", report.to_json())),

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::backplane::remote::SERVER_COUNT_MAX;
+use crate::backplane::remote::{Mode, SERVER_COUNT_MAX};
 use crate::config::capacity;
 use crate::config::effective::Effective;
 use crate::config::mistake::{Mistake, Source};
@@ -31,6 +31,7 @@ pub(super) fn find_all(
     cores(settings, machine, &mut found);
     limits(settings, machine, &mut found);
     times(settings, &mut found);
+    redis_tls(settings, &mut found);
     servers(settings, &mut found);
     found.mistakes
 }
@@ -278,6 +279,16 @@ fn limits(settings: &Settings, machine: &Machine, found: &mut Found<'_>) {
             "write fewer, or 0 for no limit".into(),
         );
     }
+    if shard.user_connection_count_max > shard.connection_count_max {
+        found.add(
+            &["user_connection_count_max", "connection_count_max"],
+            format!(
+                "{} connections of one user are more than the node's {}",
+                shard.user_connection_count_max, shard.connection_count_max
+            ),
+            "write fewer, or 0 for no limit".into(),
+        );
+    }
     let descriptors = settings.ring.descriptors;
     let held = capacity::by_files(descriptors, machine.open_files_max, settings.shards);
     if u64::from(shard.connection_count_max) > held && !found.is_auto("connection_count_max") {
@@ -327,6 +338,18 @@ fn times(settings: &Settings, found: &mut Found<'_>) {
             ),
         );
     }
+    let registry = &settings.registry;
+    let silent_ms = 3 * registry.interval_ms;
+    if silent_ms >= registry.ttl_ms {
+        found.add(
+            &["registry_ttl_ms", "cluster_interval_ms"],
+            format!(
+                "entries expire after {} ms, before their node is known to be silent ({silent_ms} ms)",
+                registry.ttl_ms
+            ),
+            format!("write registry_ttl_ms = {} or more", 2 * silent_ms),
+        );
+    }
     let drain = &settings.drain;
     let needed_ms = u64::from(drain.delay_ms) + u64::from(drain.window_ms);
     if needed_ms > u64::from(drain.deadline_ms) {
@@ -340,6 +363,30 @@ fn times(settings: &Settings, found: &mut Found<'_>) {
                 "write drain_deadline_ms = {} or more",
                 needed_ms + u64::from(shard.close_timeout_ms)
             ),
+        );
+    }
+}
+
+fn redis_tls(settings: &Settings, found: &mut Found<'_>) {
+    let tls = &settings.redis_tls;
+    let pair = ["redis_tls_cert_file", "redis_tls_key_file"];
+    if tls.certificate.is_some() != tls.key.is_some() {
+        let problem = match tls.key {
+            None => "a certificate is given without its key",
+            Some(_) => "a key is given without its certificate",
+        };
+        found.add(&pair, problem.into(), "give both, or neither".into());
+    }
+    let speaks_tls = settings
+        .redis
+        .as_ref()
+        .is_some_and(|redis| redis.address.tls);
+    if tls.is_given() && !speaks_tls {
+        found.add(
+            &["redis"],
+            "files or a name for TLS are given, and no URL with TLS".into(),
+            "write rediss://, rediss-sentinel:// or rediss-cluster://, or leave redis_tls_… out"
+                .into(),
         );
     }
 }
@@ -358,6 +405,13 @@ fn servers(settings: &Settings, found: &mut Found<'_>) {
         return;
     }
     if redis.is_cluster() {
+        if redis.mode == Mode::Streams {
+            found.add(
+                &["backplane_mode", "redis"],
+                "streams are not kept in a Redis Cluster".into(),
+                "write pubsub or sharded, or give servers by themselves".into(),
+            );
+        }
         return;
     }
     for (index, late) in all.iter().enumerate() {

@@ -2,6 +2,7 @@
 
 mod edge;
 
+use crate::backplane::registry::Kept;
 use crate::backplane::remote::placement::PARTITION_COUNT_MAX;
 use crate::backplane::remote::{AtStart, Degraded, Mode, Source, without_password};
 use crate::config::definition::{Definition, any, bytes, count, ms, setting};
@@ -142,6 +143,14 @@ const SETTINGS: &[Definition] = &[
         "0",
         "Connections from one IPv4 address or one IPv6 /64, from the accept on; beyond it the first request is answered 429.",
         |draft, value| set(&mut draft.settings.shard.address_connection_count_max, value),
+    ),
+    setting(
+        "user_connection_count_max",
+        Group::NodeLimits,
+        count("connections", any(1, U32_MAX).or_zero("no limit")),
+        "0",
+        "Connections of one user to this node; beyond it an upgrade is answered 429.",
+        |draft, value| set(&mut draft.settings.shard.user_connection_count_max, value),
     ),
     setting(
         "room_count_max",
@@ -447,6 +456,68 @@ const SETTINGS: &[Definition] = &[
     )
     .or("none"),
     setting(
+        "redis_tls_ca_file",
+        Group::Redis,
+        Kind::Text {
+            range: "the path of a file in PEM",
+            accepts: |text| !text.is_empty(),
+        },
+        "none",
+        "The certificates of the authorities that Redis' own may be signed by, for URLs with TLS; none: those that the host trusts.",
+        |draft, value| draft.redis_tls_ca_file = value.text(),
+    )
+    .or("none"),
+    setting(
+        "redis_tls_cert_file",
+        Group::Redis,
+        Kind::Text {
+            range: "the path of a file in PEM",
+            accepts: |text| !text.is_empty(),
+        },
+        "none",
+        "This node's certificate, where Redis wants one (tls-auth-clients), with those between it and its authority behind it.",
+        |draft, value| draft.redis_tls_cert_file = value.text(),
+    )
+    .or("none"),
+    setting(
+        "redis_tls_key_file",
+        Group::Redis,
+        Kind::Text {
+            range: "the path of a file in PEM",
+            accepts: |text| !text.is_empty(),
+        },
+        "none",
+        "The private key of redis_tls_cert_file, without a passphrase.",
+        |draft, value| draft.redis_tls_key_file = value.text(),
+    )
+    .or("none"),
+    setting(
+        "redis_tls_server_name",
+        Group::Redis,
+        Kind::Text {
+            range: "a host name or an address",
+            accepts: |text| !text.is_empty() && text.len() <= 253 && text.bytes().all(|byte| byte.is_ascii_graphic()),
+        },
+        "none",
+        "The name that Redis' certificate is to be for; none: the host's name in the URL.",
+        |draft, value| draft.settings.redis_tls.server_name = value.text(),
+    )
+    .or("none"),
+    setting(
+        "backplane_mode",
+        Group::Redis,
+        Kind::Choice(&["pubsub", "sharded", "streams"]),
+        "pubsub",
+        "How messages travel through Redis: by channels (pubsub), by channels that spread the work over a cluster's nodes and want Redis 7.0 (sharded), or kept in a stream for each room, so that a node reads what it has missed (streams). The same on all nodes.",
+        |draft, value| {
+            draft.redis.mode = match value.text().as_deref() {
+                Some("sharded") => Mode::Sharded,
+                Some("streams") => Mode::Streams,
+                _ => Mode::Pubsub,
+            }
+        },
+    ),
+    setting(
         "streams_length_max",
         Group::Redis,
         count("batches", any(10, 10_000_000)),
@@ -483,20 +554,6 @@ const SETTINGS: &[Definition] = &[
         "throng",
         "What all channels begin with: nodes with the same prefix are one server.",
         |draft, value| draft.redis.prefix = value.text().unwrap_or_default(),
-    ),
-    setting(
-        "backplane_mode",
-        Group::Redis,
-        Kind::Choice(&["pubsub", "sharded", "streams"]),
-        "pubsub",
-        "How messages travel through Redis: PUBLISH and SUBSCRIBE (pubsub); SPUBLISH and SSUBSCRIBE, which spread the work over a cluster's nodes and want Redis 7.0 (sharded); a stream for each room, from which a node reads what it missed (streams). The same on all nodes.",
-        |draft, value| {
-            draft.redis.mode = match value.text().as_deref() {
-                Some("sharded") => Mode::Sharded,
-                Some("streams") => Mode::Streams,
-                _ => Mode::Pubsub,
-            }
-        },
     ),
     setting(
         "redis_partitions",
@@ -614,6 +671,36 @@ const SETTINGS: &[Definition] = &[
         "3s",
         "From a probe, a command or a connection attempt to giving the link up.",
         |draft, value| set(&mut draft.redis.probe_timeout_ms, value),
+    ),
+    setting(
+        "registry",
+        Group::Redis,
+        Kind::Choice(&["off", "users", "all"]),
+        "users",
+        "Which connections are written to Redis, so that every node knows of them: none (off), those of users, or all.",
+        |draft, value| {
+            draft.registry.kept = match value.text().as_deref() {
+                Some("off") => Kept::Off,
+                Some("all") => Kept::All,
+                _ => Kept::Users,
+            }
+        },
+    ),
+    setting(
+        "registry_ttl_ms",
+        Group::Redis,
+        ms(any(1_000, HOUR_MS)),
+        "90s",
+        "How long a connection's entry in Redis lives; each is written again three times in that time. A dead node's are gone by then at the latest.",
+        |draft, value| set(&mut draft.registry.ttl_ms, value),
+    ),
+    setting(
+        "cluster_interval_ms",
+        Group::Redis,
+        ms(any(100, 60_000)),
+        "2s",
+        "How often this node tells the others of its state. Three times that without a word is silence.",
+        |draft, value| set(&mut draft.registry.interval_ms, value),
     ),
     setting(
         "drain_delay_ms",

@@ -1,11 +1,13 @@
 //! Values on their way to [`Settings`]: what was given is put in place, then `auto` is worked out for this machine.
 
+use crate::backplane::registry::{self, Kept};
 use crate::backplane::remote;
 use crate::config::capacity;
+use crate::config::redis_tls::RedisTls;
 use crate::config::settings::{Keepalive, Log, LogFormat, Machine, Settings, SocketOptions};
 use crate::protocol::handshake::{Auth, Badge, Cookie, Edge, SameSite};
 use crate::runtime::ring::Descriptors;
-use crate::shard::HeartbeatMode;
+use crate::shard::{HeartbeatMode, Presence};
 use crate::{drain, limits, runtime::ring, shard};
 
 /// Probes that the kernel's keepalive sends before it gives a peer up.
@@ -38,9 +40,13 @@ pub struct Draft {
     pub(super) affinity_secure: bool,
     /// What holds if there is a Redis; its address is put in place last.
     pub(super) redis: remote::Options,
+    pub(super) registry: registry::Options,
     pub(super) redis_urls: Vec<String>,
     pub(super) redis_password: Option<String>,
     pub(super) redis_password_file: Option<String>,
+    pub(super) redis_tls_ca_file: Option<String>,
+    pub(super) redis_tls_cert_file: Option<String>,
+    pub(super) redis_tls_key_file: Option<String>,
 }
 
 impl Draft {
@@ -72,6 +78,8 @@ impl Draft {
                     user_timeout_ms: 0,
                 },
                 redis: None,
+                redis_tls: RedisTls::default(),
+                registry: registry::Options::new(String::new()),
                 drain: drain::Options {
                     delay_ms: 0,
                     window_ms: 0,
@@ -111,14 +119,19 @@ impl Draft {
                 kind: remote::Kind::Single,
             }),
             redis_urls: Vec::new(),
+            registry: registry::Options::new(String::new()),
             redis_password: None,
             redis_password_file: None,
+            redis_tls_ca_file: None,
+            redis_tls_cert_file: None,
+            redis_tls_key_file: None,
         }
     }
 
     /// Works out what is `auto`, for `machine`.
     pub(super) fn finish(mut self, machine: &Machine) -> Settings {
         let redis = self.redis();
+        let prefix = self.redis.prefix.clone();
         let mut settings = self.settings;
         let processor_count = match settings.cores.len() {
             0 => machine.processors.len(),
@@ -190,6 +203,17 @@ impl Draft {
             client_name: format!("throng-{}", settings.node_id),
             ..redis
         });
+        settings.shard.presence = match (&settings.redis, self.registry.kept) {
+            (None, _) | (_, Kept::Off) => Presence::Off,
+            (Some(_), Kept::Users) => Presence::Users,
+            (Some(_), Kept::All) => Presence::All,
+        };
+        settings.shard.presence_refresh_ms = self.registry.refresh_ms();
+        settings.registry = registry::Options {
+            node_id: settings.node_id.clone(),
+            prefix,
+            ..self.registry
+        };
         settings.shard.join_timeout_ms = settings
             .redis
             .as_ref()
@@ -219,6 +243,7 @@ impl Draft {
         Some(remote::Options {
             address,
             others: addresses,
+            commands: true,
             reply_bytes_max: REPLY_BYTES_MAX.max(2 * message_bytes),
             ..self.redis.clone()
         })
@@ -254,6 +279,9 @@ fn shard_options_empty() -> shard::Options {
     shard::Options {
         connection_count_max: 0,
         address_connection_count_max: 0,
+        user_connection_count_max: 0,
+        presence: Presence::Off,
+        presence_refresh_ms: 20_000,
         room_count_max: 0,
         handshakes_per_s_max: 0,
         message_bytes_max: 0,

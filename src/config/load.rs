@@ -10,6 +10,7 @@ use crate::config::draft::Draft;
 use crate::config::effective::{Effective, Entry};
 use crate::config::file::{self, FileContent};
 use crate::config::mistake::{Mistake, Source, nearest};
+use crate::config::redis_tls;
 use crate::config::settings::{Machine, Settings};
 use crate::config::value::{Raw, Value};
 
@@ -84,6 +85,12 @@ pub fn load(
     }
     .read(&read_file, &mut mistakes);
     draft.redis_password = read.or(draft.redis_password);
+    let mut pem = |key: &str, path: &Option<String>| {
+        redis_tls::read(key, path.as_deref(), &read_file, &mut mistakes)
+    };
+    draft.settings.redis_tls.ca = pem("redis_tls_ca_file", &draft.redis_tls_ca_file);
+    draft.settings.redis_tls.certificate = pem("redis_tls_cert_file", &draft.redis_tls_cert_file);
+    draft.settings.redis_tls.key = pem("redis_tls_key_file", &draft.redis_tls_key_file);
 
     mistakes.sort_by_key(line);
     let settings = draft.finish(machine);

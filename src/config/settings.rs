@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 
+use crate::config::redis_tls::RedisTls;
 use crate::{drain, runtime::ring, shard};
 
 /// Everything that the server may be told.
@@ -28,6 +29,10 @@ pub struct Settings {
     pub socket: SocketOptions,
     /// The Redis that makes this node one of several, if there is one.
     pub redis: Option<crate::backplane::remote::Options>,
+    /// How it is spoken to by TLS, where its URL wants that.
+    pub redis_tls: RedisTls,
+    /// Who is connected where, kept at that Redis.
+    pub registry: crate::backplane::registry::Options,
     /// How the node stops.
     pub drain: drain::Options,
     /// What is logged.
@@ -48,6 +53,8 @@ impl fmt::Debug for Settings {
             .field("ring", &self.ring)
             .field("socket", &self.socket)
             .field("redis", &self.redis)
+            .field("redis_tls", &self.redis_tls)
+            .field("registry", &self.registry)
             .field("drain", &self.drain)
             .field("log", &self.log)
             .finish()

@@ -474,13 +474,13 @@ fn every_setting_reaches_its_option() {
             "fail",
             "refuse",
             "redis://host",
+            "streams",
             "10.0.0.0/8",
             "header",
             "accept",
             "on",
             "/path",
             "strict",
-            "streams",
         ];
         let read = |text: &&str| definition.kind.read(&value::Raw::Text((*text).into())).ok();
         let changes = samples.iter().filter_map(read).any(|value| {

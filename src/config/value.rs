@@ -131,6 +131,14 @@ impl Kind {
         }
     }
 
+    /// Reads what was written for something that is no setting, and takes one value: an argument of a command.
+    ///
+    /// # Errors
+    /// What is wrong, and what to write instead.
+    pub(crate) fn read_argument(&self, text: &str) -> Result<Value, (String, String)> {
+        self.read(&Raw::Text(text.into()))
+    }
+
     fn read_one(&self, text: &str) -> Result<Value, (String, String)> {
         let wrong = || (format!("{text:?} is not {}", self.noun()), self.advice());
         match self {

@@ -1,6 +1,6 @@
 //! What the backplane core counts, and the snapshot of it.
 
-use super::{Log2Histogram, RedisSnapshot};
+use super::{Log2Histogram, RedisSnapshot, RegistrySnapshot};
 
 /// A copy of all the backplane core knows of itself.
 #[derive(Debug, Clone, Default)]
@@ -21,6 +21,8 @@ pub struct BackplaneSnapshot {
     pub rooms: u64,
     /// Those of them that their only shard orders itself.
     pub rooms_leased: u64,
+    /// Users with connections.
+    pub users: u64,
     /// Lanes that wait now.
     pub lanes_stalled: u64,
     /// How long the oldest of them has waited, microseconds.
@@ -29,6 +31,8 @@ pub struct BackplaneSnapshot {
     pub probe_round_trip: Log2Histogram,
     /// Redis, and the way there.
     pub redis: RedisSnapshot,
+    /// Who is connected where, kept at Redis.
+    pub registry: RegistrySnapshot,
     /// Time of a turn of the core's loop; the runtime's to fill in.
     pub turn: Log2Histogram,
 }

@@ -12,8 +12,8 @@ use prometheus_client::registry::Registry;
 
 use super::names::{self, Name};
 use super::{
-    ClientAddress, DropPolicy, Log2Histogram, NodeSnapshot, RedisLinkSnapshot, RedisSnapshot,
-    RefusalKind, ShardReport, ShardSnapshot,
+    ClientAddress, DropPolicy, Log2Histogram, NodeSnapshot, RedisLinkSnapshot, RedisServerSnapshot,
+    RedisSnapshot, RefusalKind, RegistrySnapshot, ShardReport, ShardSnapshot,
 };
 use crate::protocol::CloseReason;
 
@@ -87,6 +87,7 @@ impl Collector for Scrape {
         encode_loops(&mut families, node)?;
         encode_bus(&mut families, node)?;
         encode_redis(&mut families, &node.backplane.redis)?;
+        encode_registry(&mut families, &node.backplane.registry)?;
         encode_ring(&mut families)?;
         families.shards_gauge(&names::DRAIN_PHASE, |shard| shard.gauges.drain_phase)?;
         let answers = node
@@ -137,7 +138,12 @@ fn encode_connections(families: &mut Families<'_, '_>, node: &NodeSnapshot) -> f
     families.labelled_counter(&names::CONNECTIONS_CLOSED, "reason", closed)?;
     families.shards_gauge(&names::ROOMS, |shard| shard.gauges.rooms)?;
     families.gauge(&names::NODE_ROOMS, node.rooms())?;
-    families.gauge(&names::NODE_ROOMS_LEASED, node.backplane.rooms_leased)
+    families.gauge(&names::NODE_ROOMS_LEASED, node.backplane.rooms_leased)?;
+    families.shards_gauge(&names::USERS, |shard| shard.gauges.users)?;
+    families.gauge(&names::NODE_USERS, node.users())?;
+    families.shards_counter(&names::PRESENCE_DROPPED, |shard| {
+        shard.counters.presence_dropped
+    })
 }
 
 fn encode_messages(families: &mut Families<'_, '_>, node: &NodeSnapshot) -> fmt::Result {
@@ -232,6 +238,23 @@ fn encode_bus(families: &mut Families<'_, '_>, node: &NodeSnapshot) -> fmt::Resu
 
 fn encode_redis(families: &mut Families<'_, '_>, redis: &RedisSnapshot) -> fmt::Result {
     families.gauge(&names::REDIS_READY, u64::from(redis.ready))?;
+    let modes = ["pubsub", "sharded", "streams"].map(|mode| (mode, u64::from(mode == redis.mode)));
+    families.labelled_gauge(&names::REDIS_MODE, "mode", modes)?;
+    families.labelled_gauge(
+        &names::REDIS_SERVER_READY,
+        "server",
+        by_server(redis, |server| u64::from(server.ready)),
+    )?;
+    families.labelled_gauge(
+        &names::REDIS_SERVER_SUBSCRIPTIONS,
+        "server",
+        by_server(redis, |server| server.subscriptions),
+    )?;
+    families.labelled_gauge(
+        &names::REDIS_SERVER_BUFFER_BYTES,
+        "server",
+        by_server(redis, |server| server.buffer_bytes),
+    )?;
     families.labelled_gauge(
         &names::REDIS_LINK_UP,
         "link",
@@ -302,6 +325,37 @@ fn encode_redis(families: &mut Families<'_, '_>, redis: &RedisSnapshot) -> fmt::
     families.counter(&names::STREAM_MESSAGES_GONE, redis.stream_messages_gone)?;
     families.gauge(&names::STREAM_ROOMS_BEHIND, redis.stream_rooms_behind)?;
     families.gauge(&names::STREAM_RETAINED_BYTES, redis.stream_retained_bytes)
+}
+
+/// A figure of each server, by its place.
+fn by_server(
+    redis: &RedisSnapshot,
+    figure: impl Fn(&RedisServerSnapshot) -> u64,
+) -> impl Iterator<Item = (&str, u64)> {
+    let servers = redis.servers.iter();
+    servers.map(move |server| (server.server.as_str(), figure(server)))
+}
+
+fn encode_registry(families: &mut Families<'_, '_>, registry: &RegistrySnapshot) -> fmt::Result {
+    families.gauge(&names::CLUSTER_NODES, registry.nodes)?;
+    families.gauge(&names::REGISTRY_UP, u64::from(registry.up))?;
+    families.counter(&names::REGISTRY_HEARTBEATS, registry.beats)?;
+    families.gauge_ratio(
+        &names::REGISTRY_HEARTBEAT_AGE,
+        seconds(registry.beat_age_us),
+    )?;
+    let notes = [("written", registry.written), ("dropped", registry.dropped)];
+    families.labelled_counter(&names::REGISTRY_NOTES, "outcome", notes)?;
+    families.gauge(&names::REGISTRY_QUEUED, registry.queued)?;
+    families.gauge(&names::REGISTRY_QUEUED_MAX, registry.queued_max)?;
+    families.gauge_ratio(&names::REGISTRY_OLDEST, seconds(registry.oldest_us))?;
+    families.counter(&names::REGISTRY_ERRORS, registry.errors)?;
+    families.counter(&names::REGISTRY_ANNOUNCEMENTS, registry.announcements)?;
+    families.counter(&names::REGISTRY_NODES_REAPED, registry.nodes_reaped)?;
+    families.counter(
+        &names::REGISTRY_CONNECTIONS_REAPED,
+        registry.connections_reaped,
+    )
 }
 
 /// A figure of each link, by its name.
@@ -451,11 +505,11 @@ impl Families<'_, '_> {
             .try_for_each(|(of, value)| counter(&mut family.encode_family(&[(label, of)])?, value))
     }
 
-    fn labelled_gauge(
+    fn labelled_gauge<'v>(
         &mut self,
         name: &'static Name,
         label: &'static str,
-        values: impl IntoIterator<Item = (&'static str, u64)>,
+        values: impl IntoIterator<Item = (&'v str, u64)>,
     ) -> fmt::Result {
         let mut family = self.begin(name)?;
         values
@@ -597,6 +651,10 @@ mod tests {
             report.lanes.down_depth = 4;
             node.shards.push(report);
         }
+        node.backplane.redis.servers.push(RedisServerSnapshot {
+            server: "redis.example:6379".into(),
+            ..RedisServerSnapshot::default()
+        });
         node.admin_answers.insert(200, 7);
         node.process.cpu_user_us = 1_500_000;
         node.process.cpu_system_us = 250_000;

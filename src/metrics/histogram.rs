@@ -38,6 +38,17 @@ impl Log2Histogram {
         self.sum_us = self.sum_us.wrapping_add(other.sum_us);
     }
 
+    /// What came since it was as `earlier`.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut since = self.clone();
+        for (mine, theirs) in since.buckets.iter_mut().zip(earlier.buckets) {
+            *mine = mine.saturating_sub(theirs);
+        }
+        since.sum_us = since.sum_us.wrapping_sub(earlier.sum_us);
+        since
+    }
+
     /// Values counted.
     #[must_use]
     pub fn count(&self) -> u64 {

@@ -11,6 +11,7 @@ pub mod names;
 mod node;
 mod process;
 mod redis;
+mod registry;
 mod shard;
 
 pub use backplane::BackplaneSnapshot;
@@ -18,6 +19,7 @@ pub use histogram::Log2Histogram;
 pub use node::{NodeSnapshot, ShardLanes, ShardReport};
 pub use process::{ProcessSnapshot, TcpSnapshot};
 pub use redis::{RedisLinkSnapshot, RedisServerSnapshot, RedisSnapshot};
+pub use registry::RegistrySnapshot;
 pub use shard::{
     ClientAddress, DropPolicy, RefusalKind, RingCounters, ShardCounters, ShardGauges, ShardSnapshot,
 };

@@ -53,6 +53,9 @@ names! {
     ROOMS: Gauge "throng_rooms", "Rooms with members, by shard.";
     NODE_ROOMS: Gauge "throng_node_rooms", "Rooms with members on any shard.";
     NODE_ROOMS_LEASED: Gauge "throng_node_rooms_leased", "Rooms with members on one shard only, which orders them itself.";
+    USERS: Gauge "throng_users", "Users with connections, by shard.";
+    NODE_USERS: Gauge "throng_node_users", "Users with connections on any shard.";
+    PRESENCE_DROPPED: Counter "throng_presence_dropped", "News of connections that the registry was not told of, because too many waited, by shard.";
 
     MESSAGES_RECEIVED: Counter "throng_messages_received", "Messages received whole from clients, by shard.";
     MESSAGES_RECEIVED_BYTES: Counter "throng_messages_received_bytes", "Payload of the messages received from clients, by shard.";
@@ -93,8 +96,12 @@ names! {
     PUBLISHERS_PAUSED: Gauge "throng_publishers_paused", "Publishers whose messages wait because the bus, the memory budget or their room's batch of the turn is full, by shard.";
     PUBLISHER_PAUSES: Counter "throng_publisher_pauses", "Times a publisher had to wait because the bus, the memory budget or its room's batch of the turn was full, by shard.";
 
-    REDIS_READY: Gauge "throng_redis_ready", "1 when a probe has come through both links to Redis since they came up last; 0 without Redis, too.";
-    REDIS_LINK_UP: Gauge "throng_redis_link_up", "1 when commands may be sent, by link: publishing, subscription.";
+    REDIS_READY: Gauge "throng_redis_ready", "1 when a probe has come through both links to every Redis since they came up last; 0 without Redis, too.";
+    REDIS_MODE: Gauge "throng_redis_mode", "1 for the mode in use, by mode: pubsub, sharded, streams.";
+    REDIS_SERVER_READY: Gauge "throng_redis_server_ready", "The same as throng_redis_ready for each server, by server.";
+    REDIS_SERVER_SUBSCRIPTIONS: Gauge "throng_redis_server_subscriptions", "Rooms whose subscription stands there, by server.";
+    REDIS_SERVER_BUFFER_BYTES: Gauge "throng_redis_server_buffer_bytes", "Messages that it has not acknowledged, by server.";
+    REDIS_LINK_UP: Gauge "throng_redis_link_up", "1 when commands may be sent to every server, by link: publishing, subscription, commands.";
     REDIS_CONNECTS: Counter "throng_redis_connects", "Times a link came up, by link.";
     REDIS_LOSSES: Counter "throng_redis_losses", "Times a link was lost that was up, by link.";
     REDIS_CONNECT_FAILURES: Counter "throng_redis_connect_failures", "Times a link could not be brought up, by link.";
@@ -118,9 +125,9 @@ names! {
     REDIS_BUFFER_BYTES: Gauge "throng_redis_buffer_bytes", "Messages that Redis has not acknowledged.";
     REDIS_BUFFER_MAX_BYTES: Gauge "throng_redis_buffer_max_bytes", "Those at most; 0 without Redis.";
     REDIS_BUFFER_AGE: Gauge "throng_redis_buffer_age_seconds", "How long the oldest of them has waited.";
-    REDIS_SUBSCRIPTIONS: Gauge "throng_redis_subscriptions", "Rooms whose subscription stands.";
-    REDIS_JOINS_WAITING: Gauge "throng_redis_joins_waiting", "Rooms whose joins wait for their subscription.";
-    REDIS_JOINS_REFUSED: Counter "throng_redis_joins_refused", "Rooms whose joins were refused because they could not be subscribed to in time, or too many waited.";
+    REDIS_SUBSCRIPTIONS: Gauge "throng_redis_subscriptions", "Channels whose subscription stands: those of rooms, of users, and everybody's.";
+    REDIS_JOINS_WAITING: Gauge "throng_redis_joins_waiting", "Rooms and users whose joins wait for their subscription.";
+    REDIS_JOINS_REFUSED: Counter "throng_redis_joins_refused", "Rooms and users whose joins were refused because they could not be subscribed to in time, or too many waited.";
     REDIS_BACKLOG_BYTES: Gauge "throng_redis_backlog_bytes", "What waits for shards beyond their lanes.";
     REDIS_BACKLOG_DROPPED: Counter "throng_redis_backlog_dropped", "Messages dropped because a shard could not take them, once a shard.";
     STREAM_CATCH_UPS: Counter "throng_stream_catch_ups", "Times a room began to read what it had missed from its stream.";
@@ -128,6 +135,19 @@ names! {
     STREAM_MESSAGES_GONE: Counter "throng_stream_gone_messages", "Messages that were missed and are no longer in their stream.";
     STREAM_ROOMS_BEHIND: Gauge "throng_stream_rooms_behind", "Rooms whose stream is to be read.";
     STREAM_RETAINED_BYTES: Gauge "throng_stream_retained_bytes", "What Redis has acknowledged lately, kept for a server that takes its place.";
+
+    CLUSTER_NODES: Gauge "throng_cluster_nodes", "Nodes that were heard at Redis within three intervals, this one included; 0 without Redis.";
+    REGISTRY_UP: Gauge "throng_registry_up", "1 when Redis has answered this node's last heartbeat; 0 without Redis, too.";
+    REGISTRY_HEARTBEATS: Counter "throng_registry_heartbeats", "Heartbeats of this node that Redis has answered.";
+    REGISTRY_HEARTBEAT_AGE: Gauge "throng_registry_heartbeat_age_seconds", "Since the last heartbeat that was answered, or since the start.";
+    REGISTRY_NOTES: Counter "throng_registry_notes", "News of connections, by outcome: written to Redis, or dropped because too many waited, Redis was away, or it refused them.";
+    REGISTRY_QUEUED: Gauge "throng_registry_queued", "News of connections that wait for Redis, or for its answer.";
+    REGISTRY_QUEUED_MAX: Gauge "throng_registry_queued_max", "Those that may wait at most; 0 without Redis.";
+    REGISTRY_OLDEST: Gauge "throng_registry_oldest_age_seconds", "How long the oldest of them has waited.";
+    REGISTRY_ERRORS: Counter "throng_registry_errors", "Commands of the registry that Redis has refused.";
+    REGISTRY_ANNOUNCEMENTS: Counter "throng_registry_announcements", "Times that all connections were told of anew: Redis had lost this node's entries, or was away.";
+    REGISTRY_NODES_REAPED: Counter "throng_registry_nodes_reaped", "Dead nodes whose entries this one has removed.";
+    REGISTRY_CONNECTIONS_REAPED: Counter "throng_registry_connections_reaped", "Connections of dead nodes that this one has removed.";
 
     RING_ENTERS: Counter "throng_ring_enters", "Calls of io_uring_enter, by shard.";
     RING_COMPLETIONS: Counter "throng_ring_completions", "Completions handled, by shard.";

@@ -91,6 +91,15 @@ impl NodeSnapshot {
         }
     }
 
+    /// Users with connections on any shard.
+    #[must_use]
+    pub fn users(&self) -> u64 {
+        match self.shards.as_slice() {
+            [alone] => alone.snapshot.gauges.users,
+            _ => self.backplane.users,
+        }
+    }
+
     /// Bytes charged on all shards over the node's budget; 0 without a budget.
     #[must_use]
     #[allow(clippy::cast_precision_loss)] // a ratio for people

@@ -122,33 +122,75 @@ impl RedisSnapshot {
     /// Adds what another server's part has counted and holds. What is no sum (`up`, `ready`, `mode`, the list of servers)
     /// stays as it is.
     pub fn add(&mut self, other: &Self) {
-        for (link, other) in self.links.iter_mut().zip(&other.links) {
+        // Named one by one: a figure that is new is to be thought of here.
+        let Self {
+            configured: _,
+            mode: _,
+            ready: _,
+            servers: _,
+            links,
+            lag,
+            probes,
+            probe_age_us,
+            batches_published,
+            messages_published,
+            batches_received,
+            messages_received,
+            duplicates,
+            malformed,
+            gaps,
+            messages_missed,
+            local_batches,
+            messages_refused,
+            buffer_bytes,
+            buffer_bytes_max,
+            buffer_age_us,
+            subscriptions,
+            joins_waiting,
+            joins_refused,
+            commands_subscribe,
+            commands_unsubscribe,
+            commands_publish,
+            stream_catch_ups,
+            stream_messages_recovered,
+            stream_messages_gone,
+            stream_rooms_behind,
+            stream_retained_bytes,
+            backlog_bytes,
+            backlog_dropped,
+        } = other;
+        for (link, other) in self.links.iter_mut().zip(links) {
             link.add(other);
         }
-        self.lag.merge(&other.lag);
-        self.probes += other.probes;
-        self.probe_age_us = self.probe_age_us.max(other.probe_age_us);
-        self.batches_published += other.batches_published;
-        self.messages_published += other.messages_published;
-        self.batches_received += other.batches_received;
-        self.messages_received += other.messages_received;
-        self.duplicates += other.duplicates;
-        self.malformed += other.malformed;
-        self.gaps += other.gaps;
-        self.messages_missed += other.messages_missed;
-        self.local_batches += other.local_batches;
-        self.messages_refused += other.messages_refused;
-        self.buffer_bytes += other.buffer_bytes;
-        self.buffer_bytes_max += other.buffer_bytes_max;
-        self.buffer_age_us = self.buffer_age_us.max(other.buffer_age_us);
-        self.subscriptions += other.subscriptions;
-        self.joins_waiting += other.joins_waiting;
-        self.joins_refused += other.joins_refused;
-        self.commands_subscribe += other.commands_subscribe;
-        self.commands_unsubscribe += other.commands_unsubscribe;
-        self.commands_publish += other.commands_publish;
-        self.backlog_bytes += other.backlog_bytes;
-        self.backlog_dropped += other.backlog_dropped;
+        self.lag.merge(lag);
+        self.probes += probes;
+        self.probe_age_us = self.probe_age_us.max(*probe_age_us);
+        self.batches_published += batches_published;
+        self.messages_published += messages_published;
+        self.batches_received += batches_received;
+        self.messages_received += messages_received;
+        self.duplicates += duplicates;
+        self.malformed += malformed;
+        self.gaps += gaps;
+        self.messages_missed += messages_missed;
+        self.local_batches += local_batches;
+        self.messages_refused += messages_refused;
+        self.buffer_bytes += buffer_bytes;
+        self.buffer_bytes_max += buffer_bytes_max;
+        self.buffer_age_us = self.buffer_age_us.max(*buffer_age_us);
+        self.subscriptions += subscriptions;
+        self.joins_waiting += joins_waiting;
+        self.joins_refused += joins_refused;
+        self.commands_subscribe += commands_subscribe;
+        self.commands_unsubscribe += commands_unsubscribe;
+        self.commands_publish += commands_publish;
+        self.stream_catch_ups += stream_catch_ups;
+        self.stream_messages_recovered += stream_messages_recovered;
+        self.stream_messages_gone += stream_messages_gone;
+        self.stream_rooms_behind += stream_rooms_behind;
+        self.stream_retained_bytes += stream_retained_bytes;
+        self.backlog_bytes += backlog_bytes;
+        self.backlog_dropped += backlog_dropped;
     }
 
     /// The same without what is held now: what stays of a server that is gone.
@@ -161,6 +203,8 @@ impl RedisSnapshot {
             buffer_age_us: 0,
             subscriptions: 0,
             joins_waiting: 0,
+            stream_rooms_behind: 0,
+            stream_retained_bytes: 0,
             servers: Vec::new(),
             ..self.clone()
         }

@@ -25,6 +25,8 @@ pub enum RefusalKind {
     UpgradeRequired,
     /// 429: too many connections from this address.
     AddressFull,
+    /// 429: the user has as many connections as it may.
+    UserFull,
     /// 431: too many headers or header bytes.
     HeadersTooLarge,
     /// 503: the node holds as many connections as it may.
@@ -41,7 +43,7 @@ pub enum RefusalKind {
 
 impl RefusalKind {
     /// All kinds, in the order of their discriminants.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::BadRequest,
         Self::OriginForbidden,
         Self::IdentityForbidden,
@@ -51,6 +53,7 @@ impl RefusalKind {
         Self::UriTooLong,
         Self::UpgradeRequired,
         Self::AddressFull,
+        Self::UserFull,
         Self::HeadersTooLarge,
         Self::NodeFull,
         Self::HandshakeRate,
@@ -70,7 +73,7 @@ impl RefusalKind {
             Self::Timeout => 408,
             Self::UriTooLong => 414,
             Self::UpgradeRequired => 426,
-            Self::AddressFull => 429,
+            Self::AddressFull | Self::UserFull => 429,
             Self::HeadersTooLarge => 431,
             Self::NodeFull
             | Self::HandshakeRate
@@ -93,6 +96,7 @@ impl RefusalKind {
             Self::UriTooLong => "uri_too_long",
             Self::UpgradeRequired => "upgrade_required",
             Self::AddressFull => "address_full",
+            Self::UserFull => "user_full",
             Self::HeadersTooLarge => "headers_too_large",
             Self::NodeFull => "node_full",
             Self::HandshakeRate => "handshake_rate",
@@ -209,6 +213,8 @@ pub struct ShardCounters {
     pub messages_delivered: u64,
     /// Messages queued to members (once a member).
     pub deliveries: u64,
+    /// News of connections that the registry was not told of.
+    pub presence_dropped: u64,
     /// Bytes received from sockets.
     pub bytes_in: u64,
     /// Bytes written to sockets.
@@ -240,6 +246,8 @@ pub struct ShardGauges {
     pub connections_open: u64,
     /// Rooms with a member on this shard.
     pub rooms: u64,
+    /// Users with a connection on this shard.
+    pub users: u64,
     /// Bytes of output queued.
     pub queued_bytes: u64,
     /// Connections with output queued behind a send in flight.

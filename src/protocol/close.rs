@@ -158,6 +158,13 @@ pub fn parse_close(payload: &[u8]) -> Result<Option<(u16, &str)>, FrameError> {
     Ok(Some((code, reason)))
 }
 
+/// Whether a server may send `code` in a close frame: what may be on the wire, but 1010, which is a client's alone (RFC 6455
+/// §7.4.1).
+#[must_use]
+pub fn is_server_close_code(code: u16) -> bool {
+    is_on_wire(code) && code != 1010
+}
+
 fn is_on_wire(code: u16) -> bool {
     CloseCode::from(code).is_allowed()
 }
@@ -205,6 +212,16 @@ mod tests {
             0, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65_535,
         ] {
             assert_eq!(parsed(code), Err(FrameError::CloseCodeForbidden), "{code}");
+        }
+    }
+
+    #[test]
+    fn a_server_sends_what_may_be_on_the_wire_and_no_code_of_clients() {
+        for code in [1000, 1003, 1007, 1009, 1011, 1013, 3000, 4999] {
+            assert!(is_server_close_code(code), "{code}");
+        }
+        for code in [0, 999, 1005, 1006, 1010, 1015, 2999, 5000] {
+            assert!(!is_server_close_code(code), "{code}");
         }
     }
 

@@ -13,7 +13,9 @@ pub mod handshake;
 mod mask;
 mod utf8;
 
-pub use close::{CLOSE_REASON_BYTES_MAX, CloseReason, close_frame, parse_close};
+pub use close::{
+    CLOSE_REASON_BYTES_MAX, CloseReason, close_frame, is_server_close_code, parse_close,
+};
 pub use encoded::{Encoded, Meter, Piece};
 pub use frame::{
     FrameError, FrameHeader, OpCode, Role, decode_header, encode_client_header, encode_header,

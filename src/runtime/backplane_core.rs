@@ -19,7 +19,8 @@ use super::shard_core::Waker;
 use crate::admin::{self, Admin, Figures, Health, Outcome};
 use crate::backplane::{self, Action, Backplane, LaneRoom, NotPublished, Ports};
 use crate::bus::{
-    Batch, Bell, CoreId, Downstream, LaneReader, LaneWriter, Question, RoomName, Upstream,
+    Batch, Bell, ClusterQuestion, CoreId, Downstream, LaneReader, LaneWriter, Question, RoomName,
+    Upstream,
 };
 use crate::drain::{Drain, Phase};
 use crate::metrics::{BackplaneSnapshot, Log2Histogram, ShardLanes};
@@ -240,6 +241,14 @@ impl admin::Node for AdminNode<'_> {
         self.backplane.ask(to, request, question)
     }
 
+    fn keeps_users(&self) -> bool {
+        self.backplane.keeps_users()
+    }
+
+    fn ask_cluster(&mut self, request: u64, question: ClusterQuestion, now: Tick) -> bool {
+        self.backplane.ask_cluster(request, question, now)
+    }
+
     fn publish(
         &mut self,
         room: &RoomName,
@@ -366,8 +375,13 @@ impl BackplaneCore {
         self.drain.exit_code()
     }
 
-    /// Leaves Redis, once all clients are gone: what they published is sent, subscriptions are dropped. Whether it is done.
+    /// Leaves Redis, once all clients are gone: the registry's entries are removed, what they published is sent,
+    /// subscriptions are dropped. Whether it is done.
     fn has_left_redis(&mut self, now: Tick) -> bool {
+        self.backplane.close_registry(now);
+        if !self.backplane.has_left_registry(now) {
+            return false;
+        }
         self.backplane.close_redis(now);
         self.backplane.has_left_redis(now)
     }
@@ -392,6 +406,7 @@ impl BackplaneCore {
             self.backplane.order_drain(order);
         }
         self.admin.handle_deadline(now);
+        self.sample(now);
         self.perform(now);
         let mut redis_busy = false;
         if let Some(redis) = &mut self.redis {
@@ -401,6 +416,9 @@ impl BackplaneCore {
         self.first = first.wrapping_add(1);
         let (backplane, mut wires) = self.split(now);
         let report = backplane::turn(backplane, &mut wires, first, now);
+        while let Some((request, reply)) = self.backplane.poll_cluster_answer() {
+            self.admin.handle_cluster(request, reply, now);
+        }
         for link in &mut self.links.0 {
             link.upstream.settle();
             if std::mem::take(&mut link.has_sent) {
@@ -411,6 +429,21 @@ impl BackplaneCore {
             redis_busy |= redis.work(&mut self.backplane, now);
         }
         report.handled_count == 0 && !report.more && !redis_busy
+    }
+
+    /// Looks how the node is, when it is time, and tells the registry.
+    fn sample(&mut self, now: Tick) {
+        let mut node = AdminNode {
+            backplane: &mut self.backplane,
+            links: &self.links,
+            drain: &self.drain,
+            process: &self.process,
+            turn: &self.turn,
+        };
+        self.admin.sample(&mut node, now);
+        if let Some((state, connection_count)) = self.admin.poll_state() {
+            self.backplane.set_state(state, connection_count);
+        }
     }
 
     fn perform(&mut self, now: Tick) {

@@ -16,7 +16,7 @@ use super::bridge::Bridge;
 use super::clock::Clock;
 use super::executor::{Ended, join, spawn};
 use super::process::ProcessReader;
-use super::redis::RedisSockets;
+use super::redis::{RedisSockets, TlsClient};
 use super::ring::{self, Ring, WakeHandle};
 use super::shard_core::{ShardCore, Waker};
 use super::{host, http, listener};
@@ -30,6 +30,8 @@ use crate::shard::{Delivery, Node, Shard};
 
 /// How long shards may take to answer the admin API.
 const ADMIN_ANSWER_TIMEOUT_MS: u32 = 1_000;
+/// Bytes of a request's body that the admin listener takes at least: 1,000 users, each character escaped.
+const ADMIN_BODY_BYTES: usize = 1 << 20;
 /// A publish that waits longer than this for room in a shard's lane makes the node not ready.
 const ADMIN_BUS_STALL_MS_MAX: u32 = 1_000;
 
@@ -67,6 +69,7 @@ pub fn serve(settings: Settings) -> Result<u8, String> {
         true => host::machine().processors,
         false => settings.cores.clone(),
     };
+    let tls = TlsClient::wanted(&settings)?;
     let (addresses, listeners) = bind_all(&settings)?;
     let admin_listener = settings.admin.map(listener::bind_admin).transpose()?;
     let (ended, endings) = crossbeam_channel::bounded(shard_count + 1);
@@ -74,13 +77,16 @@ pub fn serve(settings: Settings) -> Result<u8, String> {
     let common = Common {
         clock: Clock::start(),
         seed,
-        node: Arc::new(Node::new(
-            shard_count,
-            settings.shard.connection_count_max,
-            settings.shard.node_bytes_max,
-            settings.shard.address_connection_count_max,
-            seed,
-        )),
+        node: Arc::new(
+            Node::new(
+                shard_count,
+                settings.shard.connection_count_max,
+                settings.shard.node_bytes_max,
+                settings.shard.address_connection_count_max,
+                seed,
+            )
+            .limit_users(settings.shard.user_connection_count_max, seed),
+        ),
         delivery: match (shard_count, &settings.redis) {
             (1, None) => Delivery::Inline,
             _ => Delivery::Bus,
@@ -102,6 +108,7 @@ pub fn serve(settings: Settings) -> Result<u8, String> {
         links,
         addresses,
         admin_listener,
+        tls,
     );
     let mut ended_early = Vec::new();
     if started.is_ok() {
@@ -259,6 +266,7 @@ fn start_backplane(
     links: Links,
     addresses: Vec<SocketAddr>,
     admin_listener: Option<TcpListener>,
+    tls: Option<TlsClient>,
 ) -> Result<ExecutorJoinHandle<Result<u8, String>>, String> {
     let stop_requests = watch_signals(&common.backplane.handle)?;
     let shard_count = u8::try_from(settings.shards).expect("config allows SHARD_COUNT_MAX shards");
@@ -266,8 +274,10 @@ fn start_backplane(
         inline: common.delivery == Delivery::Inline,
         ..backplane::Options::new(shard_count, settings.shard.room_count_max)
     };
+    let incarnation = entropy()?;
     let admin_options = admin::Options {
         node_id: settings.node_id.clone(),
+        incarnation,
         version: env!("CARGO_PKG_VERSION"),
         shard_count,
         key: settings.admin_key,
@@ -276,21 +286,30 @@ fn start_backplane(
         node_bytes_max: settings.shard.node_bytes_max,
         answer_timeout_ms: ADMIN_ANSWER_TIMEOUT_MS,
         bus_stall_ms_max: ADMIN_BUS_STALL_MS_MAX,
+        has_redis: settings.redis.is_some(),
+        mode: settings.redis.as_ref().map_or("none", |_| "pubsub"),
+        cluster_interval_ms: settings.registry.interval_ms,
     };
     let redis = match &settings.redis {
         Some(_) => Some(
-            RedisSockets::new(&common.backplane.handle)
+            RedisSockets::new(&common.backplane.handle, tls)
                 .map_err(|error| format!("cannot make an epoll instance: {error}"))?,
         ),
         None => None,
     };
-    let http_options = http::Options::new(settings.shard.message_bytes_max as usize);
+    let body_bytes_max = (settings.shard.message_bytes_max as usize).max(ADMIN_BODY_BYTES);
+    let http_options = http::Options::new(body_bytes_max);
     let common = common.clone();
     spawn("backplane", processor, move || async move {
         let _ended = Ended::new(Core::Backplane, &common.ended);
         let now = common.clock.now();
         let backplane = match settings.redis {
-            Some(redis) => Backplane::with_redis(backplane_options, redis, common.seed, now),
+            Some(redis) => {
+                let mut backplane =
+                    Backplane::with_redis(backplane_options, redis, common.seed, now);
+                backplane.keep_registry(settings.registry, incarnation, now);
+                backplane
+            }
             None => Backplane::new(backplane_options, common.seed, now),
         };
         let core = BackplaneCore {

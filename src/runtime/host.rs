@@ -14,6 +14,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::Machine;
+use crate::runtime::redis::RedisFact;
 use crate::runtime::ring;
 
 /// A limit of the process; `None`: there is none.
@@ -112,6 +113,8 @@ pub struct HostFacts {
     pub conntrack: Option<(u64, u64)>,
     /// The addresses that `serve` would bind.
     pub ports: Vec<(SocketAddr, PortState)>,
+    /// What was seen of Redis; empty where nobody looked.
+    pub redis: Vec<RedisFact>,
 }
 
 /// What `config` must know of this machine.
@@ -216,6 +219,7 @@ pub fn collect(options: &ring::Options, addresses: &[SocketAddr]) -> HostFacts {
         memory_group_bytes_max: memory_group_bytes_max(&control_group_directories("memory")),
         conntrack: sysctl("net/netfilter/nf_conntrack_count")
             .zip(sysctl("net/netfilter/nf_conntrack_max")),
+        redis: Vec::new(),
         ports: addresses
             .iter()
             .map(|&address| (address, port_state(address)))

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::Shard;
 use super::connection::State;
-use super::room::{Room, RoomIndex};
-use crate::bus::{ConnectionInfo, Question, Reply, RoomInfo, RoomName, Upstream};
+use super::room::{Reach, Room, RoomIndex};
+use crate::bus::{ConnectionInfo, Question, Reply, RoomInfo, RoomName, Upstream, UserName};
 use crate::metrics::{ShardGauges, ShardSnapshot};
 use crate::protocol::CloseReason;
 use crate::time::{Tick, elapsed_ms};
@@ -41,10 +41,19 @@ impl Shard {
                     .filter(|room| !room.members.is_empty())
                     .map(|room| self.room_info(room, *member_count_max as usize)),
             ),
+            Question::Users {
+                users,
+                connection_count_max,
+            } => Reply::Users(
+                users
+                    .iter()
+                    .map(|user| self.user_info(user, *connection_count_max as usize))
+                    .collect(),
+            ),
             Question::Connection { id } => Reply::Connection(
                 self.connections
                     .find(self.core, *id)
-                    .map(|index| self.connection_info(index)),
+                    .map(|index| Box::new(self.connection_info(index))),
             ),
             Question::Disconnect { id } => {
                 let found = self.connections.find(self.core, *id);
@@ -93,6 +102,7 @@ impl Shard {
             sockets_open: u64::from(self.connections.count()),
             connections_open: self.connections_open,
             rooms: self.rooms.count() as u64,
+            users: self.user_count(),
             ledger_bytes: self.ledger.used_bytes(),
             ledger_bytes_max: self.options.shard_bytes_max,
             publishers_paused: self.paused.len() as u64,
@@ -111,7 +121,10 @@ impl Shard {
     fn rooms_by_name(&self, prefix: &str, count_max: usize) -> Vec<RoomInfo> {
         let mut first = BTreeMap::new();
         for (_, room) in self.rooms.iter() {
-            if room.members.is_empty() || !room.name.starts_with(prefix) {
+            if room.reach != Reach::Members
+                || room.members.is_empty()
+                || !room.name.starts_with(prefix)
+            {
                 continue;
             }
             first.insert(&*room.name, room);
@@ -148,10 +161,14 @@ impl Shard {
             peer: connection.peer(),
             room: (connection.room != RoomIndex::NONE)
                 .then(|| RoomName::clone(&self.rooms[connection.room].name)),
+            user: self
+                .users
+                .identity(index)
+                .map(|identity| UserName::clone(&identity.user)),
             state: connection.state.label(),
             opened_ms_ago: u64::from(elapsed_ms(now_ms, connection.opened_ms)),
             heard_ms_ago: u64::from(elapsed_ms(now_ms, connection.heard_ms)),
-            charged_bytes: connection.charged_bytes(),
+            charged_bytes: connection.charged_bytes() + self.users.charged_bytes(index),
             queued_bytes: connection.queued_bytes,
             missed_untold: connection
                 .outbox

@@ -45,39 +45,43 @@ impl State {
 /// Bits of [`Connection::flags`].
 pub(super) mod flag {
     /// A send is in flight.
-    pub const SENDING: u16 = 1 << 0;
+    pub const SENDING: u32 = 1 << 0;
     /// It is in the turn's list of connections with something to send.
-    pub const DIRTY: u16 = 1 << 1;
+    pub const DIRTY: u32 = 1 << 1;
     /// What it publishes finds no room, so that nothing of it is decoded.
-    pub const PAUSED: u16 = 1 << 2;
+    pub const PAUSED: u32 = 1 << 2;
     /// A heartbeat ping is unanswered.
-    pub const AWAITING_PONG: u16 = 1 << 3;
+    pub const AWAITING_PONG: u32 = 1 << 3;
     /// `echo=0`: it does not get what it publishes.
-    pub const NO_ECHO: u16 = 1 << 4;
+    pub const NO_ECHO: u32 = 1 << 4;
     /// `notices=0`: it is told nothing.
-    pub const NO_NOTICES: u16 = 1 << 5;
+    pub const NO_NOTICES: u32 = 1 << 5;
     /// The peer's stream has ended.
-    pub const PEER_ENDED: u16 = 1 << 6;
+    pub const PEER_ENDED: u32 = 1 << 6;
     /// Our side of the stream has been ended.
-    pub const WRITE_ENDED: u16 = 1 << 7;
+    pub const WRITE_ENDED: u32 = 1 << 7;
     /// It counts in the node's connections.
-    pub const ADMITTED: u16 = 1 << 8;
+    pub const ADMITTED: u32 = 1 << 8;
     /// It counts in the node's sockets of its address.
-    pub const ADDRESS_COUNTED: u16 = 1 << 9;
+    pub const ADDRESS_COUNTED: u32 = 1 << 9;
     /// The engine was told not to read it.
-    pub const READ_PAUSED: u16 = 1 << 10;
+    pub const READ_PAUSED: u32 = 1 << 10;
     /// A health check was answered, and another request may follow.
-    pub const HEALTH_ANSWERED: u16 = 1 << 11;
+    pub const HEALTH_ANSWERED: u32 = 1 << 11;
     /// Its address had as many as it may when it was accepted: it reads so, unless one has gone by then.
-    pub const ADDRESS_FULL: u16 = 1 << 12;
+    pub const ADDRESS_FULL: u32 = 1 << 12;
 
     /// Its other end is a trusted proxy.
-    pub const FROM_PROXY: u16 = 1 << 13;
+    pub const FROM_PROXY: u32 = 1 << 13;
     /// Its first bytes may be a PROXY header.
-    pub const PROXY_AWAITED: u16 = 1 << 14;
+    pub const PROXY_AWAITED: u32 = 1 << 14;
+    /// It is a user's: [`super::users::Users`] has its identity.
+    pub const USER: u32 = 1 << 15;
+    /// The last that it was told of its rooms is that messages may be missing.
+    pub const GAP_TOLD: u32 = 1 << 16;
 
     /// Any of these, or an outbox, makes a delivery take the slow way.
-    pub const SLOW: u16 = SENDING | DIRTY | NO_ECHO;
+    pub const SLOW: u32 = SENDING | DIRTY | NO_ECHO;
 }
 
 /// One connection: 88 bytes, 104 with its membership and the engine's table entry. What it holds only now and then is
@@ -87,7 +91,7 @@ pub(super) struct Connection {
     pub state: State,
     /// Why it is being closed; holds from `Closing` on.
     pub reason: CloseReason,
-    pub flags: u16,
+    pub flags: u32,
     /// Output in flight and queued, with what the queue itself takes.
     pub queued_bytes: u32,
     /// Stamp of the last progress of a send ([`Tick::ms32`], as all stamps).
@@ -141,20 +145,20 @@ impl Connection {
         }
     }
 
-    pub(super) const fn has(&self, flag: u16) -> bool {
+    pub(super) const fn has(&self, flag: u32) -> bool {
         self.flags & flag != 0
     }
 
-    pub(super) const fn set(&mut self, flag: u16) {
+    pub(super) const fn set(&mut self, flag: u32) {
         self.flags |= flag;
     }
 
-    pub(super) const fn clear(&mut self, flag: u16) {
+    pub(super) const fn clear(&mut self, flag: u32) {
         self.flags &= !flag;
     }
 
     /// Sets `flag`; whether it was not set before.
-    pub(super) const fn set_first(&mut self, flag: u16) -> bool {
+    pub(super) const fn set_first(&mut self, flag: u32) -> bool {
         let first = self.flags & flag == 0;
         self.flags |= flag;
         first

@@ -2,7 +2,7 @@
 
 use super::connection::{State, flag};
 use super::outbox::{Outbox, QUEUED_BYTES, Reserve};
-use super::room::{Gathered, RoomIndex};
+use super::room::{Gathered, Reach, RoomIndex};
 use super::{FanOut, Shard};
 use crate::bus::BatchMessage;
 use crate::limits::SEND_PIECE_COUNT_MAX;
@@ -17,7 +17,7 @@ const SLOW_SEND_MS: u32 = 1_000;
 /// On what terms messages may wait for a slow member.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Terms {
-    /// What happens to a message that may not wait.
+    /// What happens to a message that may not wait: the member's own room says it, also of a hidden room's messages.
     policy: DropPolicy,
     /// Nobody asked the ledger before these messages came, so each member that would hold them has to. What a member
     /// that keeps up has in flight for the turn is not asked for: it is gone by the next.
@@ -34,27 +34,33 @@ impl Shard {
         let message_count = u32::try_from(messages.len()).expect("fewer than bytes");
         let encoded = Encoded::metered(bytes, self.ledger.meter());
         let now_ms = self.now.ms32();
+        let slot_count = self.connections.length();
         let room = &mut self.rooms[room_index];
         room.message_count += u64::from(message_count);
+        let reach = room.reach;
         let terms = Terms {
             policy: room.policy,
             ask_ledger: gathered.unasked,
         };
         let first_target = self.work.targets.len();
         let mut slow = Vec::new();
-        for &index in &room.members {
+        let aim = |index: u32| {
             let connection = &mut self.connections[index];
             if connection.flags & flag::SLOW == 0
                 && connection.state == State::Open
                 && connection.outbox.is_none()
             {
-                connection.flags |= flag::SENDING;
+                connection.flags = connection.flags & !flag::GAP_TOLD | flag::SENDING;
                 connection.queued_bytes = byte_count;
                 connection.progress_ms = now_ms;
                 self.work.targets.push(index);
             } else if connection.state == State::Open {
                 slow.push(index);
             }
+        };
+        match reach {
+            Reach::Members | Reach::User => room.members.iter().copied().for_each(aim),
+            Reach::Everybody => (0..slot_count).for_each(aim),
         }
         let fast = (self.work.targets.len() - first_target) as u64;
         if fast > 0 {
@@ -66,6 +72,10 @@ impl Shard {
         self.counters.messages_delivered += u64::from(message_count);
         let mut deliveries = fast * u64::from(message_count);
         for index in slow {
+            let mut terms = terms;
+            if reach != Reach::Members {
+                terms.policy = self.rooms[self.connections[index].room].policy;
+            }
             deliveries += u64::from(self.deliver_slow(index, &encoded, messages, terms));
         }
         self.counters.deliveries += deliveries;
@@ -84,6 +94,7 @@ impl Shard {
         messages: &[BatchMessage],
         terms: Terms,
     ) -> u32 {
+        self.connections[index].clear(flag::GAP_TOLD);
         // With nothing in flight and no message queued, all of this leaves in this very turn: no different from the
         // fast way.
         let connection = &self.connections[index];

@@ -11,7 +11,8 @@ use std::net::SocketAddr;
 use super::connection::{CONNECTION_IDLE_BYTES, State, flag};
 use super::outbox::Reserve;
 use super::rate::RateState;
-use super::room::{Order, RoomIndex, TableFull};
+use super::room::{Order, Reach, RoomIndex, TableFull};
+use super::users::Identity;
 use super::{Delivery, Quiet, Shard};
 use crate::bus::{RoomName, Upstream};
 use crate::metrics::RefusalKind;
@@ -145,12 +146,28 @@ impl Shard {
         if self.ledger.is_tight(0) {
             return refusal(RefusalKind::OverBudget);
         }
+        let user = upgrade.user.as_deref();
+        let identity_bytes = user.map_or(0, Identity::bytes);
+        if identity_bytes > 0 && self.ledger.is_tight(u64::from(identity_bytes)) {
+            return refusal(RefusalKind::OverBudget);
+        }
         if !self.node.admit_connection() {
             return refusal(RefusalKind::NodeFull);
         }
+        if user.is_some_and(|user| !self.node.admit_user(user)) {
+            self.node.release_connection();
+            return refusal(RefusalKind::UserFull);
+        }
         if let Err(TableFull) = self.join(index, &upgrade.room) {
+            if let Some(user) = user {
+                self.node.release_user(user);
+            }
             self.node.release_connection();
             return refusal(RefusalKind::OverBudget);
+        }
+        if let Some(user) = user {
+            self.ledger.charge_owed(identity_bytes); // asked for above
+            self.join_user(index, user);
         }
         let connection = &mut self.connections[index];
         connection.set(flag::ADMITTED);
@@ -165,16 +182,29 @@ impl Shard {
         let lines = self.handshake.edge.badge.lines(upgrade.knows_node);
         let mut answer = Vec::with_capacity(handshake::UPGRADE_FIXED_BYTES + lines.len());
         handshake::answer_upgrade(&mut answer, &upgrade.accept, lines);
-        if connection.state == State::Open {
-            self.opened(index, answer);
-        } else {
+        connection.state = State::Joining;
+        if self.must_wait(index) {
             self.joining.insert(index, answer);
+        } else {
+            self.opened(index, answer);
         }
         Ok(())
     }
 
-    /// Answers the upgrade: the connection is a member of its room.
+    /// Answers the upgrade: the connection is a member of its room, and of its user's.
     fn opened(&mut self, index: u32, answer: Vec<u8>) {
+        // What these have gathered came before it.
+        let own = self.connections[index].room;
+        let users = self.users.identity(index).map(|identity| identity.room);
+        for room in [Some(own), users, Some(self.everybody)]
+            .into_iter()
+            .flatten()
+        {
+            self.flush_room(room);
+            if self.connections[index].state != State::Joining {
+                return; // its user is disconnected in this very turn
+            }
+        }
         self.counters.upgraded += 1;
         self.connections_open += 1;
         self.connections[index].state = State::Open;
@@ -184,6 +214,7 @@ impl Shard {
         }
         let queued = self.queue_control(index, answer, Reserve::Control);
         debug_assert!(queued, "an empty queue takes the answer");
+        self.note_presence(index, false);
     }
 
     /// Makes the connection a member of the room `name`.
@@ -202,15 +233,8 @@ impl Shard {
         connection.member_index =
             u32::try_from(room.members.len()).expect("bounded by the connections");
         room.members.push(index);
-        connection.state = if room.order == Order::Pending {
-            State::Joining
-        } else {
-            State::Open
-        };
         if room.order == Order::Pending && room.members.len() == 1 {
-            room.answers_due += 1;
-            let room = RoomName::clone(&room.name);
-            self.forward(Upstream::Interest { room }, 0);
+            self.send_interest(room_index);
         }
         Ok(())
     }
@@ -225,18 +249,25 @@ impl Shard {
         if room.answers_due > 0 {
             return; // the answer to an interest that was given up since
         }
-        if room.members.is_empty() {
+        if room.members.is_empty() && room_index != self.everybody {
             self.rooms.close(room_index);
             return;
         }
         room.order = if leased { Order::Here } else { Order::Bus };
-        for index in room.members.clone() {
-            let answer = self
-                .joining
-                .remove(&index)
-                .expect("members of a pending room wait for its answer");
-            self.opened(index, answer);
-            self.receive_unread(index);
+        let waiting = if room_index == self.everybody {
+            self.waiting()
+        } else {
+            room.members.clone()
+        };
+        for index in waiting {
+            // Who was let in before this one may have taken it along: a delivery has met its budget.
+            if self.connections[index].state != State::Joining || self.must_wait(index) {
+                continue;
+            }
+            if let Some(answer) = self.joining.remove(&index) {
+                self.opened(index, answer);
+                self.receive_unread(index);
+            }
         }
     }
 
@@ -249,7 +280,7 @@ impl Shard {
             self.flush_room(room_index);
             // Delivering may have closed the last member, and the room with it; its disinterest has gone up then.
             if self.rooms.find(&name) == Some(room_index)
-                && !self.rooms[room_index].members.is_empty()
+                && (room_index == self.everybody || !self.rooms[room_index].members.is_empty())
             {
                 self.rooms[room_index].order = Order::Bus;
                 self.forward(Upstream::LeaseReturned { room: name }, 0);
@@ -257,18 +288,27 @@ impl Shard {
         }
     }
 
-    /// Takes the connection out of its room.
+    /// Takes the connection out of its rooms.
     fn leave(&mut self, index: u32) {
         let connection = &mut self.connections[index];
         let room_index = std::mem::replace(&mut connection.room, RoomIndex::NONE);
         if room_index == RoomIndex::NONE {
             return;
         }
-        let at = connection.member_index as usize;
+        let at = connection.member_index;
+        self.leave_room(room_index, at);
+        self.leave_user(index);
+    }
+
+    /// Takes the member at the place `at` out of the room.
+    pub(super) fn leave_room(&mut self, room_index: RoomIndex, at: u32) {
         let room = &mut self.rooms[room_index];
-        room.members.swap_remove(at);
-        if let Some(&moved) = room.members.get(at) {
-            self.connections[moved].member_index = u32::try_from(at).expect("it was one before");
+        room.members.swap_remove(at as usize);
+        if let Some(&moved) = room.members.get(at as usize) {
+            match room.reach {
+                Reach::User => self.users.moved(moved, at),
+                Reach::Members | Reach::Everybody => self.connections[moved].member_index = at,
+            }
         }
         if !room.members.is_empty() {
             return;
@@ -339,6 +379,7 @@ impl Shard {
 
     /// From here on the connection only gets what is queued; then our side of the stream is ended.
     fn end(&mut self, index: u32, reason: CloseReason) {
+        self.note_presence(index, true);
         self.leave(index);
         self.unlist(index);
         let connection = &mut self.connections[index];
@@ -385,6 +426,7 @@ impl Shard {
             State::Vacant | State::Dead => return,
             State::Closing => {}
             State::Handshake | State::Joining | State::Open => {
+                self.note_presence(index, true);
                 self.leave(index);
                 self.unlist(index);
                 self.connections[index].reason = reason;

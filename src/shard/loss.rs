@@ -21,14 +21,23 @@ impl Shard {
         if room.answers_due > 0 || room.order != Order::Pending {
             return; // the answer to an interest that was given up since
         }
+        if room_index == self.everybody {
+            self.everybody_refused();
+            return;
+        }
         if room.members.is_empty() {
             self.rooms.close(room_index);
             return;
         }
         // The last one that leaves takes the interest back, and closes the room.
         for index in room.members.clone() {
-            self.refuse(index, &Refusal::of(RefusalKind::Backplane));
+            self.refuse_join(index);
         }
+    }
+
+    /// Answers 503 to somebody who is to be in a room that cannot be followed.
+    pub(super) fn refuse_join(&mut self, index: u32) {
+        self.refuse(index, &Refusal::of(RefusalKind::Backplane));
     }
 
     /// Messages of the room were lost on their way here: every member is told, between what came before and what comes
@@ -46,9 +55,13 @@ impl Shard {
         }
         let notice = missed.map_or_else(notice_gap_unknown, notice_gap);
         let notice = Encoded::metered(notice, self.ledger.meter());
-        for index in self.rooms[room_index].members.clone() {
-            let connection = &self.connections[index];
+        for index in self.reached(room_index) {
+            let connection = &mut self.connections[index];
             if connection.state != State::Open || connection.has(flag::NO_NOTICES) {
+                continue;
+            }
+            // Several of its rooms were lost at once, and nothing has come since: one notice says it of all.
+            if missed.is_none() && !connection.set_first(flag::GAP_TOLD) {
                 continue;
             }
             self.queue_gap_notice(index);

@@ -22,6 +22,7 @@ mod loss;
 mod node;
 mod options;
 mod outbox;
+mod presence;
 mod publish;
 mod rate;
 mod receive;
@@ -29,6 +30,7 @@ mod room;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod users;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -36,9 +38,11 @@ use std::sync::Arc;
 
 use connection::{Connections, State, flag};
 use ledger::Ledger;
+use presence::PresenceNotes;
 use rate::TokenBucket;
 use room::{RoomIndex, RoomTable, SpareGathered};
 use sweep::{Drain, Sweep};
+use users::Users;
 
 use crate::bus::{CoreId, Downstream, Upstream};
 use crate::metrics::ShardCounters;
@@ -46,7 +50,7 @@ use crate::protocol::{Encoded, Piece, handshake};
 use crate::time::Tick;
 
 pub use node::Node;
-pub use options::{HeartbeatMode, Options, RoomRule};
+pub use options::{HeartbeatMode, Options, Presence, RoomRule};
 
 /// Who puts this shard's messages in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -219,6 +223,10 @@ pub struct Shard {
     node: Arc<Node>,
     connections: Connections,
     rooms: RoomTable,
+    /// The hidden room that reaches everybody.
+    everybody: RoomIndex,
+    users: Users,
+    presence: PresenceNotes,
     /// Rooms that gathered something in this turn. May name rooms that were closed since.
     rooms_dirty: Vec<RoomIndex>,
     spare_gathered: SpareGathered,
@@ -260,12 +268,15 @@ impl Shard {
             origins: options.origins.clone(),
             edge: options.edge.clone(),
         };
-        Self {
+        let mut shard = Self {
             core,
             handshake,
             delivery,
             connections: Connections::default(),
             rooms: RoomTable::new(options.rooms.clone(), options.room_count_max, seed),
+            everybody: RoomIndex::NONE,
+            users: Users::new(seed),
+            presence: PresenceNotes::default(),
             rooms_dirty: Vec::new(),
             spare_gathered: SpareGathered::default(),
             ledger: Ledger::new(options.shard_bytes_max, Arc::clone(&node)),
@@ -289,7 +300,9 @@ impl Shard {
             work: Work::default(),
             node,
             options,
-        }
+        };
+        shard.follow_everybody();
+        shard
     }
 
     /// Takes news in.
@@ -321,12 +334,14 @@ impl Shard {
             self.resume_publishers();
         }
         self.flush_rooms();
+        self.flush_presence();
         self.drain_progress();
     }
 
     /// Does what is due by time.
     pub fn handle_deadline(&mut self, now: Tick) {
         self.now = now;
+        self.retry_everybody();
         self.run_sweep();
     }
 
@@ -335,9 +350,13 @@ impl Shard {
     pub fn next_deadline(&self) -> Option<Tick> {
         let sweep =
             (self.connections.count() > 0 || self.drain.is_closing()).then(|| self.sweep.next_at());
-        // Nobody tells when there is room again for publishers that wait.
-        let retry = (!self.paused.is_empty()).then(|| Tick(self.now.0 + PAUSE_RETRY_US));
-        [sweep, retry].into_iter().flatten().min()
+        // Nobody tells when there is room again for publishers, or notes, that wait.
+        let waits = !self.paused.is_empty() || !self.presence.is_empty();
+        let retry = waits.then(|| Tick(self.now.0 + PAUSE_RETRY_US));
+        [sweep, retry, self.users.everybody_retry]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The next thing to do; `None`: wait.
@@ -415,6 +434,7 @@ impl Shard {
             Downstream::LeaseRevoke { room } => self.lease_revoked(room),
             Downstream::Gap { room, missed } => self.gap(&room, missed),
             Downstream::Refused { batch, local } => self.publishes_refused(&batch, local),
+            Downstream::Announce { within_ms } => self.announce(within_ms),
             Downstream::Probe { sequence } => self.forward(Upstream::ProbeReply { sequence }, 0),
             Downstream::Ask { request, question } => self.asked(request, &question),
             Downstream::Drain(order) => self.drain_ordered(order),
@@ -430,6 +450,7 @@ impl Shard {
         let mut open = 0;
         for (index, connection) in self.connections.iter() {
             account_bytes += u64::from(connection.charged_bytes());
+            account_bytes += u64::from(self.users.charged_bytes(index));
             open += u64::from(connection.state == State::Open);
             let queued = connection
                 .outbox
@@ -473,10 +494,10 @@ impl Shard {
         );
         assert_eq!(open, self.connections_open);
         let mut members = 0;
-        for (_, room) in self.rooms.iter() {
+        for (index, room) in self.rooms.iter() {
             members += room.members.len();
             assert!(
-                !room.members.is_empty() || room.answers_due > 0,
+                index == self.everybody || !room.members.is_empty() || room.answers_due > 0,
                 "an empty room waits for an answer"
             );
             assert!(
@@ -490,7 +511,8 @@ impl Shard {
             .iter()
             .filter(|(_, c)| c.room != RoomIndex::NONE)
             .count();
-        assert_eq!(members, in_rooms);
+        assert_eq!(members, in_rooms + self.users.identity_count());
+        self.check_users();
         assert_eq!(self.gathered_bytes, 0);
     }
 }

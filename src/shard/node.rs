@@ -1,9 +1,10 @@
-//! The counts that all shards of a node share: sockets, connections, reserved bytes, sockets of an address.
+//! The counts that all shards of a node share: sockets, connections, reserved bytes, sockets of an address, connections
+//! of a user.
 //!
 //! Touched when a socket is accepted, upgraded or closed and once a grant of memory, never for a message. Atomic
 //! counters, not a lock: no shard ever waits for another here.
 
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, Hash};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -27,7 +28,8 @@ pub struct Node {
     reserved_bytes: AtomicU64,
     bytes_max: u64,
     grant_bytes: u64,
-    addresses: Option<AddressTable>,
+    addresses: Option<Tallies>,
+    users: Option<Tallies>,
 }
 
 impl Node {
@@ -56,7 +58,18 @@ impl Node {
             bytes_max,
             grant_bytes,
             addresses: (address_connection_count_max > 0)
-                .then(|| AddressTable::new(socket_count_max, address_connection_count_max, seed)),
+                .then(|| Tallies::new(socket_count_max, address_connection_count_max, seed)),
+            users: None,
+        }
+    }
+
+    /// The same node, in which a user has no more than `count_max` connections; 0: as many as it likes.
+    #[must_use]
+    pub fn limit_users(self, count_max: u32, seed: u64) -> Self {
+        Self {
+            users: (count_max > 0)
+                .then(|| Tallies::new(self.connection_count_max, count_max, seed)),
+            ..self
         }
     }
 
@@ -98,13 +111,24 @@ impl Node {
     pub(super) fn admit_address(&self, address: IpAddr) -> Option<bool> {
         match &self.addresses {
             None => Some(false),
-            Some(table) => table.admit(address).then_some(true),
+            Some(table) => table.admit(address_key(address)).then_some(true),
         }
     }
 
     pub(super) fn release_address(&self, address: IpAddr) {
         if let Some(table) = &self.addresses {
-            table.release(address);
+            table.release(address_key(address));
+        }
+    }
+
+    /// Counts a connection of `user`, unless it has as many as it may.
+    pub(super) fn admit_user(&self, user: &str) -> bool {
+        self.users.as_ref().is_none_or(|table| table.admit(user))
+    }
+
+    pub(super) fn release_user(&self, user: &str) {
+        if let Some(table) = &self.users {
+            table.release(user);
         }
     }
 
@@ -132,16 +156,24 @@ impl Node {
     }
 }
 
-/// Sockets by address: IPv4 addresses one by one, IPv6 by their /64, which is what one customer gets.
+/// What counts as one address: IPv4 addresses one by one, IPv6 by their /64, which is what one customer gets.
+fn address_key(address: IpAddr) -> u64 {
+    match address.to_canonical() {
+        IpAddr::V4(address) => u64::from(address.to_bits()) | 1 << 63,
+        IpAddr::V6(address) => (address.to_bits() >> 64) as u64,
+    }
+}
+
+/// How many there are of each key, up to a limit: sockets of an address, connections of a user.
 ///
 /// ```text
-/// entry (64 bits): | fingerprint of the address, 40 bits | sockets, 24 bits |   0 sockets: free
+/// entry (64 bits): | fingerprint of the key, 40 bits | count, 24 bits |   0: free
 /// ```
-/// Open addressing over a table at least twice as long as the sockets there may be, so it is never full. Two
-/// shards that meet a new address in the same instant may each take an entry for it; both count, and both are given
-/// back, so that such an address may have up to twice its limit, never less.
+/// Open addressing over a table at least twice as long as the keys there may be, so it is never full. Two
+/// shards that meet a new key in the same instant may each take an entry for it; both count, and both are given
+/// back, so that such a key may have up to twice its limit, never less.
 #[derive(Debug)]
-struct AddressTable {
+struct Tallies {
     entries: Box<[AtomicU64]>,
     count_max: u64,
     hasher: foldhash::fast::FixedState,
@@ -151,9 +183,9 @@ const COUNT_BITS: u32 = 24;
 const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
 const PROBE_LENGTH: usize = 64;
 
-impl AddressTable {
-    fn new(socket_count_max: u32, count_max: u32, seed: u64) -> Self {
-        let length = (socket_count_max as usize * 2)
+impl Tallies {
+    fn new(key_count_max: u32, count_max: u32, seed: u64) -> Self {
+        let length = (key_count_max as usize * 2)
             .next_power_of_two()
             .max(PROBE_LENGTH);
         Self {
@@ -164,11 +196,7 @@ impl AddressTable {
     }
 
     /// The fingerprint (never 0, in the high bits) and where to begin to look.
-    fn place(&self, address: IpAddr) -> (u64, usize) {
-        let key = match address.to_canonical() {
-            IpAddr::V4(address) => u64::from(address.to_bits()) | 1 << 63,
-            IpAddr::V6(address) => (address.to_bits() >> 64) as u64,
-        };
+    fn place(&self, key: impl Hash) -> (u64, usize) {
         let hash = self.hasher.hash_one(key);
         #[allow(clippy::cast_possible_truncation)] // masked to the table's length
         let start = hash as usize & (self.entries.len() - 1);
@@ -180,8 +208,8 @@ impl AddressTable {
         (start..start + PROBE_LENGTH).map(move |index| &self.entries[index & mask])
     }
 
-    fn admit(&self, address: IpAddr) -> bool {
-        let (fingerprint, start) = self.place(address);
+    fn admit(&self, key: impl Hash) -> bool {
+        let (fingerprint, start) = self.place(key);
         loop {
             let found = self.window(start).find_map(|entry| {
                 let value = entry.load(Ordering::Relaxed);
@@ -195,7 +223,7 @@ impl AddressTable {
                 })
             };
             let Some((entry, value)) = found.or_else(free) else {
-                return false; // 64 other addresses at this very place: treat it as one of them
+                return false; // 64 other keys at this very place: treat it as one of them
             };
             let count = value & COUNT_MASK;
             if count >= self.count_max {
@@ -211,8 +239,8 @@ impl AddressTable {
         }
     }
 
-    fn release(&self, address: IpAddr) {
-        let (fingerprint, start) = self.place(address);
+    fn release(&self, key: impl Hash) {
+        let (fingerprint, start) = self.place(key);
         for entry in self.window(start) {
             let released = entry.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |value| {
                 (value & !COUNT_MASK == fingerprint && value & COUNT_MASK > 0).then(|| value - 1)
@@ -221,7 +249,7 @@ impl AddressTable {
                 return;
             }
         }
-        unreachable!("an address is released as often as it was admitted");
+        unreachable!("a key is released as often as it was admitted");
     }
 }
 
@@ -309,6 +337,18 @@ mod tests {
                 .iter()
                 .all(|entry| entry.load(Ordering::Relaxed) & COUNT_MASK == 0)
         );
+    }
+
+    #[test]
+    fn a_user_is_limited_whatever_the_shard_and_others_are_not() {
+        let node = Node::new(2, 1_000, 1 << 30, 0, 1).limit_users(2, 1);
+        assert!(node.admit_user("ann") && node.admit_user("ann"));
+        assert!(!node.admit_user("ann"));
+        assert!(node.admit_user("anne"));
+        node.release_user("ann");
+        assert!(node.admit_user("ann"));
+        let unlimited = Node::new(2, 1_000, 1 << 30, 0, 1).limit_users(0, 1);
+        assert!((0..10_000).all(|_| unlimited.admit_user("ann")));
     }
 
     #[test]

@@ -12,6 +12,17 @@ pub enum HeartbeatMode {
     Tcp,
 }
 
+/// Of which connections the registry is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// Of none.
+    Off,
+    /// Of those that are a user's.
+    Users,
+    /// Of all.
+    All,
+}
+
 /// What holds for the rooms whose name matches. The first rule that matches counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoomRule {
@@ -28,6 +39,12 @@ pub struct Options {
     pub connection_count_max: u32,
     /// Connections from one address (IPv4) or /64 (IPv6), counted from the accept on; 0: no limit.
     pub address_connection_count_max: u32,
+    /// Connections of one user in the node, all shards together; 0: no limit.
+    pub user_connection_count_max: u32,
+    /// Of which connections the registry is told.
+    pub presence: Presence,
+    /// In which each of them is told of again.
+    pub presence_refresh_ms: u32,
     /// Rooms on this shard.
     pub room_count_max: u32,
     /// Handshakes a second on this shard; 0: no limit.

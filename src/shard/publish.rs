@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::connection::{State, flag};
-use super::room::{Gathered, Order, RoomIndex};
+use super::room::{Gathered, Order, Reach, RoomIndex};
 use super::{Quiet, Shard};
 use crate::bus::{Batch, BatchMessage, MessageKind, RoomName, Upstream};
 use crate::limits::{LANE_BYTES_MAX, ROOM_BATCH_BYTES_MAX, SERVER_HEADER_BYTES_MAX};
@@ -83,6 +83,7 @@ impl Shard {
         let opcode = match kind {
             MessageKind::Text => OpCode::Text,
             MessageKind::Binary => OpCode::Binary,
+            MessageKind::Close { .. } => OpCode::Close,
         };
         let header_bytes = encode_header(&mut gathered.bytes, true, opcode, payload.len());
         match *payload {
@@ -176,20 +177,38 @@ impl Shard {
 
     /// Delivers and forwards what all rooms gathered.
     pub(super) fn flush_rooms(&mut self) {
-        while let Some(index) = self.rooms_dirty.pop() {
+        // In the order in which they gathered: what one member hears of several rooms keeps close to how it came.
+        let mut next = 0;
+        while let Some(&index) = self.rooms_dirty.get(next) {
+            next += 1;
             if self.rooms.is_open(index) {
                 self.flush_room(index);
             }
         }
+        self.rooms_dirty.clear();
         debug_assert_eq!(self.gathered_bytes, 0);
     }
 
     /// Delivers and forwards what one room gathered.
     pub(super) fn flush_room(&mut self, index: RoomIndex) {
         self.flush_outgoing(index);
-        if let Some(gathered) = self.rooms[index].incoming.take() {
-            self.gathered_bytes -= gathered.weight_bytes() as u64;
+        let room = &mut self.rooms[index];
+        let Some(mut gathered) = room.incoming.take() else {
+            return;
+        };
+        self.gathered_bytes -= gathered.weight_bytes() as u64;
+        let closing = match room.reach {
+            Reach::User => gathered.take_closing(),
+            Reach::Members | Reach::Everybody => None,
+        };
+        if !gathered.messages.is_empty() {
             self.publish_fan_out(index, gathered);
+        }
+        // Delivering may have closed the last member, and the room with it.
+        if let Some(closing) = closing
+            && self.rooms.is_open(index)
+        {
+            self.close_user(index, &closing);
         }
     }
 

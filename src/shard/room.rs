@@ -4,7 +4,7 @@ use std::hash::BuildHasher;
 
 use hashbrown::HashTable;
 
-use crate::bus::{BatchMessage, RoomName};
+use crate::bus::{BatchMessage, Hidden, MessageKind, RoomName, hidden};
 use crate::metrics::DropPolicy;
 use crate::time::Tick;
 
@@ -28,6 +28,17 @@ pub(super) enum Order {
     Pending,
 }
 
+/// Whom a room's messages reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// Its members, each of whom has it as its own room.
+    Members,
+    /// A user's connections, which are its members beside their own rooms.
+    User,
+    /// All open connections; it has no members, and is open as long as the shard.
+    Everybody,
+}
+
 /// Messages of one room, gathered in one turn.
 #[derive(Debug, Default)]
 pub(super) struct Gathered {
@@ -43,6 +54,32 @@ impl Gathered {
     /// What it weighs: its frames, and the entry of each message.
     pub(super) const fn weight_bytes(&self) -> usize {
         self.bytes.len() + self.messages.len() * BatchMessage::BYTES
+    }
+}
+
+/// A close of a user's connections, taken from where it stood among the user's messages.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Closing {
+    /// The close frame.
+    pub frame: Vec<u8>,
+    /// They are told to come back.
+    pub reconnect: bool,
+}
+
+impl Gathered {
+    /// Takes the first close out, and everything behind it: there is nobody left for that.
+    pub(super) fn take_closing(&mut self) -> Option<Closing> {
+        let mut start = 0;
+        for (at, message) in self.messages.iter().enumerate() {
+            if let MessageKind::Close { reconnect } = message.kind {
+                let frame = self.bytes[start..message.end as usize].to_vec();
+                self.bytes.truncate(start);
+                self.messages.truncate(at);
+                return Some(Closing { frame, reconnect });
+            }
+            start = message.end as usize;
+        }
+        None
     }
 }
 
@@ -86,6 +123,7 @@ pub(super) struct Room {
     /// To be published on the bus at the end of the turn.
     pub outgoing: Option<Box<Gathered>>,
     pub order: Order,
+    pub reach: Reach,
     pub policy: DropPolicy,
     /// Interests sent that the backplane has not answered; only the last answer counts.
     pub answers_due: u32,
@@ -100,6 +138,8 @@ pub(super) struct RoomTable {
     by_name: HashTable<RoomIndex>,
     hasher: foldhash::fast::FixedState,
     rules: Vec<super::RoomRule>,
+    /// Rooms that are hidden: bounded by the connections, and not held against `count_max`.
+    hidden_count: usize,
     count_max: u32,
 }
 
@@ -116,6 +156,7 @@ impl RoomTable {
             by_name: HashTable::new(),
             hasher: foldhash::fast::FixedState::with_seed(seed),
             rules,
+            hidden_count: 0,
             count_max,
         }
     }
@@ -128,7 +169,7 @@ impl RoomTable {
             .copied()
     }
 
-    /// The room `name`, made if it is not there. `order` is what a new room begins with.
+    /// The room `name`, made if it is not there; hidden ones there may be as many as there are connections. `order` is what a new room begins with.
     pub(super) fn find_or_open(
         &mut self,
         name: &str,
@@ -137,15 +178,20 @@ impl RoomTable {
         if let Some(index) = self.find(name) {
             return Ok(index);
         }
-        if self.by_name.len() >= self.count_max as usize {
-            return Err(TableFull);
-        }
+        let reach = match hidden(name) {
+            None if self.count() >= self.count_max as usize => return Err(TableFull),
+            None => Reach::Members,
+            Some(Hidden::User(_)) => Reach::User,
+            Some(Hidden::Everybody) => Reach::Everybody,
+        };
+        self.hidden_count += usize::from(reach != Reach::Members);
         let room = Room {
             name: name.into(),
             members: Vec::new(),
             incoming: None,
             outgoing: None,
             order,
+            reach,
             policy: self.policy(name),
             answers_due: 0,
             message_count: 0,
@@ -176,6 +222,7 @@ impl RoomTable {
         let room = self.rooms[index.0 as usize]
             .take()
             .expect("a room is closed once");
+        self.hidden_count -= usize::from(room.reach != Reach::Members);
         debug_assert!(
             room.members.is_empty() && room.incoming.is_none() && room.outgoing.is_none()
         );
@@ -205,8 +252,14 @@ impl RoomTable {
         self.rooms[index.0 as usize].is_some()
     }
 
+    /// Rooms that are not hidden.
     pub(super) fn count(&self) -> usize {
-        self.by_name.len()
+        self.by_name.len() - self.hidden_count
+    }
+
+    /// Hidden rooms.
+    pub(super) const fn hidden_count(&self) -> usize {
+        self.hidden_count
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (RoomIndex, &Room)> {

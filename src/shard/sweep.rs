@@ -46,7 +46,7 @@ impl Sweep {
 
 /// A place in the slab that moves round in a given time.
 #[derive(Debug, Default)]
-struct Cursor {
+pub(super) struct Cursor {
     at: u32,
     /// Slots × microseconds that were owed and did not make a whole slot.
     debt: u64,
@@ -54,7 +54,7 @@ struct Cursor {
 
 impl Cursor {
     /// The slots to visit for `elapsed_us` of a round of `round_us` over `length` slots: (first, how many).
-    fn advance(&mut self, elapsed_us: u64, round_us: u64, length: u32) -> (u32, u32) {
+    pub(super) fn advance(&mut self, elapsed_us: u64, round_us: u64, length: u32) -> (u32, u32) {
         if length == 0 {
             return (0, 0);
         }
@@ -147,6 +147,7 @@ impl Shard {
         for index in first..first + count {
             self.check(index % length);
         }
+        self.refresh_presence(elapsed_us);
         self.drain_step();
         self.ledger.settle();
     }
@@ -326,7 +327,11 @@ impl Shard {
 
     /// Says once that nothing is left.
     pub(super) fn drain_progress(&mut self) {
-        if self.drain.is_closing() && self.drain.listeners_stopped && self.connections.count() == 0
+        let all_told = self.presence.is_empty() || self.drain.is_cut();
+        if self.drain.is_closing()
+            && self.drain.listeners_stopped
+            && self.connections.count() == 0
+            && all_told
         {
             self.drain.done = true;
             self.forward(Upstream::Drained, 0);

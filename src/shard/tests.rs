@@ -9,6 +9,8 @@ mod life;
 mod limits;
 mod loss;
 mod policies;
+mod presence;
 mod rooms;
 mod time;
+mod users;
 mod world;

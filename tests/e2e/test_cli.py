@@ -31,7 +31,7 @@ def serve_that_fails(*flags, env=None, stdin=None):
 
 def test_version_and_help():
     assert re.fullmatch(r"throng \d+\.\d+\.\d+.*\n", run("--version").stdout)
-    for arguments in (["--help"], ["serve", "--help"], ["check", "--help"], ["config", "--help"]):
+    for arguments in (["--help"], ["serve", "--help"], ["check", "--help"], ["config", "--help"], ["top", "--help"]):
         done = run(*arguments)
         assert done.returncode == 0 and "throng" in done.stdout, done
     assert "--listen" in run("serve", "--help").stdout

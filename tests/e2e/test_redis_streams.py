@@ -132,7 +132,7 @@ def test_what_is_published_is_kept_and_comes_once(node, kept):
 @pytest.mark.parametrize("link", ["publishing", "subscription", "commands"])
 @pytest.mark.parametrize("degraded", ["local", "refuse"])
 def test_a_killed_link_loses_nothing(node, kept, link, degraded):
-    settings = f'redis_degraded = "{degraded}"\n'
+    settings = f'redis_degraded = "{degraded}"\nstreams_length_max = 100000\n'
     a, b = node("a", kept, settings), node("b", kept, settings)
     members = join(a, "r"), join(b, "r"), join(a, "r"), join(b, "r")
     with traffic(*members[:2]) as counts:
@@ -147,7 +147,7 @@ def test_a_killed_link_loses_nothing(node, kept, link, degraded):
 
 @pytest.mark.parametrize("degraded", ["local", "refuse"])
 def test_a_redis_that_dies_and_comes_back_with_its_data_has_lost_nothing(node, kept, degraded):
-    settings = f'redis_degraded = "{degraded}"\n'
+    settings = f'redis_degraded = "{degraded}"\nstreams_length_max = 100000\n'
     a, b = node("a", kept, settings), node("b", kept, settings)
     members = join(a, "r"), join(b, "r"), join(a, "r"), join(b, "r")
     quiet = join(a, "quiet"), join(b, "quiet")
@@ -164,7 +164,7 @@ def test_a_redis_that_dies_and_comes_back_with_its_data_has_lost_nothing(node, k
 
 
 def test_a_redis_that_stands_still_has_lost_nothing(node, kept):
-    settings = "redis_buffer_age_ms = 30000\n"
+    settings = "redis_buffer_age_ms = 30000\nstreams_length_max = 100000\n"
     a, b = node("a", kept, settings), node("b", kept, settings)
     members = join(a, "r"), join(b, "r"), join(b, "r")
     with traffic(*members[:2], pause_s=0.01) as counts:

@@ -7,7 +7,7 @@ import threading
 from contextlib import contextmanager
 
 import pytest
-from harness import Redis, Sentinel, eventually, free_port, refused
+from harness import Redis, Sentinel, eventually, free_port, refused, run
 
 
 @contextmanager
@@ -116,3 +116,40 @@ def test_what_is_to_be_granted_is_said_and_is_enough(serve, redis, rules, lacks)
     member = a.join("r")
     member.send_text("hi")
     assert member.read_text() == "hi"
+
+
+def checked(*flags):
+    """What `throng check` says of Redis: its findings, and what it says at the end."""
+    told = json.loads(run("check", "--json", "--admin", "off", "--listen", "127.0.0.1:0", *flags).stdout)
+    return [finding for finding in told["findings"] if finding["name"].startswith("redis ")]
+
+
+def test_check_looks_at_redis(redis):
+    (found,) = checked("--redis", redis.url)
+    assert found["level"] == "ok" and found["name"] == f"redis 127.0.0.1:{redis.port}", found
+    version = redis.command("INFO", "server").decode().split("redis_version:")[1].split()[0]
+    assert version in found["seen"] and "standalone, master" in found["seen"], found
+    assert re.search(r"a message is back after \d+\.\d{3} ms", found["seen"]), found
+    (found,) = checked("--redis", redis.unix_url)
+    assert found["level"] == "ok", found
+    (found,) = checked("--redis", "redis://127.0.0.1:1")
+    assert found["level"] == "fail" and "refuses the connection" in found["seen"], found
+    (found,) = checked("--redis", redis.url.replace("://", "://u:hunter2@"))
+    assert "refuses the user or the password" in found["seen"] and "hunter2" not in found["seen"], found
+    (found,) = checked("--redis", redis.url + "/99")
+    assert "database 99" in found["seen"], found
+    redis.command("ACL", "SETUSER", "app", "reset", "on", ">pw", "+subscribe", "&*")
+    (found,) = checked("--redis", redis.url.replace("://", "://app:pw@"))
+    assert "it lacks +publish;" in found["seen"] and "ACL SETUSER app" in found["seen"], found
+    assert not redis.clients(), "nothing is left behind"
+    done = run("check", "--redis", "redis://127.0.0.1:1")
+    assert done.returncode == 1 and "serve would start and not be ready" in done.stdout, done.stdout
+    done = run("check", "--redis", "redis://127.0.0.1:1", "--redis-at-start", "fail")
+    assert done.returncode == 1 and "serve would not start" in done.stdout, done.stdout
+
+
+def test_check_gives_up_who_does_not_answer():
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        url = "redis://127.0.0.1:%d" % mute.getsockname()[1]
+        (found,) = checked("--redis", url, "--redis-probe-timeout-ms", "300")
+        assert found["level"] == "fail" and "does not answer within 300 ms" in found["seen"], found

@@ -8,6 +8,7 @@ use throng::protocol::{
 };
 
 use crate::random::Random;
+use crate::world::{EVERYBODY_TOPIC, ROOMS, TOPIC_COUNT, USERS, user_topic};
 
 /// A message's number: unique in a run.
 pub type MessageId = u32;
@@ -32,6 +33,7 @@ pub enum Heard {
 pub struct Client {
     pub shard: usize,
     pub room: usize,
+    pub user: Option<usize>,
     pub echo: bool,
     pub notices: bool,
     pub phase: Phase,
@@ -54,8 +56,8 @@ pub struct Client {
     pub gaps_told: u32,
     /// The run's event number when its upgrade was answered.
     pub joined_at: Option<u64>,
-    /// How many messages somebody on its shard and in its room had received when it asked.
-    pub old_count: usize,
+    /// By topic: how many messages somebody on its shard had received when it asked.
+    pub old_counts: [usize; TOPIC_COUNT],
     pub close_code: Option<u16>,
     pub told_to_reconnect: bool,
     pub pongs_due: u32,
@@ -69,20 +71,25 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn new(shard: usize, room: usize, random: &mut Random) -> Self {
+    pub fn new(shard: usize, room: usize, user: Option<usize>, random: &mut Random) -> Self {
         let key = encode_key([random.next(), random.next()]);
         let (echo, notices) = (!random.one_in(4), !random.one_in(6));
         let mut request = Vec::new();
-        let path = format!(
+        let mut path = format!(
             "/rooms/{}?echo={}&notices={}",
-            crate::world::ROOMS[room],
+            ROOMS[room],
             u8::from(echo),
             u8::from(notices)
         );
+        if let Some(user) = user {
+            path.push_str("&user=");
+            path.push_str(USERS[user]);
+        }
         encode_request(&mut request, "throng.test", &path, &key);
         Self {
             shard,
             room,
+            user,
             echo,
             notices,
             phase: Phase::Asking,
@@ -99,7 +106,7 @@ impl Client {
             heard_ids: HashSet::new(),
             gaps_told: 0,
             joined_at: None,
-            old_count: 0,
+            old_counts: [0; TOPIC_COUNT],
             close_code: None,
             told_to_reconnect: false,
             pongs_due: 0,
@@ -107,6 +114,13 @@ impl Client {
             key,
             incoming: Vec::new(),
         }
+    }
+
+    /// Whether messages of the topic are for it.
+    pub fn hears(&self, topic: usize) -> bool {
+        topic == self.room
+            || self.user.is_some_and(|user| topic == user_topic(user))
+            || topic == EVERYBODY_TOPIC
     }
 
     /// Sends the message `id`, in one frame or in several with control frames in between.
@@ -183,6 +197,7 @@ impl Client {
                 Err(error) => {
                     assert!(
                         error.status == Some(503)
+                            || error.status == Some(429) && self.user.is_some()
                             || error.status == Some(408) && self.request_came_apart,
                         "a good request was refused: {error}: {:?}",
                         String::from_utf8_lossy(&self.incoming)

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use crate::client::{Heard, MessageId};
-use crate::world::{ROOMS, World};
+use crate::world::{TOPIC_COUNT, World, topic_name};
 
 /// Who was told what, once nothing is on its way any more: nobody is left without a message or a notice.
 pub fn check_deliveries(world: &World) {
@@ -18,7 +18,7 @@ pub fn check_deliveries(world: &World) {
         let (mut owed, mut possible) = (0, 0);
         for (id, message) in (0..).zip(&world.messages) {
             let is_own = message.sender == Some(index);
-            if message.room != client.room
+            if !client.hears(message.topic)
                 || client.heard_ids.contains(&id)
                 || is_own && !client.echo
             {
@@ -59,26 +59,31 @@ pub fn check_deliveries(world: &World) {
 /// Nobody gets what was old on its shard before it asked to be let in.
 pub fn check_nothing_old(world: &World) {
     for (index, client) in world.clients.iter().enumerate() {
-        let Some(seen) = world.seen.get(&(client.shard, client.room)) else {
-            continue;
-        };
-        for id in &seen.order[..client.old_count] {
-            assert!(
-                !client.heard_ids.contains(id),
-                "client {index} got message {id}, which is older than its request"
-            );
+        for (topic, old_count) in client.old_counts.iter().enumerate() {
+            let Some(seen) = world.seen.get(&(client.shard, topic)) else {
+                continue;
+            };
+            for id in &seen.order[..*old_count] {
+                assert!(
+                    !client.heard_ids.contains(id),
+                    "client {index} got message {id}, which is older than its request"
+                );
+            }
         }
     }
 }
 
-/// All members of a room, on all shards, agree on one order; and nobody hears another room.
+/// All who hear a room, a user's messages or broadcasts, on all shards, agree on one order; and nobody hears what is not for it.
 pub fn check_one_order(world: &World) {
-    for (room, name) in ROOMS.iter().enumerate() {
+    for client in &world.clients {
+        for id in &client.heard_ids {
+            let topic = world.messages[*id as usize].topic;
+            assert!(client.hears(topic), "what was for {:?}", topic_name(topic));
+        }
+    }
+    for topic in 0..TOPIC_COUNT {
         let mut next: BTreeMap<MessageId, BTreeSet<MessageId>> = BTreeMap::new();
         for client in &world.clients {
-            if client.room != room {
-                continue;
-            }
             let messages: Vec<_> = client
                 .heard
                 .iter()
@@ -86,9 +91,9 @@ pub fn check_one_order(world: &World) {
                     Heard::Message(id) => Some(id),
                     Heard::Gap(_) => None,
                 })
+                .filter(|id| world.messages[*id as usize].topic == topic)
                 .collect();
             for id in &messages {
-                assert_eq!(world.messages[*id as usize].room, room, "another room's");
                 next.entry(*id).or_default();
             }
             for pair in messages.windows(2) {
@@ -118,15 +123,16 @@ pub fn check_one_order(world: &World) {
         assert_eq!(
             ordered_count,
             next.len(),
-            "the members of room {name} disagree on the order"
+            "members disagree on the order of {:?}",
+            topic_name(topic)
         );
-        check_senders_order(world, room);
     }
+    check_senders_order(world);
 }
 
 /// What one sender publishes stays in its order.
-fn check_senders_order(world: &World, room: usize) {
-    for client in world.clients.iter().filter(|client| client.room == room) {
+fn check_senders_order(world: &World) {
+    for client in &world.clients {
         let mut last: BTreeMap<Option<usize>, MessageId> = BTreeMap::new();
         for heard in &client.heard {
             let Heard::Message(id) = *heard else { continue };

@@ -3,7 +3,7 @@
 use throng::bus::BatchMessage;
 use throng::metrics::DropPolicy;
 use throng::protocol::handshake::Edge;
-use throng::shard::{HeartbeatMode, Options, RoomRule};
+use throng::shard::{HeartbeatMode, Options, Presence, RoomRule};
 
 use crate::random::Random;
 use crate::world::ROOMS;
@@ -41,6 +41,9 @@ impl Plan {
         let options = Options {
             connection_count_max: if random.one_in(6) { 10 } else { 10_000 },
             address_connection_count_max: 0,
+            user_connection_count_max: if random.one_in(6) { 3 } else { 0 },
+            presence: *random.pick(&[Presence::Off, Presence::Users, Presence::All]),
+            presence_refresh_ms: *random.pick(&[500, 5_000, 60_000]),
             room_count_max: 8,
             handshakes_per_s_max: 0,
             message_bytes_max: u32::try_from(message_bytes_max).unwrap(),

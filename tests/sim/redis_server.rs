@@ -131,7 +131,7 @@ impl Server {
         if let Parcel::Messages { stamp, count, body } = wire::decode(payload).unwrap() {
             let room = std::str::from_utf8(channel).unwrap();
             let room = room.strip_prefix("throng:room:").unwrap().to_owned();
-            let batch = wire::decode_batch(body, count, true, stamp.sent).unwrap();
+            let batch = wire::decode_batch(&room, body, count, true, stamp.sent).unwrap();
             published.extend(super::redis::ids(&batch));
             if self.seen.insert((stamp.node, stamp.epoch, stamp.sequence)) {
                 let logged = published.iter().map(|&id| Logged {

@@ -1,9 +1,11 @@
 //! The phases of a run: faults, rest, the end.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use throng::bus::DrainOrder;
 use throng::protocol::OpCode;
+use throng::shard::Presence;
 
 use crate::client::Phase;
 use crate::oracle;
@@ -17,6 +19,7 @@ pub struct Run {
     pub phase: &'static str,
     world: World,
     idle_bytes: u64,
+    identity_bytes: u64,
 }
 
 impl Run {
@@ -25,7 +28,8 @@ impl Run {
             step: 0,
             phase: "faults",
             world: World::new(seed),
-            idle_bytes: idle_bytes(),
+            idle_bytes: idle_bytes(""),
+            identity_bytes: idle_bytes("?user=ann") - idle_bytes(""),
         }
     }
 
@@ -67,8 +71,10 @@ impl Run {
             45..60 => world.carry(shard, false),
             60..66 => world.connect(),
             66..92 => self.client_step(),
-            92..94 => world.admin_publish(),
-            94 => world.ask(),
+            92..95 => world.admin_publish(),
+            95 if world.random.one_in(6) => world.admin_disconnect(),
+            95 if world.random.one_in(3) => world.announce(),
+            95 => world.ask(),
             _ => {
                 let us = match world.random.below(60) {
                     0 => 5_000_000,
@@ -179,14 +185,33 @@ impl Run {
             let gauges = shard.snapshot().gauges;
             assert_eq!(gauges.sockets_open, sockets.len() as u64);
             assert_eq!(gauges.queued_bytes, 0);
+            let sockets = sockets.values();
+            let of_users =
+                sockets.filter(|socket| self.world.clients[socket.client].user.is_some());
+            let identity_bytes = self.identity_bytes * of_users.count() as u64;
             assert_eq!(
                 gauges.ledger_bytes,
-                self.idle_bytes * gauges.sockets_open,
+                self.idle_bytes * gauges.sockets_open + identity_bytes,
                 "idle connections hold nothing but themselves: {gauges:?}"
             );
         }
+        self.check_present();
         assert_eq!(self.world.node.connection_count() as usize, live);
         assert_eq!(self.world.questions_open, 0);
+    }
+
+    /// The registry knows whoever it is to know, and nobody else.
+    fn check_present(&self) {
+        let world = &self.world;
+        for (shard, present) in world.present.iter().enumerate() {
+            let live = world.live().filter(|(_, client)| client.shard == shard);
+            let expected = match world.plan.options.presence {
+                Presence::Off => 0,
+                Presence::Users => live.filter(|(_, client)| client.user.is_some()).count(),
+                Presence::All => live.count(),
+            };
+            assert_eq!(present.len(), expected, "who is present on shard {shard}");
+        }
     }
 
     fn everybody_leaves(&mut self) {
@@ -196,6 +221,18 @@ impl Run {
             client.leave();
         }
         self.rest();
+        self.tell_the_rest();
+    }
+
+    /// Notes for the registry may have waited for the lane, one by one where it is short.
+    fn tell_the_rest(&mut self) {
+        for _ in 0..REST_ROUND_COUNT_MAX {
+            if self.world.present.iter().all(HashSet::is_empty) {
+                return;
+            }
+            self.round(Duration::from_millis(2));
+        }
+        panic!("the registry is not told of who has gone");
     }
 
     /// The node stops: whoever is there is told, evenly over the window, and all is over by the deadline.
@@ -230,6 +267,7 @@ impl Run {
         for _ in 0..10 {
             self.round(Duration::from_millis(50));
         }
+        self.tell_the_rest();
         assert!(
             self.world.drained.iter().all(|drained| *drained),
             "a drain ends"
@@ -252,11 +290,13 @@ impl Run {
             let gauges = shard.snapshot().gauges;
             assert_eq!((gauges.ledger_bytes, gauges.sockets_open), (0, 0));
             assert_eq!((gauges.rooms, gauges.connections_open), (0, 0));
+            assert_eq!(gauges.users, 0);
         }
         assert_eq!(world.node.connection_count(), 0);
         if let Some(backplane) = &world.backplane {
             let snapshot = backplane.snapshot(world.now);
             assert_eq!((snapshot.rooms, snapshot.rooms_leased), (0, 0));
+            assert_eq!(snapshot.users, 0);
         }
         let shard_count = world.shards.len() as u64;
         assert!(world.node.reserved_bytes() <= shard_count << 21);
@@ -265,16 +305,33 @@ impl Run {
     }
 }
 
-/// What one idle connection costs, measured.
-fn idle_bytes() -> u64 {
+/// What one idle connection with this query costs, measured.
+fn idle_bytes(query: &str) -> u64 {
     use std::sync::Arc;
     use throng::bus::CoreId;
-    use throng::shard::{Delivery, Input, Node, Shard};
+    use throng::protocol::client::{encode_key, encode_request};
+    use throng::shard::{Action, Delivery, Input, Node, Shard};
     use throng::time::Tick;
     let options = crate::plan::Plan::draw(&mut crate::random::Random::new(0)).options;
     let node = Arc::new(Node::new(1, 1, 1 << 30, 0, 0));
     let mut shard = Shard::new(CoreId(0), options, Delivery::Inline, node, 0, Tick(0));
     let peer = ([10, 0, 0, 1], 1).into();
     shard.handle(Input::Opened { index: 0, peer }, Tick(0));
+    let mut request = Vec::new();
+    let path = format!("/rooms/room{query}");
+    encode_request(&mut request, "throng.test", &path, &encode_key([1, 2]));
+    let (index, bytes) = (0, &request[..]);
+    shard.handle(Input::Received { index, bytes }, Tick(0));
+    shard.end_turn(Tick(0));
+    let mut sent_bytes = 0;
+    while let Some(action) = shard.poll_action() {
+        if let Action::Send { pieces, .. } = action {
+            sent_bytes += pieces.iter().map(|piece| piece.byte_count()).sum::<u32>();
+        }
+    }
+    let (bytes, done) = (sent_bytes, true);
+    shard.handle(Input::Written { index, bytes, done }, Tick(0));
+    shard.end_turn(Tick(0));
+    assert!(shard.poll_action().is_none());
     shard.snapshot().gauges.ledger_bytes
 }

@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use throng::backplane::{self, Backplane, LaneRoom, Ports};
 use throng::bus::{
-    Batch, BatchMessage, CoreId, Downstream, DrainOrder, MessageKind, Question, Upstream,
+    Batch, BatchMessage, ConnectionId, CoreId, Downstream, DrainOrder, EVERYBODY, MessageKind,
+    PresenceNote, Question, RoomName, Upstream, UserName, user_room,
 };
 use throng::limits::SEND_PIECE_COUNT_MAX;
 use throng::protocol::{OpCode, encode_header};
-use throng::shard::{Action, Delivery, Input, Node, Shard};
+use throng::shard::{Action, Delivery, Input, Node, Presence, Shard};
 use throng::time::Tick;
 
 use crate::client::{Client, MessageId, Phase};
@@ -26,6 +27,13 @@ use crate::socket::Socket;
 /// Few, so that members collide; each with another policy towards its slow members.
 pub const ROOMS: [&str; 4] = ["disconnect", "drop-oldest", "drop-newest", "latest"];
 
+/// Few, too; all names of one length, so that identities weigh the same.
+pub const USERS: [&str; 3] = ["ann", "bob", "cyd"];
+
+/// What messages are sent to: rooms, then users, then everybody.
+pub const TOPIC_COUNT: usize = ROOMS.len() + USERS.len() + 1;
+pub const EVERYBODY_TOPIC: usize = TOPIC_COUNT - 1;
+
 /// Bytes that the engine reports at once.
 const READ_BYTES_MAX: usize = 4_096;
 /// Bytes of bookkeeping that a connection may hold whatever the budget says: inbox, outbox, entries, control frames.
@@ -34,13 +42,13 @@ const OWED_BYTES_MAX: u64 = 256;
 /// What a message was when it was sent.
 #[derive(Debug)]
 pub struct Message {
-    pub room: usize,
+    pub topic: usize,
     /// `None`: the admin API.
     pub sender: Option<usize>,
     pub event: u64,
 }
 
-/// Messages that somebody in a room and on a shard has received, in the order in which they came there first.
+/// Messages of a topic that somebody on a shard has received, in the order in which they came there first.
 #[derive(Debug, Default)]
 pub struct Seen {
     pub order: Vec<MessageId>,
@@ -64,9 +72,11 @@ pub struct World {
     pub clients: Vec<Client>,
     pub messages: Vec<Message>,
     pub seen: BTreeMap<(usize, usize), Seen>,
-    /// By room: the shard that orders it by itself.
-    pub holders: [Option<usize>; ROOMS.len()],
-    /// By shard and room: interests without an answer, and whether the last one still holds.
+    /// By topic: the shard that orders it by itself.
+    pub holders: [Option<usize>; TOPIC_COUNT],
+    /// By shard: whom the registry was told of, and not that it has gone.
+    pub present: Vec<HashSet<ConnectionId>>,
+    /// By shard and topic: interests without an answer, and whether the last one still holds.
     interests: BTreeMap<(usize, usize), (u32, bool)>,
     pub stop_asked: Vec<bool>,
     pub stopped: Vec<bool>,
@@ -123,13 +133,14 @@ impl World {
         let mut random = Random::new(seed);
         let plan = Plan::draw(&mut random);
         let now = Tick::from_ms(random.below(1_000) as u64);
-        let node = Arc::new(Node::new(
+        let node = Node::new(
             plan.shard_count,
             plan.options.connection_count_max,
             plan.options.node_bytes_max,
             plan.options.address_connection_count_max,
             seed,
-        ));
+        );
+        let node = Arc::new(node.limit_users(plan.options.user_connection_count_max, seed));
         let count = plan.shard_count;
         let delivery = if plan.has_bus {
             Delivery::Bus
@@ -168,7 +179,8 @@ impl World {
             clients: Vec::new(),
             messages: Vec::new(),
             seen: BTreeMap::new(),
-            holders: [None; ROOMS.len()],
+            holders: [None; TOPIC_COUNT],
+            present: vec![HashSet::new(); count],
             interests: BTreeMap::new(),
             stop_asked: vec![false; count],
             stopped: vec![false; count],
@@ -199,11 +211,12 @@ impl World {
             return;
         }
         let room = self.random.below(ROOMS.len());
-        let mut client = Client::new(shard, room, &mut self.random);
-        client.old_count = self
-            .seen
-            .get(&(shard, room))
-            .map_or(0, |seen| seen.order.len());
+        let user = (!self.random.one_in(3)).then(|| self.random.below(USERS.len()));
+        let mut client = Client::new(shard, room, user, &mut self.random);
+        client.old_counts = std::array::from_fn(|topic| {
+            let seen = self.seen.get(&(shard, topic));
+            seen.map_or(0, |seen| seen.order.len())
+        });
         let token = (0..)
             .find(|token| !self.sockets[shard].contains_key(token))
             .unwrap();
@@ -218,7 +231,7 @@ impl World {
         let client = &mut self.clients[index];
         let id = MessageId::try_from(self.messages.len()).unwrap();
         self.messages.push(Message {
-            room: client.room,
+            topic: client.room,
             sender: Some(index),
             event: self.event,
         });
@@ -228,23 +241,58 @@ impl World {
 
     pub fn admin_publish(&mut self) {
         self.event += 1;
-        let room = self.random.below(ROOMS.len());
+        let topic = self.random.below(TOPIC_COUNT);
         let payload = format!("#{}:", self.messages.len());
+        let batch = self.batch(MessageKind::Text, OpCode::Text, payload.as_bytes());
+        if self.admin_send(topic, batch) {
+            self.messages.push(Message {
+                topic,
+                sender: None,
+                event: self.event,
+            });
+        }
+    }
+
+    /// Closes all connections of a user.
+    pub fn admin_disconnect(&mut self) {
+        self.event += 1;
+        let topic = user_topic(self.random.below(USERS.len()));
+        let reconnect = self.random.one_in(2);
+        let batch = self.batch(
+            MessageKind::Close { reconnect },
+            OpCode::Close,
+            b"\x0f\xa1disconnected",
+        );
+        self.admin_send(topic, batch);
+    }
+
+    /// Asks a shard to tell of everybody again.
+    pub fn announce(&mut self) {
+        let shard = self.random.below(self.shards.len());
+        let within_ms = *self.random.pick(&[0, 300, 3_000]);
+        self.down[shard].push(Downstream::Announce { within_ms }, 0);
+    }
+
+    fn batch(&self, kind: MessageKind, opcode: OpCode, payload: &[u8]) -> Arc<Batch> {
         let mut bytes = Vec::new();
-        let header_bytes = encode_header(&mut bytes, true, OpCode::Text, payload.len());
-        bytes.extend_from_slice(payload.as_bytes());
-        let batch = Arc::new(Batch {
+        let header_bytes = encode_header(&mut bytes, true, opcode, payload.len());
+        bytes.extend_from_slice(payload);
+        Arc::new(Batch {
             messages: vec![BatchMessage {
                 end: u32::try_from(bytes.len()).unwrap(),
                 header_bytes,
-                kind: MessageKind::Text,
+                kind,
                 sender: None,
             }],
             bytes,
             published: self.now,
-        });
-        let name = ROOMS[room].into();
-        let published = match &mut self.backplane {
+        })
+    }
+
+    /// Whether it was published.
+    fn admin_send(&mut self, topic: usize, batch: Arc<Batch>) -> bool {
+        let name = topic_name(topic);
+        match &mut self.backplane {
             Some(backplane) => {
                 let mut wires = Wires {
                     up: &mut self.up,
@@ -264,18 +312,15 @@ impl World {
                 self.down[0].push(envelope, 0);
                 true
             }
-        };
-        if published {
-            self.messages.push(Message {
-                room,
-                sender: None,
-                event: self.event,
-            });
         }
     }
 
     pub fn ask(&mut self) {
-        let question = match self.random.below(3) {
+        let question = match self.random.below(4) {
+            3 => Question::Users {
+                users: USERS.map(UserName::from).into(),
+                connection_count_max: 2,
+            },
             0 => Question::Stats,
             1 => Question::Rooms {
                 prefix: "drop".into(),
@@ -349,8 +394,8 @@ impl World {
             } else {
                 (0, 0)
             };
-            self.shards[shard].handle(Input::BusRoom { envelopes, bytes }, self.now);
         }
+        self.shards[shard].handle(Input::BusRoom { envelopes, bytes }, self.now);
         let read_max = if thorough {
             usize::MAX
         } else {
@@ -398,18 +443,18 @@ impl World {
         let Downstream::Joined { room, leased } = envelope else {
             return;
         };
-        let room = room_index(room);
-        let (unanswered, holds) = self.interests.get_mut(&(shard, room)).expect("asked");
+        let topic = topic_index(room);
+        let (unanswered, holds) = self.interests.get_mut(&(shard, topic)).expect("asked");
         *unanswered -= 1;
         if *unanswered > 0 || !*holds {
             return; // the answer to an interest that was given up
         }
         assert_eq!(
-            self.holders[room], None,
-            "shard {shard} is told that it is in room {room}"
+            self.holders[topic], None,
+            "shard {shard} is told that it is in {room:?}"
         );
         if *leased {
-            self.holders[room] = Some(shard);
+            self.holders[topic] = Some(shard);
         }
     }
 
@@ -417,24 +462,44 @@ impl World {
     fn note_interest(&mut self, shard: usize, envelope: &Upstream) {
         match envelope {
             Upstream::Interest { room } => {
-                let (unanswered, holds) =
-                    self.interests.entry((shard, room_index(room))).or_default();
+                let (unanswered, holds) = self
+                    .interests
+                    .entry((shard, topic_index(room)))
+                    .or_default();
                 *unanswered += 1;
                 assert!(!std::mem::replace(holds, true), "interested twice");
             }
             Upstream::Disinterest { room } => {
-                let room = room_index(room);
-                let (_, holds) = self.interests.get_mut(&(shard, room)).expect("interested");
+                let topic = topic_index(room);
+                let (_, holds) = self.interests.get_mut(&(shard, topic)).expect("interested");
                 assert!(std::mem::replace(holds, false), "left twice");
-                if self.holders[room] == Some(shard) {
-                    self.holders[room] = None;
+                if self.holders[topic] == Some(shard) {
+                    self.holders[topic] = None;
                 }
             }
             Upstream::LeaseReturned { room } => {
-                let holder = self.holders[room_index(room)].take();
+                let holder = self.holders[topic_index(room)].take();
                 assert_eq!(holder, Some(shard), "a lease is returned by its holder");
             }
+            Upstream::Presence { notes } => self.note_presence(shard, notes),
             _ => {}
+        }
+    }
+
+    /// What the registry is told.
+    fn note_presence(&mut self, shard: usize, notes: &[PresenceNote]) {
+        for note in notes {
+            assert_eq!(usize::from(note.id.core().0), shard);
+            assert!(ROOMS.contains(&&*note.room), "the room it is in");
+            let is_user = note.user.as_deref().map(|user| USERS.contains(&user));
+            assert_ne!(is_user, Some(false));
+            assert!(is_user.is_some() || self.plan.options.presence == Presence::All);
+            let present = &mut self.present[shard];
+            if note.is_gone {
+                assert!(present.remove(&note.id), "it was told of, and goes once");
+            } else {
+                present.insert(note.id);
+            }
         }
     }
 
@@ -591,6 +656,7 @@ impl World {
                 continue;
             }
             match envelope {
+                Upstream::Presence { .. } => {}
                 Upstream::Answer { .. } => self.questions_open -= 1,
                 Upstream::Drained => self.drained[shard] = true,
                 other => panic!("an inline shard forwards {other:?}"),
@@ -640,11 +706,13 @@ impl World {
                 self.event += 1;
                 client.read(&bytes, self.event, &mut self.random);
             }
-            let seen = self.seen.entry((shard, client.room)).or_default();
             for heard in &client.heard[heard..] {
-                if let crate::client::Heard::Message(id) = *heard
-                    && seen.known.insert(id)
-                {
+                let crate::client::Heard::Message(id) = *heard else {
+                    continue;
+                };
+                let topic = self.messages[id as usize].topic;
+                let seen = self.seen.entry((shard, topic)).or_default();
+                if seen.known.insert(id) {
                     seen.order.push(id);
                 }
             }
@@ -704,11 +772,26 @@ impl World {
     }
 }
 
-pub fn room_index(name: &str) -> usize {
-    ROOMS
-        .iter()
-        .position(|room| *room == name)
-        .expect("a room of the run")
+/// The topic of a user's messages.
+pub const fn user_topic(user: usize) -> usize {
+    ROOMS.len() + user
+}
+
+/// The room that a topic is to bus and shards.
+pub fn topic_name(topic: usize) -> RoomName {
+    if topic == EVERYBODY_TOPIC {
+        EVERYBODY.into()
+    } else if topic < ROOMS.len() {
+        ROOMS[topic].into()
+    } else {
+        user_room(USERS[topic - ROOMS.len()])
+    }
+}
+
+fn topic_index(name: &str) -> usize {
+    (0..TOPIC_COUNT)
+        .find(|topic| *topic_name(*topic) == *name)
+        .expect("a topic of the run")
 }
 
 fn note(trace: &mut u64, word: u64) {

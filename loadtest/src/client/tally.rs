@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::delivery::Counts;
 use crate::histogram;
+use crate::order::RoomOrders;
 use crate::report::latency_histogram;
 
 /// What one window saw.
@@ -67,6 +68,8 @@ fn windows<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Window>, D:
 pub struct Tally {
     /// The deliveries, checked.
     pub deliveries: Counts,
+    /// The orders in which members heard their rooms.
+    pub orders: RoomOrders,
     /// The windows, one after the other.
     #[serde(deserialize_with = "windows")]
     pub windows: Vec<Window>,
@@ -81,6 +84,7 @@ impl Tally {
     /// Adds another worker's.
     pub fn merge(&mut self, other: Self) {
         self.deliveries.merge(other.deliveries);
+        self.orders.merge(other.orders);
         for (index, window) in other.windows.into_iter().enumerate() {
             match self.windows.get_mut(index) {
                 Some(mine) => mine.merge(&window),

@@ -5,6 +5,8 @@
 pub mod epoll;
 mod fan_out;
 pub mod planted;
+mod redis;
+mod resp;
 pub mod wire;
 
 use std::io;
@@ -34,6 +36,9 @@ pub enum Floor {
     /// Rooms by path, and whatever goes wrong as it is told to: delays, stalls, lost, doubled, late, spoiled and
     /// strayed deliveries, limits, closes, garbage. Says on exit what was planted, to compare a load's report with
     Planted(Box<planted::Arguments>),
+    /// Not a server, but a bare pair of Redis clients, a publisher and subscribers: what a message takes from one to the other,
+    /// or how many a second a pipelined publisher gets through
+    Redis(redis::Arguments),
 }
 
 /// What every loop is told.
@@ -81,6 +86,7 @@ pub fn run(floor: &Floor) -> Result<(), Failure> {
         Floor::WriteFanout(arguments) => run_fan_out(Way::Write, arguments),
         Floor::UringFanout(arguments) => run_fan_out(Way::Uring, arguments),
         Floor::Planted(arguments) => planted::run(arguments),
+        Floor::Redis(arguments) => redis::run(arguments),
     }
 }
 

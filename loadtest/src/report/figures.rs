@@ -345,6 +345,7 @@ impl Section {
             "corrupted",
             "misrouted",
             "loss",
+            "order_",
         ]) {
             Self::Deliveries
         } else {

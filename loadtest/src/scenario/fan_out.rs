@@ -103,6 +103,7 @@ impl Play for Arguments {
             ));
         }
         tally.deliveries.report(report);
+        tally.orders.report(report);
         let window = tally.window(0);
         if window.delivered == 0 {
             report.fault("nothing was delivered within the window");

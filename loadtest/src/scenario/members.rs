@@ -14,6 +14,7 @@ use crate::client::{
 use crate::delivery::Deliveries;
 use crate::dialect::Incoming;
 use crate::histogram;
+use crate::order::RoomOrders;
 use crate::random::{Random, mix};
 use crate::report::latency_histogram;
 use crate::stamp::Stamp;
@@ -479,6 +480,7 @@ impl Behaviour for Members {
         // The last rooms may be smaller: not every place has a member.
         let readers = self.cast.readers().min(self.share.member_count);
         let reader_count = self.share.count_below(readers);
+        let mut orders = RoomOrders::default();
         for local in 0..reader_count {
             if self.cast.publishers == 0 || !self.is_open(local) {
                 continue; // who was cut off is counted as a lost connection
@@ -497,9 +499,13 @@ impl Behaviour for Members {
                     self.deliveries.silent();
                 }
             }
+            if let Some(sum) = self.deliveries.order(local) {
+                orders.add(first / heard, sum);
+            }
         }
         let mut tally = Tally {
             deliveries: self.deliveries.counts(),
+            orders,
             windows: self.windows,
             ..Tally::default()
         };

@@ -11,6 +11,8 @@ struct FakeNode {
     /// Why nothing is published, where nothing is.
     publishing: Result<(), NotPublished>,
     health: Health,
+    /// What the registry was asked, if there is one.
+    cluster: Option<Vec<(u64, ClusterQuestion)>>,
 }
 
 impl FakeNode {
@@ -27,6 +29,7 @@ impl FakeNode {
             published: Vec::new(),
             publishing: Ok(()),
             health,
+            cluster: None,
         }
     }
 }
@@ -38,6 +41,13 @@ impl Node for FakeNode {
             self.asked.push((to.0, request, question));
         }
         asked
+    }
+    fn keeps_users(&self) -> bool {
+        self.cluster.is_some()
+    }
+    fn ask_cluster(&mut self, request: u64, question: ClusterQuestion, _: Tick) -> bool {
+        let asked = self.cluster.as_mut();
+        asked.map(|asked| asked.push((request, question))).is_some()
     }
     fn publish(
         &mut self,
@@ -66,6 +76,7 @@ impl Node for FakeNode {
 fn admin(shard_count: u8, key: Option<&str>) -> Admin {
     Admin::new(Options {
         node_id: "n1".into(),
+        incarnation: 7,
         version: "0",
         shard_count,
         key: key.map(str::to_owned),
@@ -74,6 +85,9 @@ fn admin(shard_count: u8, key: Option<&str>) -> Admin {
         node_bytes_max: 1_000,
         answer_timeout_ms: 1_000,
         bus_stall_ms_max: 1_000,
+        has_redis: false,
+        mode: "none",
+        cluster_interval_ms: 2_000,
     })
 }
 
@@ -379,6 +393,7 @@ fn a_connection_is_asked_of_its_own_shard_only() {
         id,
         peer: "127.0.0.1:9".parse().unwrap(),
         room: Some("r".into()),
+        user: None,
         state: "open",
         opened_ms_ago: 1,
         heard_ms_ago: 2,
@@ -387,7 +402,12 @@ fn a_connection_is_asked_of_its_own_shard_only() {
         missed_untold: 5,
         closing: None,
     };
-    admin.handle_reply(CoreId(1), exchange, Reply::Connection(Some(info)), Tick(0));
+    admin.handle_reply(
+        CoreId(1),
+        exchange,
+        Reply::Connection(Some(Box::new(info))),
+        Tick(0),
+    );
     let (_, answer) = admin.poll_answer().unwrap();
     assert_eq!(parsed(&answer)["id"], "0100000200000003");
     assert_eq!(parsed(&answer)["room"], "r");

@@ -135,13 +135,6 @@ impl Fleet {
         self.servers.get_mut(usize::from(server))?.as_deref_mut()
     }
 
-    /// Whether so much waits for some shard that nothing more is to be read for it.
-    pub fn set_crowded(&mut self, is_crowded: bool, now: Tick) {
-        for remote in self.servers.iter_mut().flatten() {
-            remote.set_crowded(is_crowded, now);
-        }
-    }
-
     /// Where a room is.
     fn place(&self, room: &str) -> u16 {
         match &self.placement {
@@ -328,6 +321,16 @@ impl Fleet {
             .chain(expires)
             .chain(self.cluster_deadline())
             .min()
+    }
+
+    /// The shards do not keep up, or do again.
+    pub fn set_crowded(&mut self, is_crowded: bool, now: Tick) {
+        for server in 0..self.server_count() {
+            if let Some(remote) = self.remote_mut(server) {
+                remote.set_crowded(is_crowded, now);
+                self.gather(server, now);
+            }
+        }
     }
 
     // --- moves ------------------------------------------------------------------------------------------------------

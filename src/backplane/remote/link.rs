@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::BytesMut;
 
 use super::greeting::{Greeting, Step};
-use super::refusal::Grant;
+use super::refusal::{Grant, explain_junk, explain_silence};
 use super::{Address, Options};
 use crate::backplane::resp::{Decoder, Reply, Version, encode_command};
 use crate::metrics::RedisLinkSnapshot;
@@ -21,14 +21,6 @@ use crate::time::Tick;
 const REST_MS_MIN: u64 = 100;
 /// No rest lasts longer.
 const REST_MS_MAX: u64 = 5_000;
-/// What is shown of bytes that are no RESP.
-const SHOWN_BYTES_MAX: usize = 60;
-
-/// How a TLS record begins: its type, and the first byte of its version (RFC 8446 §5.1).
-const TLS_ALERT: u8 = 21;
-const TLS_HANDSHAKE: u8 = 22;
-const TLS_MAJOR: u8 = 3;
-
 /// What a link is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
@@ -200,11 +192,11 @@ impl Link {
         self.decoder = Decoder::new(Version::Resp3);
         self.heard = now;
         self.has_spoken = false;
-        let mut greeting = Box::new(Greeting::new(&options.address, Grant::at_redis(options)));
+        let mut greeting = Greeting::new(&options.address, Grant::at_redis(options));
         let name = self.client_name(options);
         greeting.begin(&mut self.out, &name);
         self.state = State::Greeting {
-            greeting,
+            greeting: Box::new(greeting),
             since: now,
         };
         self.flush_at = now;
@@ -269,15 +261,10 @@ impl Link {
 
     /// The next reply, or why the link is no good.
     pub fn next_reply(&mut self, reply_bytes_max: usize) -> Result<Option<Reply>, String> {
-        let reply = self.decoder.next_reply().map_err(|_| {
-            let waiting = self.decoder.waiting();
-            let shown = &waiting[..waiting.len().min(SHOWN_BYTES_MAX)];
-            if let [TLS_ALERT | TLS_HANDSHAKE, TLS_MAJOR, ..] = shown {
-                return "what answers there speaks TLS: write rediss:// instead of redis://".into();
-            }
-            let shown = String::from_utf8_lossy(shown);
-            format!("what answers there is not Redis: it says {shown:?}")
-        })?;
+        let reply = self
+            .decoder
+            .next_reply()
+            .map_err(|_| explain_junk(self.decoder.waiting()))?;
         if reply.is_none() && self.decoder.waiting().len() > reply_bytes_max {
             return Err(format!(
                 "Redis sends a reply of more than {reply_bytes_max} bytes, and there is none so large"
@@ -312,13 +299,10 @@ impl Link {
         self.is_resp3
     }
 
-    /// Why the socket has ended, with what may be behind it: a TLS port ends a connection that begins without TLS.
+    /// Why the socket has ended, with what may be behind it.
     pub fn explain_end(&self, reason: String, address: &Address) -> String {
         match self.state {
-            State::Greeting { .. } if !self.has_spoken && !address.tls => format!(
-                "{reason}: {} has said nothing to HELLO; it is no Redis, or speaks TLS (write rediss://)",
-                address.endpoint
-            ),
+            State::Greeting { .. } if !self.has_spoken => explain_silence(reason, address),
             _ => reason,
         }
     }

@@ -31,6 +31,7 @@ mod fleet;
 mod greeting;
 mod link;
 mod moves;
+mod names;
 mod naming;
 pub(super) mod offer;
 mod options;
@@ -58,9 +59,11 @@ use hashbrown::HashMap;
 pub use super::resp::Reply;
 pub use address::{Access, Address, Endpoint, Kind, Source, without_password};
 pub use fleet::Fleet;
+pub(crate) use greeting::{Greeting, Step};
 pub use link::{LinkId, Role};
 pub use options::{AtStart, Degraded, Mode, Options, SERVER_COUNT_MAX};
 pub(super) use outlets::Outlets;
+pub(crate) use refusal::{Grant, explain, explain_junk, explain_silence};
 
 use self::arrivals::Arrival;
 use self::channels::{Channels, Interest};
@@ -499,10 +502,10 @@ impl Remote {
                 self.publishing.fail(reason, now, random);
                 self.expected.clear();
                 self.outgoing.rewind();
+                self.return_leaving();
                 if let Some(streams) = &mut self.streams {
                     streams.publishing_lost();
                 }
-                self.return_leaving();
             }
             Role::Subscription => {
                 self.subscription.fail(reason, now, random);
@@ -721,25 +724,6 @@ impl Remote {
         assert!(batches.count() <= self.outgoing.iter().count());
         assert!(self.publishing.is_up() || self.expected.is_empty());
     }
-}
-
-/// Between the prefix and the room in a channel's name.
-const ROOM_INFIX: &str = ":room:";
-
-/// The channel of a room, behind `prefix`.
-fn room_channel(prefix: &str, room: &str) -> Vec<u8> {
-    let mut channel = Vec::with_capacity(prefix.len() + ROOM_INFIX.len() + room.len());
-    channel.extend_from_slice(prefix.as_bytes());
-    channel.extend_from_slice(ROOM_INFIX.as_bytes());
-    channel.extend_from_slice(room.as_bytes());
-    channel
-}
-
-/// The room whose channel it is, behind `prefix`.
-fn room_of<'a>(prefix: &str, channel: &'a [u8]) -> Option<Cow<'a, str>> {
-    let rest = channel.strip_prefix(prefix.as_bytes())?;
-    let room = rest.strip_prefix(ROOM_INFIX.as_bytes())?;
-    std::str::from_utf8(room).ok().map(Cow::Borrowed)
 }
 
 /// An entry's place in its sequence.

@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
+use super::names::{room_channel, room_of};
 use super::placement::{Partitions, Slot, Tag, slot_of};
-use super::{room_channel, room_of};
 
 /// Rooms to channels and back.
 #[derive(Debug, Clone)]

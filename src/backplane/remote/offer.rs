@@ -119,6 +119,13 @@ impl Backplane {
             .is_some_and(|side| !side.outlets.is_empty())
     }
 
+    /// Tells a shard something that may not be dropped.
+    pub(in crate::backplane) fn tell(&mut self, to: CoreId, envelope: Downstream) {
+        if let Some(side) = &mut self.remote {
+            side.outlets.tell(to, envelope, 0);
+        }
+    }
+
     pub(in crate::backplane) fn offer_remote(
         &mut self,
         from: CoreId,
@@ -179,7 +186,10 @@ impl Backplane {
             Upstream::LeaseReturned { .. } => {
                 debug_assert!(false, "nobody was given a lease");
             }
-            Upstream::ProbeReply { .. } | Upstream::Answer { .. } | Upstream::Drained => {
+            Upstream::ProbeReply { .. }
+            | Upstream::Answer { .. }
+            | Upstream::Presence { .. }
+            | Upstream::Drained => {
                 self.handle_answer(from, envelope, now);
             }
         }

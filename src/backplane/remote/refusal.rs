@@ -1,21 +1,27 @@
 //! What Redis refuses, in words that say what to do.
 
-use super::{Mode, Options};
+use super::{Address, Mode, Options};
 
 /// What is shown of a server's words.
 const SHOWN_CHARS_MAX: usize = 200;
+/// What is shown of bytes that are no RESP.
+const SHOWN_BYTES_MAX: usize = 60;
+/// How a TLS record begins: its type, and the first byte of its version (RFC 8446 §5.1).
+const TLS_ALERT: u8 = 21;
+const TLS_HANDSHAKE: u8 = 22;
+const TLS_MAJOR: u8 = 3;
 /// What every link is greeted with.
 const GRANT_GREETING: &str = "+hello +client|setname +select +info +role";
 /// What carries messages.
 const GRANT_MESSAGES: &str = "+publish +subscribe +unsubscribe";
-/// What keeps them in streams, too: what the script calls, and how what was missed is read.
-const GRANT_STREAMS: &str =
-    "+script|load +evalsha +hmget +del +hlen +hkeys +hdel +xadd +hset +pexpire +xrange +get +set";
 /// The same in partitions.
 const GRANT_SHARDED: &str = " +spublish +ssubscribe +sunsubscribe";
 /// Who serves what.
 const GRANT_CLUSTER: &str = " +cluster|slots";
 
+/// What keeps them in streams, too: what the script calls, and how what was missed is read.
+const GRANT_STREAMS: &str =
+    "+script|load +evalsha +hmget +del +hlen +hkeys +hdel +xadd +hset +pexpire +xrange +get +set";
 /// What the user at a server is to be granted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
@@ -28,11 +34,10 @@ impl Grant {
     pub fn at_redis(options: &Options) -> Self {
         let prefix = &options.prefix;
         let mut rules = format!("&{prefix}:* {GRANT_GREETING} {GRANT_MESSAGES}");
-        if options.mode == Mode::Streams {
-            rules.push_str(&format!(" ~{prefix}:* {GRANT_STREAMS}"));
-        }
-        if options.mode == Mode::Sharded {
-            rules.push_str(GRANT_SHARDED);
+        match options.mode {
+            Mode::Pubsub => {}
+            Mode::Sharded => rules.push_str(GRANT_SHARDED),
+            Mode::Streams => rules.push_str(&format!(" ~{prefix}:* {GRANT_STREAMS}")),
         }
         if options.is_cluster() {
             rules.push_str(GRANT_CLUSTER);
@@ -129,6 +134,27 @@ fn lacking(error: &str, grant: &Grant) -> String {
         "it lacks {what}; an administrator grants all that is needed by: {}",
         grant.command()
     )
+}
+
+/// What is behind bytes that are no RESP.
+pub fn explain_junk(bytes: &[u8]) -> String {
+    let shown = &bytes[..bytes.len().min(SHOWN_BYTES_MAX)];
+    if let [TLS_ALERT | TLS_HANDSHAKE, TLS_MAJOR, ..] = shown {
+        return "what answers there speaks TLS: write rediss:// instead of redis://".into();
+    }
+    let shown = String::from_utf8_lossy(shown);
+    format!("what answers there is not Redis: it says {shown:?}")
+}
+
+/// What may be behind an end before anything was said: a TLS port ends a connection that begins without TLS.
+pub fn explain_silence(reason: String, address: &Address) -> String {
+    match address.tls {
+        true => reason,
+        false => format!(
+            "{reason}: {} has said nothing to HELLO; it is no Redis, or speaks TLS (write rediss://)",
+            address.endpoint
+        ),
+    }
 }
 
 /// As much of a server's words as is shown to people.

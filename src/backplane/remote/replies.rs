@@ -177,7 +177,7 @@ impl Remote {
             return false;
         }
         // Read before it counts as seen: what cannot be read is a hole, and told as one with the next.
-        let Ok(batch) = wire::decode_batch(body, count, own, published) else {
+        let Ok(batch) = wire::decode_batch(&room, body, count, own, published) else {
             self.counts.malformed += 1;
             return false;
         };

@@ -267,9 +267,7 @@ impl Remote {
                 self.news.push_back(News::Elsewhere(slot));
                 Ok(())
             }
-            Some((Expected::Rank | Expected::Script | Expected::Server, _)) | None => {
-                Err("Redis refuses what it was not sent".into())
-            }
+            _ => Err("Redis refuses what no slot has to do with".into()),
         }
     }
 }

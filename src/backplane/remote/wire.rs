@@ -5,14 +5,17 @@
 //! ┌─────────┬───────┬───────────────┬────────────┬────────────────┬───────────────┬─────────────┬─────────────
 //! │ version │ kind  │ node          │ epoch      │ sequence       │ sent          │ count (u32) │ message …
 //! └─────────┴───────┴───────────────┴────────────┴────────────────┴───────────────┴─────────────┴─────────────
-//! message: flags (1: binary, 2: a sender follows) │ sender (u64, if it follows) │ length (u32) │ payload
+//! message: flags │ sender (u64, if it follows) │ length (u32) │ payload
+//!   flags: 1 binary, 2 a sender follows, 4 a close (its payload is that of a close frame: code, reason), 8 a close before
+//!   which clients are told to come back
 //! ```
 //! `docs/PROTOCOL.md` has the same for other readers.
 
 use std::sync::Arc;
 
-use crate::bus::{Batch, BatchMessage, ConnectionId, MessageKind};
-use crate::protocol::{OpCode, encode_header};
+use crate::bus::{Batch, BatchMessage, ConnectionId, Hidden, MessageKind, hidden};
+use crate::limits::CONTROL_PAYLOAD_BYTES_MAX;
+use crate::protocol::{OpCode, encode_header, parse_close};
 use crate::time::Tick;
 
 /// The version that is spoken and understood.
@@ -24,6 +27,9 @@ const KIND_MESSAGES: u8 = 1;
 const KIND_PROBE: u8 = 2;
 const FLAG_BINARY: u8 = 1;
 const FLAG_SENDER: u8 = 2;
+const FLAG_CLOSE: u8 = 4;
+const FLAG_RECONNECT: u8 = 8;
+const FLAG_CLOSE_RECONNECT: u8 = FLAG_CLOSE | FLAG_RECONNECT;
 
 /// Who published, and the how-manieth of its messages on this channel it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,16 +73,18 @@ pub fn encode_batch(out: &mut Vec<u8>, stamp: &Stamp, batch: &Batch) {
         let end = message.end as usize;
         let payload = &batch.bytes[start + usize::from(message.header_bytes)..end];
         start = end;
-        let binary = match message.kind {
+        let kind = match message.kind {
             MessageKind::Text => 0,
             MessageKind::Binary => FLAG_BINARY,
+            MessageKind::Close { reconnect: false } => FLAG_CLOSE,
+            MessageKind::Close { reconnect: true } => FLAG_CLOSE_RECONNECT,
         };
         match message.sender {
             Some(sender) => {
-                out.push(binary | FLAG_SENDER);
+                out.push(kind | FLAG_SENDER);
                 out.extend_from_slice(&sender.0.to_be_bytes());
             }
-            None => out.push(binary),
+            None => out.push(kind),
         }
         let length = u32::try_from(payload.len()).expect("bounded by the message limit");
         out.extend_from_slice(&length.to_be_bytes());
@@ -127,12 +135,14 @@ pub fn decode(bytes: &[u8]) -> Result<Parcel<'_>, Malformed> {
     }
 }
 
-/// Reads the messages of a batch. `own`: this node has published them, so that their senders are connections of its own;
-/// of others' nobody here knows anything. `published`: when they count as taken from their publisher.
+/// Reads the messages of a batch in `room`. `own`: this node has published them, so that their senders are connections of
+/// its own; of others' nobody here knows anything. `published`: when they count as taken from their publisher.
 ///
 /// # Errors
-/// Text that is not UTF-8, lengths beyond the end, bytes left over.
+/// Text that is not UTF-8, a close that is none or is in a room that is not a user's, lengths beyond the end, bytes left
+/// over.
 pub fn decode_batch(
+    room: &str,
     body: &[u8],
     count: u32,
     own: bool,
@@ -145,20 +155,25 @@ pub fn decode_batch(
     let mut bytes = Vec::with_capacity(body.len() + 4 * likely_count);
     for _ in 0..count {
         let [flags] = reader.take()?;
-        if flags & !(FLAG_BINARY | FLAG_SENDER) != 0 {
-            return Err(Malformed);
-        }
+        let (kind, opcode) = match flags & !FLAG_SENDER {
+            0 => (MessageKind::Text, OpCode::Text),
+            FLAG_BINARY => (MessageKind::Binary, OpCode::Binary),
+            FLAG_CLOSE => (MessageKind::Close { reconnect: false }, OpCode::Close),
+            FLAG_CLOSE_RECONNECT => (MessageKind::Close { reconnect: true }, OpCode::Close),
+            _ => return Err(Malformed),
+        };
         let sender = match flags & FLAG_SENDER {
             0 => None,
             _ => Some(ConnectionId(u64::from_be_bytes(reader.take()?))),
         };
         let length = u32::from_be_bytes(reader.take()?);
         let payload = reader.take_slice(length as usize)?;
-        let (kind, opcode) = match flags & FLAG_BINARY {
-            0 => (MessageKind::Text, OpCode::Text),
-            _ => (MessageKind::Binary, OpCode::Binary),
+        let is_good = match kind {
+            MessageKind::Text => simdutf8::basic::from_utf8(payload).is_ok(),
+            MessageKind::Binary => true,
+            MessageKind::Close { .. } => is_close(room, payload),
         };
-        if kind == MessageKind::Text && simdutf8::basic::from_utf8(payload).is_err() {
+        if !is_good {
             return Err(Malformed);
         }
         let header_bytes = encode_header(&mut bytes, true, opcode, payload.len());
@@ -178,6 +193,13 @@ pub fn decode_batch(
         messages,
         published,
     }))
+}
+
+/// Whether `payload` is that of a close frame, in a room whose members may be closed.
+fn is_close(room: &str, payload: &[u8]) -> bool {
+    matches!(hidden(room), Some(Hidden::User(_)))
+        && payload.len() <= CONTROL_PAYLOAD_BYTES_MAX
+        && matches!(parse_close(payload), Ok(Some(_)))
 }
 
 /// What is left to be read.
@@ -220,6 +242,7 @@ mod tests {
             let opcode = match kind {
                 MessageKind::Text => OpCode::Text,
                 MessageKind::Binary => OpCode::Binary,
+                MessageKind::Close { .. } => OpCode::Close,
             };
             let header_bytes = encode_header(&mut batch.bytes, true, opcode, payload.len());
             batch.bytes.extend_from_slice(payload);
@@ -240,9 +263,13 @@ mod tests {
     }
 
     fn decoded(bytes: &[u8], own: bool) -> Result<(Stamp, Arc<Batch>), Malformed> {
+        decoded_in("\u{1}ann", bytes, own)
+    }
+
+    fn decoded_in(room: &str, bytes: &[u8], own: bool) -> Result<(Stamp, Arc<Batch>), Malformed> {
         match decode(bytes)? {
             Parcel::Messages { stamp, count, body } => {
-                Ok((stamp, decode_batch(body, count, own, Tick(5))?))
+                Ok((stamp, decode_batch(room, body, count, own, Tick(5))?))
             }
             Parcel::Probe(_) => Err(Malformed),
         }
@@ -270,6 +297,36 @@ mod tests {
         encode_probe(&mut probe, &STAMP);
         assert_eq!(probe.len(), HEADER_BYTES);
         assert_eq!(decode(&probe), Ok(Parcel::Probe(STAMP)));
+    }
+
+    #[test]
+    fn a_close_is_a_users_alone_and_holds_a_code() {
+        for (reconnect, flags) in [(false, 4), (true, 12)] {
+            let kind = MessageKind::Close { reconnect };
+            let close = batch(&[(kind, None, b"\x0f\xa1gone".to_vec())]);
+            let bytes = encoded(&close);
+            assert_eq!(bytes[HEADER_BYTES], flags);
+            assert_eq!(*decoded(&bytes, true).unwrap().1, close);
+            for room in ["ann", "\u{2}"] {
+                assert_eq!(decoded_in(room, &bytes, true), Err(Malformed), "{room:?}");
+            }
+        }
+        let kind = MessageKind::Close { reconnect: false };
+        let too_long = [b"\x03\xe8", &[b'x'; 124][..]].concat();
+        for payload in [&b""[..], b"\x03", b"\x03\xed", b"\x03\xe8\xff", &too_long] {
+            let mut bytes = encoded(&batch(&[(MessageKind::Binary, None, payload.to_vec())]));
+            bytes[HEADER_BYTES] = 4;
+            assert_eq!(
+                decoded(&bytes, true),
+                Err(Malformed),
+                "{kind:?} {payload:?}"
+            );
+        }
+        for flags in [5, 8, 9, 16] {
+            let mut bytes = encoded(&batch(&[(kind, None, b"\x0f\xa1".to_vec())]));
+            bytes[HEADER_BYTES] = flags;
+            assert_eq!(decoded(&bytes, true), Err(Malformed), "flags {flags}");
+        }
     }
 
     #[test]

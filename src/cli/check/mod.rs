@@ -5,6 +5,7 @@
 mod capacity;
 mod kernel;
 mod network;
+mod redis;
 mod report;
 
 use crate::config::{Mistake, Settings};
@@ -19,7 +20,7 @@ pub(super) enum Level {
     Ok,
     /// The server runs, but not as well as it could.
     Warn,
-    /// `serve` would not start.
+    /// `serve` would not start, or would not become ready.
     Fail,
 }
 
@@ -76,8 +77,13 @@ pub(super) fn evaluate(settings: &Settings, facts: &HostFacts, mistakes: &[Mista
     };
     findings.extend(kernel::findings(settings, facts));
     findings.extend(network::findings(settings, facts));
+    findings.extend(redis::findings(facts));
     let bounds = capacity::bounds(settings, facts);
-    Report { findings, bounds }
+    Report {
+        only_waits: redis::only_waits(settings, facts, &findings),
+        findings,
+        bounds,
+    }
 }
 
 /// `1 shard`, `2 shards`.
@@ -86,7 +92,7 @@ fn shards(count: usize) -> String {
 }
 
 /// A whole number with its thousands apart: `1,048,576`.
-fn grouped(number: u64) -> String {
+pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
     for (index, digit) in digits.chars().enumerate() {
@@ -99,7 +105,7 @@ fn grouped(number: u64) -> String {
 }
 
 /// Bytes for people: the greatest unit of which there is at least one, with one decimal.
-fn sized(bytes: u64) -> String {
+pub(super) fn sized(bytes: u64) -> String {
     let units = [
         ("TiB", 1u64 << 40),
         ("GiB", 1 << 30),

@@ -13,6 +13,8 @@ pub(in crate::cli) struct Report {
     pub(super) findings: Vec<Finding>,
     /// The tightest first.
     pub(super) bounds: Vec<Bound>,
+    /// What fails is Redis alone, and `serve` would wait for it.
+    pub(super) only_waits: bool,
 }
 
 impl Level {
@@ -96,6 +98,7 @@ impl Report {
         let (failed, warned) = (self.count(Level::Fail), self.count(Level::Warn));
         let verdict = match failed {
             0 => "serve would start",
+            _ if self.only_waits => "serve would start and not be ready",
             _ => "serve would not start",
         };
         let _ = writeln!(out, "\n{verdict}: {failed} failed, {warned} warned");

@@ -39,6 +39,7 @@ fn facts() -> HostFacts {
         memory_group_bytes_max: None,
         conntrack: None,
         ports: vec![("0.0.0.0:8080".parse().unwrap(), PortState::Free)],
+        redis: Vec::new(),
     }
 }
 
@@ -410,6 +411,40 @@ fn a_report_is_aligned_text_or_json() {
             .iter()
             .any(|finding| finding["level"] == "warn")
     );
+}
+
+#[test]
+fn a_redis_is_told_with_its_distance_or_with_what_is_wrong() {
+    use crate::runtime::redis::{RedisFact, RedisSeen};
+    let fact = |seen| RedisFact {
+        place: "h:6379".into(),
+        seen,
+    };
+    let seen = |round_trip_us| RedisSeen {
+        server: "redis 7.0.15, RESP3, standalone, master".into(),
+        tls: Some("TLSv1_3".into()),
+        round_trip_us,
+    };
+    let mut facts = facts();
+    facts.redis = vec![fact(Ok(seen(212))), fact(Ok(seen(5_001)))];
+    let with_redis = settings(&[("redis", "redis://h")]);
+    let report = evaluate(&with_redis, &facts, &[]);
+    let text = report.to_text(false);
+    let told = "redis 7.0.15, RESP3, standalone, master, TLSv1_3; a message is back after 0.212 ms";
+    assert!(text.contains(told), "{text}");
+    assert!(text.contains("5.001 ms: every message takes"), "{text}");
+    assert!(!report.fails());
+    facts.redis[0].seen = Err("h:6379 refuses the connection".into());
+    let report = evaluate(&with_redis, &facts, &[]);
+    assert!(report.fails() && report.failures()[0].contains("refuses"));
+    let text = report.to_text(false);
+    assert!(
+        text.contains("serve would start and not be ready: 1 failed"),
+        "{text}"
+    );
+    let fails = settings(&[("redis", "redis://h"), ("redis_at_start", "fail")]);
+    let text = evaluate(&fails, &facts, &[]).to_text(false);
+    assert!(text.contains("serve would not start: 1 failed"), "{text}");
 }
 
 fn column(text: &str, word: &str) -> usize {

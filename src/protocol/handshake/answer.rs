@@ -112,7 +112,7 @@ const fn phrase(kind: RefusalKind) -> &'static str {
         RefusalKind::Timeout => "Request Timeout",
         RefusalKind::UriTooLong => "URI Too Long",
         RefusalKind::UpgradeRequired => "Upgrade Required",
-        RefusalKind::AddressFull => "Too Many Requests",
+        RefusalKind::AddressFull | RefusalKind::UserFull => "Too Many Requests",
         RefusalKind::HeadersTooLarge => "Request Header Fields Too Large",
         RefusalKind::NodeFull
         | RefusalKind::HandshakeRate

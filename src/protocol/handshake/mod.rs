@@ -76,6 +76,7 @@ impl Refusal {
                 "no `Upgrade: websocket`: connect with a WebSocket client"
             }
             RefusalKind::AddressFull => "too many connections from this address: close one first",
+            RefusalKind::UserFull => "this user has as many connections as it may: close one first",
             RefusalKind::HeadersTooLarge => {
                 "too many headers or bytes of headers: send fewer, cookies above all"
             }

@@ -4,14 +4,16 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use crate::bus::{CoreId, Downstream, Upstream};
+use crate::bus::{CoreId, Downstream, EVERYBODY, Upstream};
 use crate::metrics::{DropPolicy, ShardCounters};
 use crate::protocol::client::{Key, encode_request};
 use crate::protocol::handshake::Edge;
 use crate::protocol::{
     CloseReason, OpCode, Role, decode_header, encode_client_header, parse_close, unmask_extend,
 };
-use crate::shard::{Action, Delivery, HeartbeatMode, Input, Node, Options, RoomRule, Shard};
+use crate::shard::{
+    Action, Delivery, HeartbeatMode, Input, Node, Options, Presence, RoomRule, Shard,
+};
 use crate::time::Tick;
 
 const KEY: &Key = b"dGhlIHNhbXBsZSBub25jZQ==";
@@ -47,6 +49,9 @@ pub(super) fn options() -> Options {
     Options {
         connection_count_max: 1_000_000,
         address_connection_count_max: 0,
+        user_connection_count_max: 0,
+        presence: Presence::Off,
+        presence_refresh_ms: 20_000,
         room_count_max: 1_000,
         handshakes_per_s_max: 0,
         message_bytes_max: 64 * 1024,
@@ -126,6 +131,21 @@ impl World {
     }
 
     pub fn on(options: Options, delivery: Delivery, core: u8, node: Arc<Node>) -> Self {
+        let mut world = Self::begun(options, delivery, core, node);
+        if delivery == Delivery::Bus {
+            world.turn();
+            assert_eq!(world.forwarded.len(), 1, "everybody's room is asked for");
+            world.forwarded.clear();
+            world.downstream(Downstream::Joined {
+                room: EVERYBODY.into(),
+                leased: false,
+            });
+        }
+        world
+    }
+
+    /// A shard that has only begun.
+    pub fn begun(options: Options, delivery: Delivery, core: u8, node: Arc<Node>) -> Self {
         let now = Tick::from_ms(1_000);
         Self {
             shard: Shard::new(CoreId(core), options, delivery, node, 1, now),

@@ -1,5 +1,7 @@
 """What the end-to-end tests stand on: the server as a process, a socket that says exactly what it is told, numbers."""
 
+from .authority import Authority
+from .cluster import RedisCluster
 from .eventually import eventually
 from .frozen import frozen
 from .load import Load, load
@@ -12,12 +14,14 @@ from .server import Server, free_port, run
 from .wire import Closed, Frame, Response, Wire, http_get, raw_exchange
 
 __all__ = [
+    "Authority",
     "Closed",
     "Frame",
     "Load",
     "Metrics",
     "Peer",
     "Redis",
+    "RedisCluster",
     "RedisError",
     "Response",
     "Scripted",

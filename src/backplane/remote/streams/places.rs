@@ -382,13 +382,19 @@ impl Places {
         };
         let mut news = Vec::new();
         let next = match step {
-            Step::Known => {
+            Step::Known => Known::of(&reply).map(|known| {
                 let doubt = room.doubt(self.lost_at, self.ttl, now);
-                room.look(Known::of(&reply)?, doubt, &mut news)
-            }
+                room.look(known, doubt, &mut news)
+            }),
             Step::Entries { goal, unsure } => {
-                let entries = kept::entries(reply)?;
-                room.read(entries, goal, unsure, &mut news)
+                kept::entries(reply).map(|entries| room.read(entries, goal, unsure, &mut news))
+            }
+        };
+        let next = match next {
+            Ok(next) => next,
+            Err(reason) => {
+                self.queue(&name, step);
+                return Err(reason);
             }
         };
         match next {
@@ -604,3 +610,6 @@ enum Doubt {
     /// Redis has lost data since.
     Lost,
 }
+
+#[cfg(test)]
+mod tests;

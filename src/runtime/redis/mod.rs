@@ -4,15 +4,22 @@
 //! and of the core's eventfd: a nap of the loop ends with whatever comes first. (A glommio stream would be served only
 //! when the loop rests, up to a millisecond later: a nap holds the executor.)
 
-use std::io::{self, Read as _, Write as _};
+mod stream;
+mod survey;
+mod tls;
+
+use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::os::fd::OwnedFd;
-use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use rustix::event::{Timespec, epoll};
-use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
+use socket2::Socket;
 
+use self::stream::{Stream, connect_failure, connect_tcp, connect_unix};
+pub use self::survey::{RedisFact, RedisSeen, survey};
+pub(crate) use self::tls::TlsClient;
+use self::tls::TlsStream;
 use super::ring::WakeHandle;
 use crate::backplane::Backplane;
 use crate::backplane::remote::{Address, Endpoint, LinkId, LinkOrder, Role};
@@ -24,9 +31,6 @@ const READ_BYTES: usize = 256 << 10;
 const EVENT_COUNT_MAX: usize = 64;
 /// Reads of one link in a turn.
 const TURN_READ_COUNT_MAX: usize = 4;
-/// An idle connection is probed by the kernel, too: a silent peer is found even while nothing is due from it.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// The eventfd's number among the epoll instance's; the links' are their places.
 const WAKE: u64 = u64::MAX;
 
@@ -46,22 +50,33 @@ fn link_of(place: u64) -> Option<LinkId> {
 /// Addresses of a name, or why there are none.
 type Resolved = (LinkId, u64, Result<Vec<SocketAddr>, String>);
 
+/// What was asked for.
+#[derive(Default)]
+struct Target {
+    /// A name or an address.
+    host: String,
+    /// In words.
+    place: String,
+    tls: bool,
+}
+
 /// A link's socket.
 #[derive(Default)]
 enum Line {
     #[default]
     Closed,
     /// A thread looks the host's name up. The number tells its answer from an older one's.
-    Resolving(u64, String),
+    Resolving(u64, Target),
     Connecting {
         socket: Socket,
         /// To be tried if this one fails, the next one last.
         others: Vec<SocketAddr>,
-        /// What was asked for, in words.
-        place: String,
+        target: Target,
     },
+    /// Connected, and the TLS handshake goes on.
+    Shaking(Box<TlsStream>),
     Open {
-        socket: Socket,
+        stream: Stream,
         /// The last write found no room.
         is_full: bool,
     },
@@ -77,12 +92,15 @@ pub(super) struct RedisSockets {
     resolver: Sender<Resolved>,
     lookups: u64,
     buffer: Vec<u8>,
+    /// Links whose TLS sessions hold what the next turn reads: their sockets tell of it no more.
+    unread: Vec<LinkId>,
+    tls: Option<TlsClient>,
     fatal: Option<String>,
 }
 
 impl RedisSockets {
-    /// No socket yet. `wake` is the core's own: its eventfd is watched, too.
-    pub(super) fn new(wake: &WakeHandle) -> io::Result<Self> {
+    /// No socket yet. `wake` is the core's own: its eventfd is watched, too. `tls`: for addresses that want it.
+    pub(super) fn new(wake: &WakeHandle, tls: Option<TlsClient>) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let data = epoll::EventData::new_u64(WAKE);
         epoll::add(&epoll, wake.fd(), data, epoll::EventFlags::IN)?;
@@ -95,6 +113,8 @@ impl RedisSockets {
             resolver,
             lookups: 0,
             buffer: vec![0; READ_BYTES],
+            unread: Vec::new(),
+            tls,
             fatal: None,
         })
     }
@@ -128,15 +148,19 @@ impl RedisSockets {
         let mut busy = false;
         while let Ok((link, number, addresses)) = self.resolved.try_recv() {
             busy = true;
-            if let Line::Resolving(current, place) = self.line(link)
+            if let Line::Resolving(current, target) = self.line(link)
                 && *current == number
             {
-                let place = std::mem::take(place);
+                let target = std::mem::take(target);
                 match addresses {
-                    Ok(addresses) => self.connect_any(link, addresses, place, backplane, now),
+                    Ok(addresses) => self.connect_any(link, addresses, target, backplane, now),
                     Err(reason) => self.fail(link, reason, backplane, now),
                 }
             }
+        }
+        for link in std::mem::take(&mut self.unread) {
+            busy = true;
+            self.read(link, backplane, now);
         }
         let mut events = [epoll::Event {
             flags: epoll::EventFlags::empty(),
@@ -168,27 +192,28 @@ impl RedisSockets {
             Line::Connecting {
                 socket,
                 others,
-                place,
+                target,
             } => match socket.take_error() {
                 Ok(None) if socket.peer_addr().is_ok() => {
-                    self.open(link, socket, backplane, now);
+                    self.connected(link, socket, &target, backplane, now);
                 }
                 // Readiness of a socket that is still on its way: it comes again.
                 Ok(None) => {
                     *self.line(link) = Line::Connecting {
                         socket,
                         others,
-                        place,
+                        target,
                     };
                 }
                 Ok(Some(error)) | Err(error) => {
                     drop(socket);
-                    self.connect_next(link, others, place, &error, backplane, now);
+                    self.connect_next(link, others, target, &error, backplane, now);
                 }
             },
-            Line::Open { socket, .. } => {
+            Line::Shaking(stream) => self.shake(link, stream, backplane, now),
+            Line::Open { stream, .. } => {
                 *self.line(link) = Line::Open {
-                    socket,
+                    stream,
                     is_full: false,
                 };
                 self.read(link, backplane, now);
@@ -199,10 +224,10 @@ impl RedisSockets {
 
     fn read(&mut self, link: LinkId, backplane: &mut Backplane, now: Tick) {
         for _ in 0..TURN_READ_COUNT_MAX {
-            let Some(Line::Open { socket, .. }) = self.lines.get_mut(place_of(link)) else {
+            let Some(Line::Open { stream, .. }) = self.lines.get_mut(place_of(link)) else {
                 return;
             };
-            match socket.read(&mut self.buffer) {
+            match stream.read(&mut self.buffer) {
                 Ok(0) => {
                     let reason = "Redis has closed the connection".to_owned();
                     return self.fail(link, reason, backplane, now);
@@ -217,11 +242,13 @@ impl RedisSockets {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => {
-                    let reason = format!("the connection to Redis is broken: {error}");
-                    return self.fail(link, reason, backplane, now);
-                }
+                Err(error) => return self.fail(link, broken(&error), backplane, now),
             }
+        }
+        if let Some(Line::Open { stream, .. }) = self.lines.get_mut(place_of(link))
+            && stream.holds_unread()
+        {
+            self.unread.push(link);
         }
         self.watch(link);
     }
@@ -239,14 +266,19 @@ impl RedisSockets {
         let mut wrote = false;
         loop {
             let line = self.lines.get_mut(place_of(link));
-            let Some(Line::Open { socket, is_full }) = line else {
+            let Some(Line::Open { stream, is_full }) = line else {
                 return wrote;
             };
-            let output = backplane.link_output(link, now);
-            if output.is_empty() || *is_full {
+            if *is_full {
                 return wrote;
             }
-            match socket.write(output) {
+            let output = backplane.link_output(link, now);
+            let written = match stream.flush() {
+                Ok(()) if output.is_empty() => return wrote,
+                Ok(()) => stream.write(output),
+                Err(error) => Err(error),
+            };
+            match written {
                 Ok(count) => {
                     wrote = true;
                     backplane.link_written(link, count, now);
@@ -258,8 +290,11 @@ impl RedisSockets {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
-                    let reason = format!("the connection to Redis is broken: {error}");
-                    self.fail(link, reason, backplane, now);
+                    // It may have said why before it hung up.
+                    self.read(link, backplane, now);
+                    if matches!(self.line(link), Line::Open { .. }) {
+                        self.fail(link, broken(&error), backplane, now);
+                    }
                     return true;
                 }
             }
@@ -286,7 +321,7 @@ impl RedisSockets {
             Endpoint::Unix { path } => match connect_unix(path) {
                 Ok(socket) => {
                     self.register(link, &socket);
-                    self.open(link, socket, backplane, now);
+                    self.open(link, Stream::Plain(socket), backplane, now);
                 }
                 Err(error) => {
                     let reason = connect_failure(path, &error);
@@ -295,7 +330,12 @@ impl RedisSockets {
             },
             Endpoint::Tcp { host, port } => {
                 self.lookups += 1;
-                *self.line(link) = Line::Resolving(self.lookups, address.endpoint.to_string());
+                let target = Target {
+                    host: host.clone(),
+                    place: address.endpoint.to_string(),
+                    tls: address.tls,
+                };
+                *self.line(link) = Line::Resolving(self.lookups, target);
                 self.resolve(link, host.clone(), *port);
             }
         }
@@ -332,13 +372,13 @@ impl RedisSockets {
         &mut self,
         link: LinkId,
         mut addresses: Vec<SocketAddr>,
-        place: String,
+        target: Target,
         backplane: &mut Backplane,
         now: Tick,
     ) {
         addresses.reverse();
         let none = io::Error::other("the name has no address");
-        self.connect_next(link, addresses, place, &none, backplane, now);
+        self.connect_next(link, addresses, target, &none, backplane, now);
     }
 
     /// Tries the next address; `error`: what the last one has said.
@@ -346,7 +386,7 @@ impl RedisSockets {
         &mut self,
         link: LinkId,
         mut others: Vec<SocketAddr>,
-        place: String,
+        target: Target,
         error: &io::Error,
         backplane: &mut Backplane,
         now: Tick,
@@ -359,14 +399,14 @@ impl RedisSockets {
                     *self.line(link) = Line::Connecting {
                         socket,
                         others,
-                        place,
+                        target,
                     };
                     return;
                 }
                 Err(error) => last = Some(error),
             }
         }
-        let reason = connect_failure(&place, last.as_ref().unwrap_or(error));
+        let reason = connect_failure(&target.place, last.as_ref().unwrap_or(error));
         self.fail(link, reason, backplane, now);
     }
 
@@ -380,8 +420,10 @@ impl RedisSockets {
 
     /// Watches for what the socket waits for now.
     fn watch(&self, link: LinkId) {
-        let Some(Line::Open { socket, is_full }) = self.lines.get(place_of(link)) else {
-            return;
+        let (socket, is_full) = match self.lines.get(place_of(link)) {
+            Some(Line::Open { stream, is_full }) => (stream.socket(), *is_full),
+            Some(Line::Shaking(stream)) => (stream.socket(), stream.wants_write()),
+            _ => return,
         };
         let flags = match is_full {
             true => epoll::EventFlags::IN | epoll::EventFlags::OUT,
@@ -393,9 +435,53 @@ impl RedisSockets {
         }
     }
 
-    fn open(&mut self, link: LinkId, socket: Socket, backplane: &mut Backplane, now: Tick) {
+    /// The socket is connected: by TLS it is not open before the handshake is done.
+    fn connected(
+        &mut self,
+        link: LinkId,
+        socket: Socket,
+        target: &Target,
+        backplane: &mut Backplane,
+        now: Tick,
+    ) {
+        if !target.tls {
+            return self.open(link, Stream::Plain(socket), backplane, now);
+        }
+        let Some(tls) = &self.tls else {
+            let reason = format!("{} wants TLS, and none is set up", target.place);
+            return self.fail(link, reason, backplane, now);
+        };
+        match TlsStream::new(tls, socket, &target.host, &target.place) {
+            Ok(stream) => self.shake(link, Box::new(stream), backplane, now),
+            Err(reason) => self.fail(link, reason, backplane, now),
+        }
+    }
+
+    fn shake(
+        &mut self,
+        link: LinkId,
+        mut stream: Box<TlsStream>,
+        backplane: &mut Backplane,
+        now: Tick,
+    ) {
+        match stream.shake() {
+            Ok(true) => {
+                let version = stream.version();
+                tracing::debug!(link = link.role.label(), version, "TLS to Redis");
+                self.open(link, Stream::Tls(stream), backplane, now);
+                self.read(link, backplane, now); // the session may hold what came with the handshake
+            }
+            Ok(false) => {
+                *self.line(link) = Line::Shaking(stream);
+                self.watch(link);
+            }
+            Err(error) => self.fail(link, error.to_string(), backplane, now),
+        }
+    }
+
+    fn open(&mut self, link: LinkId, stream: Stream, backplane: &mut Backplane, now: Tick) {
         *self.line(link) = Line::Open {
-            socket,
+            stream,
             is_full: false,
         };
         self.watch(link);
@@ -411,50 +497,17 @@ impl RedisSockets {
     }
 }
 
-fn connect_failure(endpoint: &str, error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => {
-            format!("{endpoint} refuses the connection: Redis does not run there")
-        }
-        io::ErrorKind::NotFound => format!("{endpoint}: there is no such socket"),
-        io::ErrorKind::PermissionDenied => {
-            format!("{endpoint}: this user may not connect to the socket")
-        }
-        _ => format!("{endpoint} cannot be connected to: {error}"),
-    }
-}
-
-fn connect_unix(path: &str) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
-    socket.connect(&SockAddr::unix(path)?)?;
-    Ok(socket)
-}
-
-/// Begins to connect; the socket is writable once it is connected, or has failed.
-fn connect_tcp(address: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(
-        Domain::for_address(address),
-        Type::STREAM.nonblocking(),
-        Some(Protocol::TCP),
-    )?;
-    socket.set_tcp_nodelay(true)?;
-    let keepalive = TcpKeepalive::new()
-        .with_time(KEEPALIVE_IDLE)
-        .with_interval(KEEPALIVE_INTERVAL);
-    socket.set_tcp_keepalive(&keepalive)?;
-    match socket.connect(&address.into()) {
-        Ok(()) => Ok(socket),
-        Err(error)
-            if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) =>
-        {
-            Ok(socket)
-        }
-        Err(error) => Err(error),
+/// Why a connection that was open is not any more.
+fn broken(error: &io::Error) -> String {
+    match error.get_ref() {
+        Some(words) => words.to_string(), // a TLS session's own
+        None => format!("the connection to Redis is broken: {error}"),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
     use std::net::TcpListener;
 
     use super::*;
@@ -465,7 +518,7 @@ mod tests {
         let redis = remote::Options::new(address);
         let backplane = Backplane::with_redis(Options::new(1, 10), redis, 7, Tick(0));
         let wake = WakeHandle::new().unwrap();
-        (backplane, RedisSockets::new(&wake).unwrap())
+        (backplane, RedisSockets::new(&wake, None).unwrap())
     }
 
     /// Turns until `done`.

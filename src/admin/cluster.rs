@@ -1,0 +1,206 @@
+//! The node's state as it is told to other nodes, and all nodes' states as one answer (docs/PROTOCOL.md §6).
+
+use serde_json::{Map, Value, json};
+
+use super::router::Options;
+use super::{Answer, Health};
+use crate::bus::{ClusterReply, NodeSeen};
+use crate::drain::Phase;
+use crate::metrics::{Log2Histogram, NodeSnapshot};
+use crate::time::Tick;
+
+/// Whoever has not been heard for so many intervals is silent.
+const SILENT_INTERVALS: u64 = 3;
+
+/// What is counted since the start, at one moment.
+#[derive(Debug, Clone, Default)]
+struct Sample {
+    at: Tick,
+    messages_in: u64,
+    messages_out: u64,
+    cpu_us: u64,
+    lag: Log2Histogram,
+}
+
+impl Sample {
+    fn of(node: &NodeSnapshot, at: Tick) -> Self {
+        Self {
+            at,
+            messages_in: node.sum(|shard| shard.counters.messages_in),
+            messages_out: node.sum(|shard| shard.counters.deliveries),
+            cpu_us: node.process.cpu_user_us + node.process.cpu_system_us,
+            lag: node.backplane.redis.lag.clone(),
+        }
+    }
+}
+
+/// Turns what is counted into rates, from one look to the next.
+#[derive(Debug, Default)]
+pub struct Meter {
+    last: Sample,
+}
+
+impl Meter {
+    /// The node's state, and how many connections it has. `reasons`: why it is not ready, codes.
+    pub fn state(
+        &mut self,
+        node: &NodeSnapshot,
+        health: &Health,
+        reasons: &[String],
+        options: &Options,
+        now: Tick,
+    ) -> (Map<String, Value>, u64) {
+        let sample = Sample::of(node, now);
+        let last = std::mem::replace(&mut self.last, sample.clone());
+        let us = now.since(last.at);
+        let rate = |now: u64, before: u64| tenths(now.saturating_sub(before), us);
+        let redis = &node.backplane.redis;
+        let lag = sample.lag.since(&last.lag);
+        let lag = (lag.count() > 0)
+            .then(|| json!({ "p50": lag.quantile_us(0.5), "p99": lag.quantile_us(0.99) }));
+        let connections = node.connections_open();
+        let state = match health.phase {
+            Phase::Running if reasons.is_empty() => "ready",
+            Phase::Running => "not_ready",
+            _ => "draining",
+        };
+        let value = json!({
+            "id": node.node_id,
+            "incarnation": format!("{:016x}", options.incarnation),
+            "state": state,
+            "reasons": reasons,
+            "version": node.version,
+            "uptime_s": now.0 / 1_000_000,
+            "connections": connections,
+            "connections_max": node.connection_count_max,
+            "users": node.users(),
+            "rooms": node.rooms(),
+            "messages_in_per_s": rate(sample.messages_in, last.messages_in),
+            "messages_out_per_s": rate(sample.messages_out, last.messages_out),
+            "buffered_bytes": node.sum(|shard| shard.gauges.queued_bytes) + redis.buffer_bytes,
+            "memory_bytes": node.process.resident_bytes,
+            "memory_bytes_max": node.node_bytes_max,
+            "lag_us": lag,
+            "cpu_percent": tenths(sample.cpu_us.saturating_sub(last.cpu_us), us.saturating_mul(10_000)),
+            "mode": options.mode,
+        });
+        match value {
+            Value::Object(map) => (map, connections),
+            _ => (Map::new(), connections),
+        }
+    }
+}
+
+/// `count` in `us` microseconds as a rate a second, one digit behind the point.
+#[allow(clippy::cast_precision_loss)] // a figure for people
+fn tenths(count: u64, us: u64) -> f64 {
+    if us == 0 {
+        return 0.0;
+    }
+    (count as f64 * 1e7 / us as f64).round() / 10.0
+}
+
+/// The answer without Redis, or while it is away: this node alone.
+pub fn alone(own: &Map<String, Value>, options: &Options, away: Option<&str>) -> Answer {
+    let mut node = own.clone();
+    node.insert("age_ms".into(), json!(0));
+    let users = own.get("users").and_then(Value::as_u64).unwrap_or_default();
+    let mut answer = whole(vec![Value::Object(node)], options, users);
+    let Some(reason) = away else {
+        return Answer::json(200, &answer);
+    };
+    let message = format!("the state of other nodes is at Redis, which cannot be asked: {reason}");
+    answer["error"] = json!({ "code": "backplane_lost", "message": message });
+    Answer::json(503, &answer).with_header("Retry-After", "1")
+}
+
+/// The answer with all nodes; `own`: what this one would say of itself now.
+pub fn all(reply: &ClusterReply, own: &Map<String, Value>, options: &Options) -> Answer {
+    match reply {
+        ClusterReply::Nodes { nodes, user_count } => {
+            let nodes = nodes.iter().map(|seen| node(seen, options)).collect();
+            Answer::json(200, &whole(nodes, options, *user_count))
+        }
+        ClusterReply::Away(reason) => alone(own, options, Some(reason)),
+        other => {
+            debug_assert!(false, "an answer to another question: {other:?}");
+            alone(own, options, Some("it answered something else"))
+        }
+    }
+}
+
+fn whole(nodes: Vec<Value>, options: &Options, user_count: u64) -> Value {
+    let alive: Vec<&Value> = nodes
+        .iter()
+        .filter(|node| node["state"] != "silent")
+        .collect();
+    let sum = |field: &str| -> u64 { alive.iter().filter_map(|node| node[field].as_u64()).sum() };
+    let sum_rate = |field: &str| -> f64 {
+        let sum: f64 = alive.iter().filter_map(|node| node[field].as_f64()).sum();
+        (sum * 10.0).round() / 10.0
+    };
+    let totals = json!({
+        "nodes": alive.len(),
+        "ready": alive.iter().filter(|node| node["state"] == "ready").count(),
+        "connections": sum("connections"),
+        "connections_max": sum("connections_max"),
+        "users": user_count,
+        "messages_in_per_s": sum_rate("messages_in_per_s"),
+        "messages_out_per_s": sum_rate("messages_out_per_s"),
+        "buffered_bytes": sum("buffered_bytes"),
+    });
+    json!({
+        "node": options.node_id,
+        "redis": options.has_redis,
+        "nodes": nodes,
+        "totals": totals,
+    })
+}
+
+/// What a node has told of itself, or what is known of one that is silent.
+fn node(seen: &NodeSeen, options: &Options) -> Value {
+    let silent_ms = SILENT_INTERVALS * u64::from(options.cluster_interval_ms);
+    let state = seen.state.as_deref().filter(|_| seen.age_ms <= silent_ms);
+    let told = state.and_then(|text| serde_json::from_str::<Map<String, Value>>(text).ok());
+    let told = told.filter(|told| FIELDS.iter().all(|field| told.contains_key(*field)));
+    let mut node = told.unwrap_or_else(|| {
+        let unknown = FIELDS
+            .iter()
+            .map(|field| ((*field).to_owned(), Value::Null));
+        let mut node: Map<String, Value> = unknown.collect();
+        node.insert("state".into(), json!("silent"));
+        node.insert("reasons".into(), json!([]));
+        node
+    });
+    node.insert("id".into(), json!(seen.node));
+    node.insert(
+        "incarnation".into(),
+        json!(format!("{:016x}", seen.incarnation)),
+    );
+    node.insert("age_ms".into(), json!(seen.age_ms));
+    let other_mode = node["mode"] != Value::Null && node["mode"] != options.mode;
+    if other_mode && let Some(Value::Array(reasons)) = node.get_mut("reasons") {
+        reasons.push(json!("mode_mismatch"));
+    }
+    Value::Object(node)
+}
+
+/// What a node tells of itself beside its name.
+const FIELDS: [&str; 16] = [
+    "state",
+    "reasons",
+    "version",
+    "uptime_s",
+    "connections",
+    "connections_max",
+    "users",
+    "rooms",
+    "messages_in_per_s",
+    "messages_out_per_s",
+    "buffered_bytes",
+    "memory_bytes",
+    "memory_bytes_max",
+    "lag_us",
+    "cpu_percent",
+    "mode",
+];

@@ -1,0 +1,88 @@
+//! Commands on their way, and what each was for.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::bus::PresenceNote;
+use crate::time::Tick;
+
+/// A command for Redis.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Command {
+    /// Its number: the answer comes under it.
+    pub ticket: u64,
+    /// A key that it names: it goes to a server that has it.
+    pub key: Vec<u8>,
+    /// The command and its arguments.
+    pub words: Vec<Vec<u8>>,
+}
+
+/// What a command was for.
+#[derive(Debug)]
+pub enum Asked {
+    /// A connection is told of that came up at this time.
+    Touch(Tick),
+    /// A connection that has gone, noted at this time.
+    Forget(PresenceNote, Tick),
+    Enrol,
+    /// These are taken off this node's set.
+    Withdraw(Vec<String>),
+    See,
+    Beat,
+    Roll,
+    State,
+    /// The next step of removing what a dead node has left.
+    Reap {
+        run: u64,
+    },
+    /// One of its connections.
+    ReapForget {
+        run: u64,
+    },
+    /// Its name is taken off the roll.
+    ReapEnd,
+    /// This node's own hash is removed.
+    Leave,
+    /// A part of the answer to a question.
+    Lookup {
+        request: u64,
+        part: usize,
+    },
+}
+
+/// Numbers commands, and remembers them until they are answered.
+#[derive(Debug, Default)]
+pub struct Desk {
+    ticket_next: u64,
+    asked: BTreeMap<u64, Asked>,
+    out: VecDeque<Command>,
+}
+
+impl Desk {
+    pub fn ask(&mut self, asked: Asked, key: &str, words: Vec<Vec<u8>>) {
+        let ticket = self.ticket_next;
+        self.ticket_next += 1;
+        self.asked.insert(ticket, asked);
+        let key = key.as_bytes().to_vec();
+        self.out.push_back(Command { ticket, key, words });
+    }
+
+    /// The next command that has not been given yet.
+    pub fn poll(&mut self) -> Option<Command> {
+        self.out.pop_front()
+    }
+
+    /// What the command was for that has come to its end.
+    pub fn take(&mut self, ticket: u64) -> Option<Asked> {
+        self.asked.remove(&ticket)
+    }
+
+    /// Those that are on their way, the oldest first.
+    pub fn asked(&self) -> impl Iterator<Item = &Asked> {
+        self.asked.values()
+    }
+}
+
+/// A command of plain words.
+pub fn words(words: &[&str]) -> Vec<Vec<u8>> {
+    words.iter().map(|word| word.as_bytes().to_vec()).collect()
+}

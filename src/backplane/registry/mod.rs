@@ -1,0 +1,464 @@
+//! The registry: who is connected where, kept at Redis beside the messages, and how the nodes are.
+//!
+//! Rule of this room: notes of connections, answers and time come in, commands for Redis and answers to the admin API go
+//! out; it knows no link, and no clock but Redis'. What is written there is told again before it expires, so that whatever
+//! is lost comes back by itself, and whatever a dead node has left goes by itself.
+//!
+//! ```text
+//! shards ─ PresenceNote ─▶ Notes ─ a connection's hash, its user's set, its node's set ─▶ Redis
+//! every interval: Beat (this node's hash: was it still there?), Roll (all nodes), the state on a channel
+//!     the hash was gone ─▶ poll_announce: the shards tell of all connections anew
+//!     another node is silent ─▶ Reaper: one of the survivors removes what it has left
+//! admin API ─ ClusterQuestion ─▶ Lookups ─ a pipeline ─▶ ClusterReply
+//! ```
+//!
+//! docs/PROTOCOL.md §7 has the layout.
+
+mod desk;
+mod keys;
+mod lookups;
+mod notes;
+mod options;
+mod reaper;
+mod scripts;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+pub use self::desk::Command;
+use self::desk::{Asked, Desk, words};
+use self::keys::{Instance, Keys};
+use self::lookups::{Lookups, RedisClock, Roll};
+use self::notes::{Desired, Notes, QUEUE_MAX};
+pub use self::options::{Kept, Options};
+use self::reaper::{Reaped, Reaper};
+use self::scripts::{BEAT, ROLL, eval};
+use super::resp::Reply;
+use crate::bus::{ClusterQuestion, ClusterReply, PresenceNote};
+use crate::metrics::RegistrySnapshot;
+use crate::time::Tick;
+
+/// A node's hash and its place on the roll hold for so many intervals.
+const INTERVALS_MAX: u32 = 3;
+/// Connections that are told of anew a second, over all shards.
+const ANNOUNCED_PER_S: u64 = 20_000;
+/// At a stop, entries are removed for so long.
+const CLOSE_TIME: Duration = Duration::from_secs(1);
+
+/// How far leaving has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    /// What has been noted is being written.
+    Flushing,
+    /// This node's hash is being removed.
+    Signing,
+    /// What is left in this node's set is being removed.
+    Reaping,
+    Left,
+}
+
+/// The state machine. After each input, drain [`Self::poll_command`], [`Self::poll_announce`] and [`Self::poll_answer`].
+#[derive(Debug)]
+pub struct Registry {
+    options: Options,
+    own: Desired,
+    desk: Desk,
+    notes: Notes,
+    reaper: Reaper,
+    lookups: Lookups,
+    answers: VecDeque<(u64, ClusterReply)>,
+    announce: Option<u32>,
+    beat_due: Tick,
+    /// The last heartbeat that was answered.
+    beaten: Option<Tick>,
+    beat_flying: bool,
+    /// Why Redis cannot be asked; `None`: the last heartbeat was answered, and nothing has failed since.
+    away: Option<String>,
+    clock: Option<RedisClock>,
+    /// What this node tells of itself, JSON.
+    state: String,
+    connection_count: u64,
+    started: Tick,
+    warned: bool,
+    leaving: Option<(Leaving, Tick)>,
+    counts: RegistrySnapshot,
+}
+
+impl Registry {
+    /// A registry that has written nothing. `incarnation` tells this process from others of the same node.
+    #[must_use]
+    pub fn new(options: Options, incarnation: u64, now: Tick) -> Self {
+        let own = Desired {
+            keys: Keys::new(&options.prefix),
+            instance: Instance::new(&options.node_id, incarnation),
+            ttl_ms: options.ttl_ms,
+        };
+        Self {
+            own,
+            desk: Desk::default(),
+            notes: Notes::default(),
+            reaper: Reaper::default(),
+            lookups: Lookups::default(),
+            answers: VecDeque::new(),
+            announce: None,
+            beat_due: now,
+            beaten: None,
+            beat_flying: false,
+            away: Some("Redis has not answered yet".to_owned()),
+            clock: None,
+            state: String::new(),
+            connection_count: 0,
+            started: now,
+            warned: false,
+            leaving: None,
+            counts: RegistrySnapshot::default(),
+            options,
+        }
+    }
+
+    // --- what comes in ----------------------------------------------------------------------------------------------
+
+    /// News of connections, from a shard.
+    pub fn note(&mut self, notes: Vec<PresenceNote>, now: Tick) {
+        for note in notes {
+            let kept = match self.options.kept {
+                Kept::Off => false,
+                Kept::Users => note.user.is_some(),
+                Kept::All => true,
+            };
+            if kept {
+                self.notes.push(note, self.away.is_none(), now);
+            }
+        }
+        self.progress(now);
+    }
+
+    /// What this node tells of itself from now on: JSON, and how many connections it has. Before the first there is no
+    /// heartbeat.
+    pub fn set_state(&mut self, state: String, connection_count: u64) {
+        self.state = state;
+        self.connection_count = connection_count;
+    }
+
+    /// Whether it answers for users, or keeps nothing of connections.
+    #[must_use]
+    pub fn keeps_users(&self) -> bool {
+        self.options.kept != Kept::Off
+    }
+
+    /// A question of the admin API: [`Self::poll_answer`] has the answer under the same number.
+    pub fn ask(&mut self, request: u64, question: ClusterQuestion, now: Tick) {
+        let answer = match (&self.away, self.clock) {
+            (None, Some(clock)) => {
+                let (lookups, own, desk) = (&mut self.lookups, &self.own, &mut self.desk);
+                lookups.ask(request, question, clock, own, desk, now)
+            }
+            (away, _) => {
+                let reason = away.as_deref().unwrap_or("Redis has not told the time yet");
+                Some(ClusterReply::Away(reason.to_owned()))
+            }
+        };
+        self.answers.extend(answer.map(|answer| (request, answer)));
+    }
+
+    /// A command has come to its end; without a reply nobody knows whether it was carried out.
+    pub fn answered(&mut self, ticket: u64, reply: Option<Reply>, now: Tick) {
+        let Some(asked) = self.desk.take(ticket) else {
+            debug_assert!(false, "an answer to what was not asked");
+            return;
+        };
+        let is_lost = reply.is_none();
+        let is_done = match &reply {
+            Some(Reply::Error(error)) => {
+                self.refused(&asked, error);
+                false
+            }
+            reply => reply.is_some(),
+        };
+        if is_lost {
+            self.lose("the link for commands to Redis is down".to_owned());
+        }
+        let (own, desk) = (&self.own, &mut self.desk);
+        match asked {
+            Asked::Touch(_) => self.notes.touched(is_done),
+            Asked::Forget(note, noted) => self.notes.forgotten(note, noted, is_done, is_lost),
+            Asked::Enrol | Asked::See => self.notes.batch_ended(Vec::new()),
+            Asked::Withdraw(members) => {
+                let again = if is_lost { members } else { Vec::new() };
+                self.notes.batch_ended(again);
+            }
+            Asked::Beat => self.beat_answered(reply.as_ref(), now),
+            Asked::Roll => self.roll_answered(reply.as_ref(), now),
+            Asked::State => {}
+            Asked::ReapEnd => self.struck_off(),
+            Asked::Reap { run } => {
+                let reaped = self.reaper.stepped(run, reply.as_ref(), own, desk);
+                self.reaped(reaped);
+            }
+            Asked::ReapForget { run } => {
+                let reaped = self.reaper.forgotten(run, is_done, own, desk);
+                self.reaped(reaped);
+            }
+            Asked::Leave => self.signed_off(),
+            Asked::Lookup { request, part } => {
+                let at = Tick(0);
+                let clock = self.clock.unwrap_or(RedisClock { unix_ms: 0, at });
+                let lookups = &mut self.lookups;
+                let answer = lookups.answered(request, part, reply, clock, own, desk, now);
+                self.answers.extend(answer.map(|answer| (request, answer)));
+            }
+        }
+        self.progress(now);
+    }
+
+    /// Does what is due by time.
+    pub fn handle_deadline(&mut self, now: Tick) {
+        if self.leaving.is_none() && self.beat_due <= now && !self.state.is_empty() {
+            self.beat_due = now.after(self.interval());
+            self.beat();
+        }
+        self.progress(now);
+    }
+
+    /// When [`Self::handle_deadline`] has something to do.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Tick> {
+        match self.leaving {
+            Some((_, until)) => Some(until),
+            None => (!self.state.is_empty()).then_some(self.beat_due),
+        }
+    }
+
+    /// The node ends, and its clients have gone: what it has at Redis is removed, for a second at most.
+    pub fn close(&mut self, now: Tick) {
+        if self.leaving.is_some() {
+            return;
+        }
+        let stage = match self.away {
+            None => Leaving::Flushing,
+            Some(_) => Leaving::Left,
+        };
+        self.leaving = Some((stage, now.after(CLOSE_TIME)));
+        self.reaper.give_up();
+        self.progress(now);
+    }
+
+    /// Whether the node may end.
+    #[must_use]
+    pub fn is_closed(&self, now: Tick) -> bool {
+        self.leaving
+            .is_some_and(|(stage, until)| stage == Leaving::Left || until <= now)
+    }
+
+    // --- what comes out ---------------------------------------------------------------------------------------------
+
+    /// The next command for Redis. Its end comes to [`Self::answered`].
+    pub fn poll_command(&mut self) -> Option<Command> {
+        self.desk.poll()
+    }
+
+    /// All connections are to be told of anew, spread over so many milliseconds.
+    pub fn poll_announce(&mut self) -> Option<u32> {
+        self.announce.take()
+    }
+
+    /// The next answer to the admin API.
+    pub fn poll_answer(&mut self) -> Option<(u64, ClusterReply)> {
+        self.answers.pop_front()
+    }
+
+    /// Everything counted, and what waits now.
+    #[must_use]
+    pub fn snapshot(&self, now: Tick) -> RegistrySnapshot {
+        let oldest = self.notes.oldest(&self.desk);
+        RegistrySnapshot {
+            up: self.away.is_none(),
+            beat_age_us: now.since(self.beaten.unwrap_or(self.started)),
+            written: self.notes.written,
+            dropped: self.notes.dropped,
+            queued: self.notes.queued() as u64,
+            queued_max: QUEUE_MAX as u64,
+            oldest_us: oldest.map_or(0, |noted| now.since(noted)),
+            connections_reaped: self.reaper.connections,
+            ..self.counts
+        }
+    }
+
+    /// Checks what must hold between inputs. For tests.
+    ///
+    /// # Panics
+    /// When something does not hold.
+    pub fn check_invariants(&self) {
+        self.notes.check_invariants();
+    }
+
+    // --- how it goes on ---------------------------------------------------------------------------------------------
+
+    fn interval(&self) -> Duration {
+        Duration::from_millis(u64::from(self.options.interval_ms))
+    }
+
+    /// Writes what may be written by now.
+    fn progress(&mut self, now: Tick) {
+        let (own, desk) = (&self.own, &mut self.desk);
+        if self.away.is_none() {
+            self.notes.send(own, desk, now);
+        }
+        if matches!(self.leaving, Some((Leaving::Flushing, _))) && self.notes.is_idle() {
+            self.leave_for(Leaving::Signing);
+            let (own, desk) = (&self.own, &mut self.desk);
+            let node = own.keys.node(&own.instance);
+            desk.ask(Asked::Leave, &node, words(&["DEL", &node]));
+        }
+    }
+
+    fn leave_for(&mut self, stage: Leaving) {
+        if let Some((at, _)) = &mut self.leaving {
+            *at = stage;
+        }
+    }
+
+    /// This node's hash is gone: what may be left of its connections goes, and its name.
+    fn signed_off(&mut self) {
+        self.leave_for(Leaving::Reaping);
+        let own = self.own.instance.clone();
+        self.reaper.begin(own, &self.own, &mut self.desk);
+    }
+
+    /// A name is off the roll.
+    fn struck_off(&mut self) {
+        if matches!(self.leaving, Some((Leaving::Reaping, _))) {
+            self.leave_for(Leaving::Left);
+        }
+    }
+
+    fn reaped(&mut self, reaped: Reaped) {
+        let is_leaving = matches!(self.leaving, Some((Leaving::Reaping, _)));
+        match reaped {
+            Reaped::On => {}
+            Reaped::Whole if is_leaving => {} // its name is about to go
+            Reaped::Whole => self.counts.nodes_reaped += 1,
+            Reaped::Not if is_leaving => self.leave_for(Leaving::Left),
+            Reaped::Not => {}
+        }
+    }
+
+    /// Redis cannot be asked.
+    fn lose(&mut self, reason: String) {
+        if self.away.is_none() {
+            tracing::warn!(reason, "the registry at Redis is not kept up");
+            self.away = Some(reason);
+            self.notes.lose();
+        }
+        if self.leaving.is_some() {
+            self.leave_for(Leaving::Left);
+        }
+    }
+
+    fn refused(&mut self, asked: &Asked, error: &str) {
+        self.counts.errors += 1;
+        if matches!(asked, Asked::Beat) {
+            self.lose(format!("Redis refuses what the registry asks: {error}"));
+        }
+    }
+
+    // --- the heartbeat ----------------------------------------------------------------------------------------------
+
+    fn beat(&mut self) {
+        if self.beat_flying {
+            return; // the link is slow, or about to be given up
+        }
+        self.beat_flying = true;
+        let own = &self.own;
+        let instance = &own.instance;
+        let lives_ms = (INTERVALS_MAX * self.options.interval_ms).to_string();
+        let set_lives_ms = own.set_ttl_ms().to_string();
+        let incarnation = format!("{:016x}", instance.incarnation());
+        let keys = [own.keys.node(instance), own.keys.node_connections(instance)];
+        let arguments = [
+            &lives_ms,
+            &set_lives_ms,
+            instance.node(),
+            &incarnation,
+            &self.state,
+        ];
+        let command = eval(BEAT, &keys, &arguments.map(str::as_bytes));
+        self.desk.ask(Asked::Beat, &keys[0], command);
+        let nodes = own.keys.nodes();
+        let arguments = [&*set_lives_ms, instance.as_str()].map(str::as_bytes);
+        let command = eval(ROLL, std::slice::from_ref(&nodes), &arguments);
+        self.desk.ask(Asked::Roll, &nodes, command);
+        let channel = own.keys.states();
+        let command = words(&["PUBLISH", &channel, &self.state]);
+        self.desk.ask(Asked::State, &channel, command);
+    }
+
+    fn beat_answered(&mut self, reply: Option<&Reply>, now: Tick) {
+        self.beat_flying = false;
+        let Some(Reply::Number(known)) = reply else {
+            return;
+        };
+        let was_away = self.away.take().is_some();
+        if was_away {
+            tracing::info!("the registry at Redis is kept up");
+        }
+        self.beaten = Some(now);
+        self.counts.beats += 1;
+        // This node has been taken for dead, or Redis has lost what it knew, or it was away. What is lost otherwise the
+        // next refresh brings.
+        if *known == 0 || was_away && self.notes.has_missed {
+            self.notes.has_missed = false;
+            self.announce();
+        }
+    }
+
+    fn announce(&mut self) {
+        let spread_ms = self.connection_count * 1_000 / ANNOUNCED_PER_S;
+        let refresh_ms = self.options.refresh_ms();
+        let within_ms = u32::try_from(spread_ms).unwrap_or(refresh_ms);
+        self.announce = Some(within_ms.clamp(ANNOUNCE_MS_MIN.min(refresh_ms), refresh_ms));
+        self.counts.announcements += 1;
+    }
+
+    fn roll_answered(&mut self, reply: Option<&Reply>, now: Tick) {
+        let Some(roll) = reply.and_then(Roll::read) else {
+            return;
+        };
+        let unix_ms = roll.unix_ms;
+        self.clock = Some(RedisClock { unix_ms, at: now });
+        let own = &self.own.instance;
+        let silent_ms = u64::from(INTERVALS_MAX * self.options.interval_ms);
+        let dead_ms = silent_ms.max(u64::from(self.options.refresh_ms()));
+        let mut heard = 0;
+        let mut dead = Vec::new();
+        let mut has_twin = false;
+        for (instance, age_ms) in roll.ages() {
+            heard += u64::from(age_ms <= silent_ms);
+            // An earlier process of this node is dead for certain once its hash is gone: the step looks.
+            let is_former = instance.node() == own.node() && instance != *own;
+            has_twin |= is_former && age_ms <= silent_ms;
+            if age_ms > dead_ms || is_former {
+                dead.push(instance);
+            }
+        }
+        self.counts.nodes = heard;
+        let is_new = now.since(self.started) <= 2_000 * silent_ms;
+        if has_twin && !is_new && !self.warned {
+            self.warned = true;
+            let node = own.node();
+            tracing::warn!(node, "another process has the same node_id, and is alive");
+        }
+        if self.leaving.is_none() && !self.reaper.is_busy() && !dead.is_empty() {
+            // Another one each time: some may be claimed by others.
+            let index = self.counts.beats as usize % dead.len();
+            self.reaper
+                .begin(dead.swap_remove(index), &self.own, &mut self.desk);
+        }
+    }
+}
+
+/// Announcements are spread over so long at least.
+const ANNOUNCE_MS_MIN: u32 = 1_000;

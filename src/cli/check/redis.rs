@@ -1,0 +1,54 @@
+//! The Redis that joins nodes: whether it can be used, and how far away it is.
+
+use super::{Finding, Level};
+use crate::backplane::remote::AtStart;
+use crate::config::Settings;
+use crate::runtime::host::HostFacts;
+use crate::runtime::redis::RedisSeen;
+
+/// A message's way to Redis and back beyond which it is said to be far, microseconds.
+const ROUND_TRIP_US_FAR: u64 = 5_000;
+
+pub(super) fn findings(facts: &HostFacts) -> Vec<Finding> {
+    let findings = facts.redis.iter().map(|fact| {
+        let name = format!("redis {}", fact.place);
+        match &fact.seen {
+            Ok(seen) => usable(&name, seen),
+            Err(reason) => Finding::fail(&name, reason.clone()),
+        }
+    });
+    findings.collect()
+}
+
+fn usable(name: &str, seen: &RedisSeen) -> Finding {
+    let tls = match &seen.tls {
+        Some(version) => format!(", {version}"),
+        None => String::new(),
+    };
+    let us = seen.round_trip_us;
+    let told = format!(
+        "{}{tls}; a message is back after {}.{:03} ms",
+        seen.server,
+        us / 1_000,
+        us % 1_000
+    );
+    match us <= ROUND_TRIP_US_FAR {
+        true => Finding::ok(name, told),
+        false => Finding::warn(
+            name,
+            format!("{told}: every message takes that much longer than without Redis"),
+        )
+        .mended_by("a Redis in the same data centre, with a processor of its own"),
+    }
+}
+
+/// Whether all that fails is Redis, and the node is to wait for it: it would start, and not be ready.
+pub(super) fn only_waits(settings: &Settings, facts: &HostFacts, findings: &[Finding]) -> bool {
+    let waits = |redis: &crate::backplane::remote::Options| redis.at_start == AtStart::Wait;
+    let failed = findings
+        .iter()
+        .filter(|finding| finding.level == Level::Fail)
+        .count();
+    let failed_redis = facts.redis.iter().filter(|fact| fact.seen.is_err()).count();
+    settings.redis.as_ref().is_some_and(waits) && failed == failed_redis
+}

@@ -1,0 +1,177 @@
+"""The state of all nodes, as each of them shows it."""
+
+import json
+import signal
+import threading
+
+import pytest
+from harness import eventually, run
+from harness.redis import RedisClient
+
+SETTINGS = """
+registry_ttl_ms = "6s"
+cluster_interval_ms = 200
+drain_window_ms = 200
+close_timeout_ms = 300
+"""
+FIELDS = {
+    "id", "incarnation", "age_ms", "state", "reasons", "version", "uptime_s", "connections", "connections_max", "users",
+    "rooms", "messages_in_per_s", "messages_out_per_s", "buffered_bytes", "memory_bytes", "memory_bytes_max", "lag_us",
+    "cpu_percent", "mode",
+}  # fmt: skip
+TOTALS = {
+    "nodes", "ready", "connections", "connections_max", "users", "messages_in_per_s", "messages_out_per_s",
+    "buffered_bytes",
+}  # fmt: skip
+
+
+@pytest.fixture
+def node(serve, redis):
+    def start(name, settings="", **how):
+        return serve(SETTINGS + settings, flags=["--redis", redis.url, "--node-id", name], **how)
+
+    return start
+
+
+def cluster(one):
+    answer = one.admin("/v1/cluster")
+    assert answer.status == 200, answer
+    return answer.json
+
+
+def await_cluster(one, probe, what, timeout_s=10.0):
+    return eventually(lambda: (seen := cluster(one)) and probe(seen) and seen, what, timeout_s)
+
+
+def states(seen):
+    return {node["id"]: node["state"] for node in seen["nodes"]}
+
+
+def test_every_node_shows_all_nodes_and_their_sums(node):
+    a, b = node("a"), node("b", shards=1)
+    wires = [a.join("r", "?user=ann"), b.join("r", "?user=ann"), b.join("q", "?user=bob"), b.join("q")]
+    for one, name in ((a, "a"), (b, "b")):
+        seen = await_cluster(one, lambda seen: seen["totals"]["connections"] == 4 and seen["totals"]["users"] == 2, "all")
+        assert (seen["node"], seen["redis"]) == (name, True)
+        assert states(seen) == {"a": "ready", "b": "ready"}
+        assert set(seen["totals"]) == TOTALS
+        assert (seen["totals"]["nodes"], seen["totals"]["ready"]) == (2, 2)
+        by_id = {one["id"]: one for one in seen["nodes"]}
+        for shown in by_id.values():
+            assert set(shown) == FIELDS
+            assert 0 <= shown["age_ms"] < 600 and shown["mode"] == "pubsub" and shown["reasons"] == []
+            assert shown["memory_bytes"] > 1 << 20 and shown["memory_bytes_max"] > 1 << 20
+        assert [by_id[name]["connections"] for name in "ab"] == [1, 3]
+        assert [by_id[name]["users"] for name in "ab"] == [1, 2], "ann counts on each, once in the sum"
+        assert [by_id[name]["rooms"] for name in "ab"] == [1, 2]
+    for wire in wires:
+        wire.cut()
+
+
+def test_rates_and_lag_are_those_of_the_last_interval(node):
+    a, b = node("a"), node("b")
+    one, other = a.join("r"), b.join("r")
+    stop = threading.Event()
+
+    def talk():
+        while not stop.wait(0.005):
+            one.send_text("x")
+
+    talking = threading.Thread(target=talk)
+    talking.start()
+    try:
+
+        def busy(seen):
+            by_id = {shown["id"]: shown for shown in seen["nodes"]}
+            return (
+                50 < by_id["a"]["messages_in_per_s"] < 250
+                and by_id["b"]["messages_in_per_s"] == 0
+                and 50 < by_id["b"]["messages_out_per_s"] < 250
+                and by_id["a"]["lag_us"]
+                and by_id["a"]["lag_us"]["p50"] <= by_id["a"]["lag_us"]["p99"]
+            )
+
+        await_cluster(b, busy, "about 200 messages a second")
+    finally:
+        stop.set()
+        talking.join()
+    await_cluster(b, lambda seen: seen["totals"]["messages_in_per_s"] == 0, "silence")
+    one.cut()
+    other.cut()
+
+
+def test_states_are_published_on_a_channel(node, redis):
+    follower = RedisClient(redis.address)
+    assert follower.command("SUBSCRIBE", "throng:server:metrics")[0] == b"subscribe"
+    a = node("a")
+    kind, channel, payload = follower._read()
+    assert (kind, channel) == (b"message", b"throng:server:metrics")
+    assert set(json.loads(payload)) == FIELDS - {"age_ms"}
+    assert json.loads(payload)["id"] == "a"
+    follower.close()
+    assert a.stop() == 0
+
+
+def test_a_killed_node_is_silent_then_gone(node, redis):
+    a, b = node("a"), node("b")
+    await_cluster(a, lambda seen: states(seen) == {"a": "ready", "b": "ready"}, "both")
+    b.kill()
+    seen = await_cluster(a, lambda seen: states(seen) == {"a": "ready", "b": "silent"}, "it is silent", 3)
+    silent = seen["nodes"][1]
+    assert silent["age_ms"] > 600 and silent["connections"] is None and silent["mode"] is None
+    assert (seen["totals"]["nodes"], seen["totals"]["ready"]) == (1, 1)
+    await_cluster(a, lambda seen: states(seen) == {"a": "ready"}, "it is removed")
+
+
+def test_a_stopped_node_is_silent_and_comes_back(node):
+    a, b = node("a"), node("b")
+    await_cluster(a, lambda seen: states(seen) == {"a": "ready", "b": "ready"}, "both")
+    b.signal(signal.SIGSTOP)
+    try:
+        await_cluster(a, lambda seen: states(seen).get("b") == "silent", "it is silent")
+    finally:
+        b.signal(signal.SIGCONT)
+    await_cluster(a, lambda seen: states(seen) == {"a": "ready", "b": "ready"}, "both again")
+
+
+def test_a_node_that_stops_says_so(node):
+    a, b = node("a"), node("b", "drain_delay_ms = 1500\n")
+    b.signal(signal.SIGTERM)
+    seen = await_cluster(a, lambda seen: states(seen).get("b") == "draining", "it is draining")
+    shown = next(one for one in seen["nodes"] if one["id"] == "b")
+    assert shown["reasons"] == ["draining"]
+    assert (seen["totals"]["nodes"], seen["totals"]["ready"]) == (2, 1)
+    assert b.wait() == 0
+    assert states(cluster(a)) == {"a": "ready"}, "it has left by itself"
+
+
+def test_while_redis_is_away_a_node_shows_itself_and_says_why(node, redis):
+    a = node("a")
+    eventually(lambda: a.metric("throng_registry_up") == 1, "it is up")
+    redis.kill()
+    answer = eventually(lambda: (one := a.admin("/v1/cluster")).status == 503 and one, "nobody knows of others")
+    assert answer.json["error"]["code"] == "backplane_lost"
+    assert [one["id"] for one in answer.json["nodes"]] == ["a"]
+    eventually(lambda: a.admin("/v1/cluster").json["nodes"][0]["reasons"] == ["redis_link"], "it knows why")
+    redis.start()
+    await_cluster(a, lambda seen: states(seen) == {"a": "ready"}, "it is back", 15)
+
+
+def test_without_redis_the_cluster_is_this_node(serve):
+    one = serve("cluster_interval_ms = 200\ndrain_window_ms = 200\nclose_timeout_ms = 300\n", shards=1)
+    wire = one.join("r", "?user=ann")
+    seen = await_cluster(one, lambda seen: seen["totals"]["connections"] == 1, "it is counted")
+    assert seen["redis"] is False
+    (shown,) = seen["nodes"]
+    assert set(shown) == FIELDS
+    assert (shown["state"], shown["mode"], shown["users"], shown["age_ms"]) == ("ready", "none", 1, 0)
+    assert seen["totals"]["users"] == 1
+    wire.cut()
+
+
+def test_contradictions_of_the_registrys_times_are_told(tmp_path):
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text('redis = "redis://127.0.0.1:1"\nregistry_ttl_ms = 1000\ncluster_interval_ms = 400\n')
+    answer = run("serve", "--config", wrong)
+    assert answer.returncode != 0
+    assert "registry_ttl_ms" in answer.stderr + answer.stdout and "silent" in answer.stderr + answer.stdout

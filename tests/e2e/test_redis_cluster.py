@@ -1,0 +1,218 @@
+"""A real Redis Cluster: rooms over its masters, slots that move under traffic, masters that die; and wrong URLs."""
+
+import threading
+import time
+
+import pytest
+from harness import Redis, RedisCluster, eventually, has_redis, run
+
+MODES = ["pubsub", "sharded"]
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    if not has_redis():
+        pytest.skip("there is no redis-server on this host")
+    with RedisCluster(tmp_path) as one:
+        yield one
+
+
+@pytest.fixture
+def node(serve):
+    def start(name, url, mode, settings="", **how):
+        flags = ["--redis", url, "--node-id", name, "--backplane-mode", mode]
+        flags += ["--drain-window-ms", "200", "--close-timeout-ms", "300"]
+        return serve(settings, flags=flags, **how)
+
+    return start
+
+
+def texts(member, count):
+    return [member.read_text() for _ in range(count)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_everybody_gets_everything_once_and_in_one_order_over_all_masters(node, cluster, mode):
+    nodes = [node(f"n{index}", RedisCluster.url_of(one), mode) for index, one in enumerate(cluster.masters)]
+    rooms = [f"room-{index}" for index in range(12)]
+    members = {room: [one.join(room) for one in nodes] for room in rooms}
+    for number in range(20):
+        for room in rooms:
+            for index, member in enumerate(members[room]):
+                member.send_text(f"{index}:{number}")
+    for room in rooms:
+        heard = [texts(member, 60) for member in members[room]]
+        assert len(set(heard[0])) == 60, "each once"
+        assert heard[0] == heard[1] == heard[2], "one order"
+    for one in nodes:
+        redis = one.stats()["backplane"]["redis"]
+        assert redis["mode"] == mode and redis["ready"]
+        assert len(redis["servers"]) == 3
+        assert sum(server["subscriptions"] for server in redis["servers"]) == 12
+        assert all(server["subscriptions"] > 0 for server in redis["servers"]), redis["servers"]
+        assert one.metrics().sum("throng_redis_gaps_total") == 0
+
+
+def channel_of(cluster, mode, room):
+    """The channel that a node follows for a room."""
+    for one in cluster.alive():
+        for channel in one.command("PUBSUB", "SHARDCHANNELS" if mode == "sharded" else "CHANNELS"):
+            if channel.endswith(f":room:{room}".encode()):
+                return channel.decode()
+    raise AssertionError(f"nobody follows {room}")
+
+
+class Talk:
+    """A member that publishes numbers until it is stopped, and readers that note what they hear."""
+
+    def __init__(self, speaker, readers):
+        self.speaker = speaker
+        self.heard = [[] for _ in readers]
+        self.sent = 0
+        self.ended = threading.Event()
+        self.threads = [threading.Thread(target=self._speak, daemon=True)]
+        for reader, heard in zip(readers, self.heard):
+            self.threads.append(threading.Thread(target=self._read, args=(reader, heard), daemon=True))
+        for thread in self.threads:
+            thread.start()
+
+    def _speak(self):
+        while not self.ended.is_set():
+            self.sent += 1
+            self.speaker.send_text(str(self.sent))
+            time.sleep(0.002)
+        self.speaker.send_text("end")
+
+    def _read(self, reader, heard):
+        while not heard or heard[-1] != "end":
+            heard.append(reader.read_text())
+
+    def end(self):
+        self.ended.set()
+        for thread in self.threads:
+            thread.join(20)
+            assert not thread.is_alive(), "everybody hears the end"
+
+    def check(self):
+        """Each once, in order, and whoever misses some was told."""
+        for heard in self.heard:
+            numbers = [int(text) for text in heard if text.isdigit()]
+            assert numbers == sorted(set(numbers)), "each once, and in order"
+            told = [text for text in heard if '"gap"' in text]
+            assert len(numbers) == self.sent or told, f"{self.sent - len(numbers)} lost in silence"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_slot_moves_under_traffic_and_nothing_is_lost_in_silence(node, cluster, mode):
+    nodes = [node(f"n{index}", cluster.url, mode) for index in range(3)]
+    speaker = nodes[0].join("r", "?echo=0")
+    readers = [one.join("r") for one in nodes]
+    slot = cluster.slot_of(channel_of(cluster, mode, "r"))
+    source = cluster.master_of(slot)
+    targets = [one for one in cluster.masters if one is not source]
+    talk = Talk(speaker, readers)
+    time.sleep(0.3)
+    for target in [*targets, source]:
+        cluster.move_slot(slot, target)
+        for one in nodes:
+            followed = f"127.0.0.1:{target.port}"
+
+            def is_there(one=one, followed=followed):
+                servers = one.stats()["backplane"]["redis"]["servers"]
+                return {server["server"]: server["subscriptions"] for server in servers}.get(followed) == 1
+
+            # Without pushes of the server a move is found by the next look at the topology.
+            eventually(is_there, f"{one.directory} follows it", timeout_s=4 if mode == "sharded" else 15)
+        time.sleep(0.2)
+    talk.end()
+    talk.check()
+    for one in nodes:
+        assert one.admin("/readyz").status == 200
+        if mode == "sharded":
+            assert one.metrics().sum("throng_redis_losses_total") == 0, "a move is no failure"
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_killed_master_is_replaced_by_its_replica(node, tmp_path, mode):
+    with RedisCluster(tmp_path, replica_count=1) as cluster:
+        nodes = [node(f"n{index}", cluster.url, mode, "redis_buffer_age_ms = 30000\n") for index in range(2)]
+        rooms = [f"room-{index}" for index in range(30)]
+        # A room whose master has a replica, and one of another master's.
+        joined = {room: [one.join(room) for one in nodes] for room in rooms}
+        homes = {room: cluster.master_of(cluster.slot_of(channel_of(cluster, mode, room))) for room in rooms}
+        struck = next(room for room in rooms if homes[room] is cluster.masters[0])
+        spared = next(room for room in rooms if homes[room] is cluster.masters[1])
+        talks = [Talk(nodes[0].join(room, "?echo=0"), joined[room]) for room in (struck, spared)]
+        time.sleep(0.3)
+        cluster.masters[0].kill()
+        killed = time.monotonic()
+        replica = cluster.replicas[0]
+        eventually(lambda: b"role:master" in replica.command("INFO", "replication"), "it is promoted", timeout_s=20)
+        promoted = time.monotonic()
+        for one in nodes:
+            eventually(lambda one=one: one.admin("/readyz").status == 200, "it heals", timeout_s=15)
+        healed = time.monotonic()
+        print(f"{mode}: promoted after {promoted - killed:.1f} s, ready {healed - promoted:.1f} s later")
+        time.sleep(0.3)
+        for talk in talks:
+            talk.end()
+            talk.check()
+        for heard in talks[1].heard:
+            assert [text for text in heard if text.isdigit()] == [str(number + 1) for number in range(talks[1].sent)]
+            assert not any('"gap"' in text for text in heard), "rooms of other masters notice nothing"
+        for one in nodes:
+            assert one.metrics().sum("throng_redis_messages_refused_total") == 0
+
+
+def test_a_single_redis_takes_sharded_channels_too(node, redis):
+    nodes = [node(f"n{index}", redis.url, "sharded") for index in range(2)]
+    members = [one.join("r") for one in nodes]
+    members[0].send_text("hello")
+    assert [member.read_text() for member in members] == ["hello"] * 2
+    [channel] = [one for one in redis.command("PUBSUB", "SHARDCHANNELS") if one.endswith(b":room:r")]
+    assert channel.startswith(b"throng:{") and redis.command("PUBSUB", "SHARDNUMSUB", channel)[1] == 2
+
+
+def test_where_sharded_channels_are_forbidden_it_says_so_and_goes_on_without(node, tmp_path):
+    settings = ["user default on nopass ~* &* +@all -spublish -ssubscribe -sunsubscribe"]
+    with Redis(tmp_path, settings) as redis:
+        nodes = [node(f"n{index}", redis.url, "sharded") for index in range(2)]
+        members = [one.join("r") for one in nodes]
+        members[0].send_text("hello")
+        assert [member.read_text() for member in members] == ["hello"] * 2
+        for one in nodes:
+            assert one.stats()["backplane"]["redis"]["mode"] == "pubsub"
+            log = one.log()
+            assert "+spublish +ssubscribe +sunsubscribe" in log and "WARN" in log, log
+
+
+def test_a_cluster_that_cannot_be_used_is_told_in_words(cluster, tmp_path):
+    flags = ["--redis-at-start", "fail", "--listen", "127.0.0.1:0"]
+    plain = run("serve", "--redis", cluster.masters[0].url, *flags)
+    assert plain.returncode != 0
+    assert "redis-cluster://" in plain.stdout + plain.stderr
+    with Redis(tmp_path) as single:
+        wrong = run("serve", "--redis", RedisCluster.url_of(single), *flags)
+        assert wrong.returncode != 0
+        assert f"redis://127.0.0.1:{single.port}" in wrong.stdout + wrong.stderr
+    gone = run("serve", "--redis", RedisCluster.url_of(single), *flags)
+    assert gone.returncode != 0
+    assert "refuses the connection" in gone.stdout + gone.stderr
+
+
+def test_any_node_that_answers_will_do_and_unserved_slots_are_told(node, cluster, redis):
+    cluster.masters[2].kill()
+    url = RedisCluster.url_of(cluster.masters[2], cluster.masters[0])
+    one = node("a", url, "sharded", ready=False)
+
+    def reasons():
+        try:
+            return one.admin("/readyz").json["reasons"]
+        except OSError:
+            return []
+
+    eventually(reasons, "it is not ready")
+    lost = f"127.0.0.1:{cluster.masters[2].port}"
+    eventually(lambda: {reason.get("server") for reason in reasons()} == {lost}, "and says where", timeout_s=15)
+    cluster.masters[2].start()
+    eventually(lambda: one.admin("/readyz").status == 200, "it comes up", timeout_s=20)

@@ -1,0 +1,100 @@
+"""Several Redis servers by themselves: rooms are spread over them, and one that is lost takes only its own rooms along."""
+
+import pytest
+from harness import Redis, eventually, run
+
+
+@pytest.fixture
+def two(tmp_path):
+    with Redis(tmp_path) as one, Redis(tmp_path) as other:
+        yield [one, other]
+
+
+@pytest.fixture
+def node(serve, two):
+    """A node on both servers, named in any order."""
+
+    def start(name, servers=None, settings="", **how):
+        flags = ["--node-id", name, "--drain-window-ms", "200", "--close-timeout-ms", "300"]
+        for one in servers or two:
+            flags += ["--redis", one.url]
+        return serve(settings, flags=flags, **how)
+
+    return start
+
+
+def home(two, room):
+    """The server that a room's subscribers are at, and the other one."""
+    counts = [one.subscribers(room) for one in two]
+    assert sorted(counts)[0] == 0 and max(counts) > 0, f"{room}: {counts}"
+    return two if counts[0] else two[::-1]
+
+
+def rooms_of_each(two, node, pairs=16):
+    """A room at each server, its members on both nodes: `{server: (room, members)}`."""
+    a, b = node
+    found = {}
+    for index in range(pairs):
+        room = f"room-{index}"
+        members = [a.join(room), b.join(room)]
+        found.setdefault(home(two, room)[0], (room, members))
+    assert set(found) == set(two), "rooms are spread over both"
+    return found
+
+
+def test_rooms_are_spread_over_the_servers_and_all_nodes_agree(node, two):
+    a = node("a")
+    b = node("b", servers=two[::-1])
+    for index in range(20):
+        room = f"room-{index}"
+        one, other = a.join(room), b.join(room)
+        server, _ = home(two, room)
+        assert server.subscribers(room) == 2, "both at the same one"
+        one.send_text(f"{index} from a")
+        other.send_text(f"{index} from b")
+        heard = [[member.read_text() for _ in range(2)] for member in (one, other)]
+        assert heard[0] == heard[1] and len(set(heard[0])) == 2
+    by_server = a.stats()["backplane"]["redis"]["servers"]
+    assert len(by_server) == 2 and all(one["ready"] for one in by_server)
+    assert sum(one["subscriptions"] for one in by_server) == 20
+    assert all(one["subscriptions"] > 2 for one in by_server), by_server
+    assert {a.metric("throng_redis_server_ready", server=one["server"]) for one in by_server} == {1}
+
+
+def test_a_lost_server_takes_only_its_own_rooms_along(node, two):
+    a, b = node("a"), node("b")
+    found = rooms_of_each(two, (a, b))
+    lost, kept = two
+    lost.kill()
+    eventually(lambda: a.admin("/readyz").status == 503, "it is told")
+    reasons = a.admin("/readyz").json["reasons"]
+    assert {reason["server"] for reason in reasons} == {f"127.0.0.1:{lost.port}"}, reasons
+    room, (one, other) = found[kept]
+    for number in range(50):
+        one.send_text(str(number))
+    assert [other.read_text() for _ in range(50)] == [str(number) for number in range(50)]
+    assert a.join(room).read_text is not None, "joins of rooms at the other one are answered"
+    room, (one, other) = found[lost]
+    one.send_text("meanwhile")
+    assert one.read_text() == "meanwhile", "members of one node hear each other"
+    lost.start()
+    for each in (a, b):
+        eventually(lambda each=each: each.admin("/readyz").status == 200, "it is back", timeout_s=15)
+    one.send_text("afterwards")
+    heard = []
+    while "afterwards" not in heard:
+        heard.append(other.read_text())
+    assert any('"gap"' in text for text in heard), "what it may have missed is told"
+
+
+def test_what_cannot_be_together_is_refused(tmp_path):
+    for urls, wanted in [
+        (["redis://h:1", "redis://h:1/2"], "h:1 stands there twice"),
+        (["redis://h:1", "redis-cluster://h:2"], "a cluster and servers by themselves"),
+        (["redis://h:1", "redis://u:hunter2@h:x"], "number 2"),
+    ]:
+        flags = [flag for url in urls for flag in ("--redis", url)]
+        result = run("serve", *flags)
+        assert result.returncode != 0
+        said = result.stdout + result.stderr
+        assert wanted in said and "hunter2" not in said, said
