@@ -2,8 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::config::definition::Definition;
-use crate::config::definitions::DEFINITIONS;
+use crate::config::definitions::{DEFINITIONS, Definition};
 use crate::config::group::Group;
 use crate::config::load::default;
 use crate::config::mistake::{Mistake, Source};

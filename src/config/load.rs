@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 
 use crate::config::contradictions;
-use crate::config::definition::{Definition, VARIABLE_PREFIX};
-use crate::config::definitions::{DEFINITIONS, find};
+use crate::config::definitions::{DEFINITIONS, Definition, VARIABLE_PREFIX, find};
 use crate::config::draft::Draft;
 use crate::config::effective::{Effective, Entry};
 use crate::config::file::{self, FileContent};

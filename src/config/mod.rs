@@ -6,7 +6,6 @@
 
 pub mod capacity;
 mod contradictions;
-mod definition;
 mod definitions;
 mod draft;
 mod effective;
@@ -22,8 +21,7 @@ mod value;
 #[cfg(test)]
 mod tests;
 
-pub use definition::{Definition, VARIABLE_PREFIX};
-pub use definitions::{DEFINITIONS, find};
+pub use definitions::{DEFINITIONS, Definition, VARIABLE_PREFIX, find};
 pub use effective::{Effective, Entry, reference_markdown};
 pub use group::Group;
 pub use load::{ServeArgs, load};

@@ -351,56 +351,6 @@ impl Value {
     }
 }
 
-/// What a setting's definition puts in place; nothing of a value of another kind.
-impl Value {
-    pub(super) fn number(&self) -> Option<u64> {
-        match self {
-            Self::Number(number) => Some(*number),
-            _ => None,
-        }
-    }
-
-    pub(super) fn u32(&self) -> Option<u32> {
-        self.number().and_then(|number| u32::try_from(number).ok())
-    }
-
-    pub(super) fn text(&self) -> Option<String> {
-        match self {
-            Self::Text(text) => Some(text.clone()),
-            _ => None,
-        }
-    }
-
-    pub(super) fn texts(&self) -> Vec<String> {
-        match self {
-            Self::Texts(texts) => texts.clone(),
-            Self::Text(text) => vec![text.clone()],
-            _ => Vec::new(),
-        }
-    }
-
-    pub(super) fn address(&self) -> Option<SocketAddr> {
-        match self {
-            Self::Address(address) => Some(*address),
-            _ => None,
-        }
-    }
-
-    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
-        match self {
-            Self::Addresses(addresses) => addresses.clone(),
-            _ => Vec::new(),
-        }
-    }
-
-    pub(super) fn processors(&self) -> Vec<u32> {
-        match self {
-            Self::Processors(processors) => processors.clone(),
-            _ => Vec::new(),
-        }
-    }
-}
-
 impl Range {
     /// `min` to `max`.
     pub(super) const fn of(min: u64, max: u64) -> Self {

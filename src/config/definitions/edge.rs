@@ -1,6 +1,6 @@
 //! What stands before the node, and what of its word is believed.
 
-use crate::config::definition::{Definition, any, setting};
+use super::{Definition, any, setting};
 use crate::config::group::Group;
 use crate::config::value::{Kind, Unit, Value};
 use crate::protocol::handshake::{Network, ProxyProtocol, SameSite, is_header_name};
