@@ -15,8 +15,10 @@ mod random;
 mod redis;
 mod redis_cluster;
 mod redis_server;
+mod redis_streams;
 mod run;
 mod socket;
+mod topic;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
