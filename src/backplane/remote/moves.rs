@@ -10,6 +10,7 @@ use super::channels::Channel;
 use super::link::Role;
 use super::outgoing::{Entry, Sequence};
 use super::placement::{Slot, Tag};
+use super::streams::Leaving;
 use super::{
     Address, Degraded, Effect, Endpoint, LinkOrder, Mode, Published, Remote, Reply, channels,
     outgoing,
@@ -41,6 +42,8 @@ pub struct Departure {
     pub channels: Vec<(RoomName, Channel)>,
     /// How their numbers go on.
     pub sequences: Vec<(RoomName, Sequence)>,
+    /// Where they stand in their streams, and what may have to be kept there again.
+    pub streams: Leaving,
     /// What was not sent, in order.
     pub unsent: Vec<Entry>,
     /// Those of which something is on its way.
@@ -69,11 +72,13 @@ impl Remote {
             unsent,
             in_flight,
         } = self.outgoing.release(&goes);
+        let streams = self.streams_release(&goes);
         let rooms = in_flight.keys().cloned().collect();
         self.leaving.extend(in_flight);
         Departure {
             channels: channels.wanted,
             sequences,
+            streams,
             unsent,
             in_flight: rooms,
         }

@@ -134,7 +134,8 @@ impl Remote {
             if had_place && !self.link(role).is_resting() {
                 self.end_link(role, reason.clone(), now);
             }
-            self.link_mut(role).restart(true, now);
+            let endpoint = self.options.address.endpoint.clone();
+            self.link_mut(role).restart(true, &endpoint, now);
         }
     }
 }

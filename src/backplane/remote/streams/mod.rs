@@ -28,10 +28,12 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use self::kept::{Known, SCRIPT};
-use self::places::{News, Places, Pushed, Turn};
+use self::places::{News, Places, Pushed, Room, Turn};
 use self::retained::Retained;
+use super::directory::Elsewhere;
 use super::link::{Link, Random};
 use super::outgoing::Entry;
+use super::placement::Tag;
 use super::refusal::{Grant, explain};
 use super::wire::{self, Parcel};
 use super::{Effect, Expected, Options, Remote};
@@ -169,6 +171,17 @@ impl Streams {
     }
 }
 
+/// What streams know of rooms that go to another server.
+#[derive(Debug, Default)]
+pub struct Leaving {
+    /// Where they stand.
+    pub rooms: Vec<(RoomName, Room)>,
+    /// What was acknowledged lately.
+    pub again: Vec<Entry>,
+    /// What the clock's last acknowledged time was, and the tag of its key.
+    pub clock: Option<(Tag, Tick)>,
+}
+
 /// What becomes of what was published on a room's channel.
 pub(super) enum Came<'a> {
     /// It is to be delivered.
@@ -293,6 +306,9 @@ impl Remote {
 
     /// The commands link is up: has Redis what it had?
     pub(super) fn streams_commands_ready(&mut self, now: Tick) {
+        if self.is_scout {
+            return;
+        }
         let Some(streams) = &mut self.streams else {
             return;
         };
@@ -304,7 +320,52 @@ impl Remote {
     }
 
     fn streams_clock(&self) -> String {
-        format!("{}:clock:{:016x}", self.options.prefix, self.node)
+        let (prefix, node) = (&self.options.prefix, self.node);
+        match &self.probe_tag {
+            Some(tag) => format!("{prefix}:{{{}}}:clock:{node:016x}", tag.text),
+            None => format!("{prefix}:clock:{node:016x}"),
+        }
+    }
+
+    /// The clock's key is another one, since the server has other slots.
+    pub(super) fn streams_clock_moved(&mut self, now: Tick) {
+        if let Some(streams) = &mut self.streams {
+            streams.clock_acknowledged = None;
+            if self.commands.is_up() && self.closing.is_none() {
+                self.streams_commands_ready(now);
+            }
+        }
+    }
+
+    /// Rooms go to another server: where they stand, and what that one may lack of what was acknowledged, oldest first.
+    pub(super) fn streams_release(&mut self, goes: impl Fn(&str) -> bool) -> Leaving {
+        let Some(streams) = &mut self.streams else {
+            return Leaving::default();
+        };
+        let mut again = streams.retained.take(&goes);
+        for entry in &mut again {
+            entry.from = None;
+        }
+        Leaving {
+            rooms: streams.places.release(self.subscription.heard(), goes),
+            again,
+            clock: self.probe_tag.clone().zip(streams.clock_acknowledged),
+        }
+    }
+
+    /// A room comes from another server.
+    pub(super) fn streams_adopt(&mut self, name: RoomName, room: Room) {
+        if let Some(streams) = &mut self.streams {
+            streams.places.adopt(name, room);
+        }
+    }
+
+    /// The server stands in for another whose tag it has: it is to have what that one had acknowledged.
+    pub(super) fn streams_succeed(&mut self, clock: &(Tag, Tick)) {
+        let is_heir = self.probe_tag.as_ref() == Some(&clock.0);
+        if let Some(streams) = self.streams.as_mut().filter(|_| is_heir) {
+            streams.clock_acknowledged.get_or_insert(clock.1);
+        }
     }
 
     /// Gives the commands whose turn it is.
@@ -367,9 +428,18 @@ impl Remote {
         let Some(streams) = &mut self.streams else {
             return Ok(());
         };
-        if let Some(Reply::Error(error)) = &reply {
-            return Err(explain(error, &Grant::at_redis(&self.options)));
-        }
+        let reply = match reply {
+            // Its room goes elsewhere, and is looked at there.
+            Some(Reply::Error(error))
+                if self.options.is_cluster() && Elsewhere::read(&error).is_some() =>
+            {
+                None
+            }
+            Some(Reply::Error(error)) => {
+                return Err(explain(&error, &Grant::at_redis(&self.options)));
+            }
+            reply => reply,
+        };
         match ticket {
             CLOCK_READ => return self.streams_clock_read(reply, now),
             CLOCK_WRITTEN => {
@@ -459,7 +529,11 @@ impl Remote {
             self.counts.joins_refused += 1;
             self.effects.push_back(Effect::JoinRefused { room, shards });
         }
-        if streams.clock_is_due(now) && self.commands.is_up() && self.closing.is_none() {
+        if streams.clock_is_due(now)
+            && !self.is_scout
+            && self.commands.is_up()
+            && self.closing.is_none()
+        {
             streams.clock_sent = Some(now);
             streams.clock_next = now.after(CLOCK_INTERVAL);
             let ttl_ms = streams.ttl_ms.clone();

@@ -62,8 +62,9 @@ enum Phase {
     Live,
 }
 
+/// One room's.
 #[derive(Debug)]
-struct Room {
+pub struct Room {
     place: Place,
     phase: Phase,
     /// The newest that was pushed while it was not live.
@@ -245,6 +246,36 @@ impl Places {
             keep
         });
         self.waiting_count = waiting_count;
+    }
+
+    /// Lets rooms go to another server; the link had missed nothing until `heard`.
+    pub fn release(&mut self, heard: Tick, goes: impl Fn(&str) -> bool) -> Vec<(RoomName, Room)> {
+        let names = self.rooms.keys().filter(|name| goes(name));
+        let names: Vec<RoomName> = names.cloned().collect();
+        let mut released = Vec::new();
+        for name in names {
+            self.rest(&name, Phase::Away);
+            if let Some(mut room) = self.rooms.remove(&name) {
+                self.waiting_count -= usize::from(!room.waiting.is_empty());
+                room.pushed = None;
+                if room.place != Place::Unknown {
+                    room.torn.get_or_insert(heard);
+                }
+                released.push((name, room));
+            }
+        }
+        released
+    }
+
+    /// Takes a room in that another server has let go.
+    pub fn adopt(&mut self, name: RoomName, room: Room) {
+        if !room.waiting.is_empty() {
+            self.waiting_count += 1;
+            let due = room.waiting_since.after(self.join_timeout);
+            let place = self.waits.partition_point(|(other, _)| *other <= due);
+            self.waits.insert(place, (due, name.clone()));
+        }
+        self.rooms.insert(name, room);
     }
 
     /// Redis has lost what it had: whoever has missed something may have missed more than is told.

@@ -57,6 +57,16 @@ impl Retained {
         entries.into_iter().map(|(_, entry)| entry).collect()
     }
 
+    /// Takes rooms' entries out, oldest first.
+    pub fn take(&mut self, goes: impl Fn(&str) -> bool) -> Vec<Entry> {
+        let (taken, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.entries)
+            .into_iter()
+            .partition(|(_, entry)| goes(&entry.room));
+        self.entries = kept.into();
+        self.bytes -= taken.iter().map(|(_, entry)| entry.bytes()).sum::<u64>();
+        taken.into_iter().map(|(_, entry)| entry).collect()
+    }
+
     /// What is kept, oldest first.
     pub fn iter(&self) -> impl Iterator<Item = &Entry> {
         self.entries.iter().map(|(_, entry)| entry)
