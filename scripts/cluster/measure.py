@@ -147,6 +147,7 @@ def measure_latency(run):
         for _ in range(ROUNDS):
             run.floor("latency-floor", redis, "--channels", 100, "--subscribers", 2, "--rate", 1000)
             run.fan_out("latency", nodes, *traffic)
+    waited = max(run.waited("latency"), run.waited("latency-floor"))
     p50, p99 = (run.median("latency", f"latency_{q}_ms") for q in ("p50", "p99"))
     floor_p50, floor_p99 = (run.median("latency-floor", f"latency_{q}_ms") for q in ("p50", "p99"))
     run.promise(
@@ -155,7 +156,7 @@ def measure_latency(run):
         "<=",
         1,
         f"{p99:.2f} ms against {floor_p99:.2f} ms of the bare pair; p50 {p50:.2f} ms against {floor_p50:.2f} ms; in a round others had "
-        f"the processors for up to {max(run.waited('latency'), run.waited('latency-floor')):.0%} of the time{' (SCHED_RR)' if REALTIME else ''}",
+        f"the processors for up to {waited:.0%} of the time{' (SCHED_RR)' if REALTIME else ''}",
     )
 
 
@@ -258,16 +259,16 @@ def subscriptions(redis):
 
 def open_all(run, name, nodes, rooms, check=None):
     """One member of each room on each node; `check` looks at it meanwhile. Returns the seconds until all were in."""
-    directory = OUT / name
     targets = [word for node in nodes for word in ("--target", node.url(""))]
     path = OUT / f"{name}.json"
     command = [LOAD, "idle", "-q", *targets, "--rooms", rooms, "--connections", rooms * len(nodes), "--connecting", 1024]
     command += ["--hold", 3600, "--settle", 0, "--time-limit", 3600, "--json", path]
     began = time.monotonic()
-    loading = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=clean_environment())
+    words = [str(word) for word in command]
+    loading = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=clean_environment())
     try:
         wanted = [rooms] * len(nodes)
-        eventually(lambda: [node.open_count() for node in nodes] == wanted, f"{directory}: everybody is in", 120, 0.05)
+        eventually(lambda: [node.open_count() for node in nodes] == wanted, "everybody is in", 120, 0.05)
         seconds = time.monotonic() - began
         if check:
             check()
