@@ -13,8 +13,8 @@ pub(super) const SETTINGS: &[Definition] = &[
         "redis",
         Group::Redis,
         Kind::CheckedTexts {
-            range: "one or more of redis://[USER:PASSWORD@]HOST:PORT[/DB] and unix:///PATH[?db=N], or redis-cluster://[USER:PASSWORD@]HOST:PORT[,HOST:PORT…]",
-            check: check_redis,
+            range: "one or more of redis://[USER:PASSWORD@]HOST:PORT[/DB], unix:///PATH[?db=N] and redis-sentinel://[USER:PASSWORD@]HOST:PORT[,HOST:PORT…]/NAME[/DB], or redis-cluster://[USER:PASSWORD@]HOST:PORT[,HOST:PORT…]; rediss…:// with TLS",
+            check: |url| Source::parse(url).map(|_| ()),
             shown: without_password,
         },
         "none",
@@ -47,6 +47,19 @@ pub(super) const SETTINGS: &[Definition] = &[
         |draft, value| draft.redis_password_file = value.text(),
     )
     .or("none"),
+    setting(
+        "redis_sentinel_password",
+        Group::Redis,
+        Kind::Text {
+            range: "1 to 1024 characters",
+            accepts: |text| (1..=1_024).contains(&text.len()),
+        },
+        "none",
+        "The password at the Sentinels, if they want one; it counts over sentinel_password in the URL. It has no flag.",
+        |draft, value| draft.redis_sentinel_password = value.text(),
+    )
+    .or("none")
+    .kept_secret(),
     setting(
         "redis_tls_ca_file",
         Group::Redis,
@@ -295,11 +308,3 @@ pub(super) const SETTINGS: &[Definition] = &[
         |draft, value| set(&mut draft.registry.interval_ms, value),
     ),
 ];
-
-/// Whether a URL names servers that messages may go through.
-fn check_redis(url: &str) -> Result<(), String> {
-    match Source::parse(url)? {
-        Source::One(_) | Source::Cluster { .. } => Ok(()),
-        Source::Sentinel { .. } => Err("Sentinel is not spoken".into()),
-    }
-}
