@@ -1,6 +1,7 @@
 //! What Redis refuses, in words that say what to do.
 
 use super::{Address, Mode, Options};
+use crate::backplane::registry::GRANT as GRANT_REGISTRY;
 
 /// What is shown of a server's words.
 const SHOWN_CHARS_MAX: usize = 200;
@@ -36,11 +37,12 @@ impl Grant {
     /// What this node needs at a Redis that carries messages.
     pub fn at_redis(options: &Options) -> Self {
         let prefix = &options.prefix;
-        let mut rules = format!("&{prefix}:* {GRANT_GREETING} {GRANT_MESSAGES}");
+        let mut rules =
+            format!("&{prefix}:* {GRANT_GREETING} {GRANT_MESSAGES} ~{prefix}:* {GRANT_REGISTRY}");
         match options.mode {
             Mode::Pubsub => {}
             Mode::Sharded => rules.push_str(GRANT_SHARDED),
-            Mode::Streams => rules.push_str(&format!(" ~{prefix}:* {GRANT_STREAMS}")),
+            Mode::Streams => rules.push_str(&format!(" {GRANT_STREAMS}")),
         }
         if options.is_cluster() {
             rules.push_str(GRANT_CLUSTER);
