@@ -419,6 +419,10 @@ impl Fleet {
             let (_, remote) = self.of(&room);
             remote.adopt(room, channel, now);
         }
+        for (room, place) in departure.places {
+            let (_, remote) = self.of(&room);
+            remote.adopt_place(&room, &place, now);
+        }
         let remote = self.remote(source);
         let arrived = self
             .transit

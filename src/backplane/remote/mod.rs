@@ -48,7 +48,6 @@ mod streams;
 mod transit;
 pub mod wire;
 
-use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;

@@ -79,6 +79,15 @@ struct Room {
     waiting_since: Tick,
 }
 
+/// What goes with a room to another server.
+#[derive(Debug)]
+pub struct Carried {
+    place: Place,
+    torn: Option<Tick>,
+    credit: u64,
+    waiting: ShardSet,
+}
+
 /// What becomes of a push.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pushed {
@@ -165,16 +174,8 @@ impl Places {
 
     /// The room's channel stands; `waiting` are answered once the room is live.
     pub fn stand(&mut self, name: &RoomName, waiting: ShardSet, now: Tick) {
-        let room = self.rooms.entry(name.clone()).or_insert_with(|| Room {
-            place: Place::Unknown,
-            phase: Phase::Away,
-            pushed: None,
-            torn: None,
-            credit: 0,
-            entry_count: ENTRY_COUNT_FIRST,
-            waiting: ShardSet::EMPTY,
-            waiting_since: now,
-        });
+        let rooms = self.rooms.entry(name.clone());
+        let room = rooms.or_insert_with(|| Room::new(Place::Unknown, now));
         room.pushed = None;
         if room.torn.is_some() {
             self.catch_ups += 1;
@@ -245,6 +246,47 @@ impl Places {
             keep
         });
         self.waiting_count = waiting_count;
+    }
+
+    /// Lets rooms go to another server; until `heard` nothing of them was missed at this one.
+    pub fn release(
+        &mut self,
+        heard: Tick,
+        goes: impl Fn(&str) -> bool,
+    ) -> Vec<(RoomName, Carried)> {
+        let names = self.rooms.keys().filter(|name| goes(name));
+        let names: Vec<RoomName> = names.cloned().collect();
+        let carried = names.into_iter().filter_map(|name| {
+            self.rest(&name, Phase::Away);
+            let room = self.rooms.remove(&name)?;
+            self.waiting_count -= usize::from(!room.waiting.is_empty());
+            let is_known = room.place != Place::Unknown;
+            let carried = Carried {
+                place: room.place,
+                torn: room.torn.or(is_known.then_some(heard)),
+                credit: room.credit,
+                waiting: room.waiting,
+            };
+            Some((name, carried))
+        });
+        carried.collect()
+    }
+
+    /// Takes a room in that another server has let go; its channel does not stand here.
+    pub fn adopt(&mut self, name: &RoomName, carried: &Carried, now: Tick) {
+        let mut room = Room::new(carried.place, now);
+        room.torn = carried.torn;
+        room.credit = carried.credit;
+        self.forget(name);
+        self.rooms.insert(name.clone(), room);
+        for shard in carried.waiting.iter() {
+            self.wait(name, shard, now);
+        }
+    }
+
+    /// The room that a command was given for.
+    pub fn asked_for(&self, ticket: u64) -> Option<&RoomName> {
+        self.asked.get(&ticket)
     }
 
     /// Redis has lost what it had: whoever has missed something may have missed more than is told.
@@ -475,6 +517,19 @@ impl Places {
 }
 
 impl Room {
+    fn new(place: Place, now: Tick) -> Self {
+        Self {
+            place,
+            phase: Phase::Away,
+            pushed: None,
+            torn: None,
+            credit: 0,
+            entry_count: ENTRY_COUNT_FIRST,
+            waiting: ShardSet::EMPTY,
+            waiting_since: now,
+        }
+    }
+
     /// Whether more may be missing than a stream that is gone, or begins anew, can show.
     fn doubt(&self, lost_at: Option<Tick>, ttl: Duration, now: Tick) -> Doubt {
         match self.torn {
