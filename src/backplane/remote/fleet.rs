@@ -386,7 +386,7 @@ impl Fleet {
         let placement = std::mem::replace(&mut self.placement, Placement::Single);
         let departure = match (&placement, self.remote_mut(source)) {
             (Placement::Cluster(cluster), Some(remote)) => {
-                Some(remote.release(|room| cluster.place(room) != source))
+                Some(remote.release(|room| cluster.place(room) != source, now))
             }
             _ => None,
         };

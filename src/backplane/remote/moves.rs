@@ -52,7 +52,7 @@ pub struct Departure {
 
 impl Remote {
     /// Lets rooms go.
-    pub fn release(&mut self, goes: impl Fn(&str) -> bool) -> Departure {
+    pub fn release(&mut self, goes: impl Fn(&str) -> bool, now: Tick) -> Departure {
         if self.options.degraded == Degraded::Local {
             // The members here may not see it come back: they leave one channel, and follow the other some time later.
             let waiting = self.outgoing.iter().filter(|entry| goes(&entry.room));
@@ -72,7 +72,7 @@ impl Remote {
             unsent,
             in_flight,
         } = self.outgoing.release(&goes);
-        let (places, mut again) = self.streams_release(&goes);
+        let (places, mut again) = self.streams_release(&goes, now);
         again.extend(unsent);
         let rooms = in_flight.keys().cloned().collect();
         self.leaving.extend(in_flight);

@@ -197,7 +197,7 @@ impl Remote {
 
     /// The server has the script, or says which it is. To a server that is not the one before, what was acknowledged
     /// lately is sent again.
-    pub(super) fn streams_prepared(&mut self, text: &Bytes) -> Result<(), String> {
+    pub(super) fn streams_prepared(&mut self, text: &Bytes, now: Tick) -> Result<(), String> {
         let expected = self.expected.pop_front();
         let Some(streams) = &mut self.streams else {
             return Err("Redis says what nobody asked for".into());
@@ -216,7 +216,7 @@ impl Remote {
                         batches,
                         "Redis is another server; what it may lack is sent again"
                     );
-                    self.outgoing.replay(again);
+                    self.outgoing.replay(again, now);
                 }
                 streams.server = Some(name);
             }
@@ -455,6 +455,7 @@ impl Remote {
     pub(super) fn streams_release(
         &mut self,
         goes: impl Fn(&str) -> bool,
+        now: Tick,
     ) -> (Vec<(RoomName, Carried)>, Vec<Entry>) {
         let Some(streams) = &mut self.streams else {
             return (Vec::new(), Vec::new());
@@ -462,6 +463,7 @@ impl Remote {
         let mut again = streams.retained.release(&goes);
         for entry in &mut again {
             entry.from = None;
+            entry.taken = now;
         }
         let heard = self.subscription.heard();
         (streams.places.release(heard, goes), again)
