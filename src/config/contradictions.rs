@@ -380,7 +380,7 @@ fn redis_tls(settings: &Settings, found: &mut Found<'_>) {
     let speaks_tls = settings
         .redis
         .as_ref()
-        .is_some_and(|redis| redis.address.tls);
+        .is_some_and(|redis| redis.addresses().any(|address| address.tls));
     if tls.is_given() && !speaks_tls {
         found.add(
             &["redis"],

@@ -44,6 +44,7 @@ pub struct Draft {
     pub(super) redis_urls: Vec<String>,
     pub(super) redis_password: Option<String>,
     pub(super) redis_password_file: Option<String>,
+    pub(super) redis_sentinel_password: Option<String>,
     pub(super) redis_tls_ca_file: Option<String>,
     pub(super) redis_tls_cert_file: Option<String>,
     pub(super) redis_tls_key_file: Option<String>,
@@ -122,6 +123,7 @@ impl Draft {
             registry: registry::Options::new(String::new()),
             redis_password: None,
             redis_password_file: None,
+            redis_sentinel_password: None,
             redis_tls_ca_file: None,
             redis_tls_cert_file: None,
             redis_tls_key_file: None,
@@ -229,11 +231,10 @@ impl Draft {
             if let Some(password) = &self.redis_password {
                 source.set_password(password);
             }
-            match source {
-                remote::Source::One(address) => addresses.push(address),
-                remote::Source::Cluster { seeds } => addresses.extend(seeds),
-                remote::Source::Sentinel { .. } => return None,
+            if let Some(password) = &self.redis_sentinel_password {
+                source.set_sentinel_password(password);
             }
+            addresses.extend(source.into_addresses());
         }
         if addresses.is_empty() {
             return None;

@@ -212,7 +212,7 @@ impl Server {
 }
 
 /// Takes one whole command off the front.
-fn take_command(bytes: &mut VecDeque<u8>) -> Option<Vec<Vec<u8>>> {
+pub fn take_command(bytes: &mut VecDeque<u8>) -> Option<Vec<Vec<u8>>> {
     let all = bytes.make_contiguous();
     let mut at = 0;
     let line = |at: &mut usize, kind: u8| -> Option<usize> {

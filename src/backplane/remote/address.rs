@@ -37,6 +37,13 @@ pub enum Endpoint {
         /// Its path.
         path: String,
     },
+    /// Wherever Sentinels say that the master is.
+    Master {
+        /// Where they are and who we are there, in the order of their places; at least one.
+        sentinels: Vec<Address>,
+        /// What they call it.
+        name: String,
+    },
 }
 
 impl fmt::Display for Endpoint {
@@ -45,6 +52,11 @@ impl fmt::Display for Endpoint {
             Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
             Self::Tcp { host, port } => write!(f, "{host}:{port}"),
             Self::Unix { path } => f.write_str(path),
+            Self::Master { sentinels, name } => {
+                let places = sentinels.iter().map(|address| address.endpoint.to_string());
+                let places = places.collect::<Vec<_>>().join(",");
+                write!(f, "{name} (Sentinels {places})")
+            }
         }
     }
 }
@@ -187,7 +199,7 @@ impl fmt::Display for Source {
             Self::One(address) => address.endpoint.fmt(f),
             Self::Sentinel {
                 sentinels, name, ..
-            } => write!(f, "{name} (Sentinel {})", list(sentinels)),
+            } => write!(f, "{name} (Sentinels {})", list(sentinels)),
             Self::Cluster { seeds } => write!(f, "the cluster of {}", list(seeds)),
         }
     }
@@ -233,6 +245,24 @@ impl Source {
         if let Self::Sentinel { sentinels, .. } = self {
             for sentinel in sentinels {
                 sentinel.password = Some(password.to_owned());
+            }
+        }
+    }
+
+    /// The servers: one, the master wherever it is, or all that were named of a cluster.
+    #[must_use]
+    pub fn into_addresses(self) -> Vec<Address> {
+        match self {
+            Self::One(address) => vec![address],
+            Self::Cluster { seeds } => seeds,
+            Self::Sentinel {
+                mut sentinels,
+                name,
+                master,
+            } => {
+                // All nodes are to call it the same, in whatever order they list the Sentinels.
+                sentinels.sort_by_key(|address| address.endpoint.to_string());
+                vec![master.at(Endpoint::Master { sentinels, name }, Kind::Single)]
             }
         }
     }

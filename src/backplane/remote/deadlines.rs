@@ -51,6 +51,7 @@ impl Remote {
     /// Whether there is such a link.
     fn wants_link(&self, role: Role) -> bool {
         match role {
+            _ if !self.has_place() => false,
             Role::Publishing | Role::Subscription => !self.is_scout,
             Role::Commands => self.is_scout || self.options.commands || self.streams.is_some(),
         }

@@ -17,6 +17,7 @@ use super::cluster::{Cluster, SCOUT};
 use super::moves::News;
 use super::placement::Rendezvous;
 use super::transit::Transit;
+use super::watching::{self, Watched};
 use super::{Effect, LinkId, LinkOrder, LinkTrouble, Mode, Options, Published, Remote, Role};
 use crate::bus::{Batch, CoreId, RoomName};
 use crate::metrics::{RedisServerSnapshot, RedisSnapshot};
@@ -48,6 +49,8 @@ pub struct Fleet {
     /// Why [`Mode::Sharded`] is not in use although it is wished for.
     fallen_back: Option<String>,
     closing: bool,
+    /// Who says where the servers are that Sentinels watch.
+    pub(super) watched: Vec<Watched>,
 }
 
 impl Fleet {
@@ -77,6 +80,7 @@ impl Fleet {
             gone: RedisSnapshot::default(),
             fallen_back: None,
             closing: false,
+            watched: watching::watches(&options, seed, now),
             options,
         };
         if matches!(fleet.placement, Placement::Cluster(_)) {
@@ -239,15 +243,17 @@ impl Fleet {
 
     // --- the links' side --------------------------------------------------------------------------------------------
 
-    /// Servers that there are or were: [`LinkId::server`] is less.
+    /// Servers that there are or were, and those that are asked where they are: [`LinkId::server`] is less.
     #[must_use]
     pub fn server_count(&self) -> u16 {
-        self.servers.len() as u16
+        (self.servers.len() + self.watched.len()) as u16
     }
 
     /// The socket that [`LinkOrder::Connect`] asked for is connected.
     pub fn connected(&mut self, link: LinkId, now: Tick) {
-        if let Some(remote) = self.remote_mut(link.server) {
+        if let Some(watch) = self.watch_mut(link) {
+            watch.connected(now);
+        } else if let Some(remote) = self.remote_mut(link.server) {
             remote.connected(link.role, now);
             self.gather(link.server, now);
         }
@@ -255,15 +261,21 @@ impl Fleet {
 
     /// The socket could not be connected, or has ended.
     pub fn failed(&mut self, link: LinkId, reason: String, now: Tick) {
-        if let Some(remote) = self.remote_mut(link.server) {
+        if let Some(watch) = self.watch_mut(link) {
+            watch.failed(reason, now);
+        } else if let Some(remote) = self.remote_mut(link.server) {
             remote.failed(link.role, reason, now);
             self.gather(link.server, now);
         }
+        self.tend_watches(now);
     }
 
     /// Bytes came on a link.
     pub fn received(&mut self, link: LinkId, bytes: &[u8], now: Tick) {
-        if let Some(remote) = self.remote_mut(link.server) {
+        if let Some(watch) = self.watch_mut(link) {
+            watch.received(bytes, now);
+            self.tend_watches(now);
+        } else if let Some(remote) = self.remote_mut(link.server) {
             remote.received(link.role, bytes, now);
             self.gather(link.server, now);
         }
@@ -272,13 +284,18 @@ impl Fleet {
     /// What is to be written to the link's socket now.
     #[must_use]
     pub fn output(&self, link: LinkId, now: Tick) -> &[u8] {
+        if let Some(watch) = self.watch(link) {
+            return watch.output();
+        }
         let remote = self.remote(link.server);
         remote.map_or(&[], |remote| remote.output(link.role, now))
     }
 
     /// So much of it was written.
     pub fn written(&mut self, link: LinkId, bytes: usize, now: Tick) {
-        if let Some(remote) = self.remote_mut(link.server) {
+        if let Some(watch) = self.watch_mut(link) {
+            watch.written(bytes);
+        } else if let Some(remote) = self.remote_mut(link.server) {
             remote.written(link.role, bytes, now);
             self.gather(link.server, now);
         }
@@ -308,6 +325,7 @@ impl Fleet {
             self.gather(server, now);
         }
         self.tend_cluster(now);
+        self.watches_handle_deadline(now);
     }
 
     /// When [`Self::handle_deadline`] has something to do.
@@ -320,6 +338,7 @@ impl Fleet {
             .filter_map(|remote| remote.next_deadline())
             .chain(expires)
             .chain(self.cluster_deadline())
+            .chain(self.watches_deadline())
             .min()
     }
 
@@ -371,6 +390,10 @@ impl Fleet {
                 self.transit.admit(entry, server);
                 if self.place(&room) == server {
                     self.slot_is_elsewhere(server, &room, now);
+                }
+                let remote = self.remote(server);
+                if remote.is_none_or(|remote| !remote.is_leaving(&room)) {
+                    self.arrive(&room, now);
                 }
             }
             News::Returned(entry) => self.transit.admit(entry, server),
@@ -492,6 +515,7 @@ impl Fleet {
             .flat_map(|remote| remote.troubles(now))
             .collect();
         troubles.extend(self.cluster_trouble(now));
+        troubles.extend(self.watch_troubles(now));
         troubles
     }
 
@@ -544,6 +568,7 @@ impl Fleet {
     /// The node ends: what waits is sent, subscriptions are dropped, links closed; within a second.
     pub fn close(&mut self, now: Tick) {
         self.closing = true;
+        self.close_watches(now);
         for server in 0..self.server_count() {
             if let Some(remote) = self.remote_mut(server) {
                 remote.close(now);

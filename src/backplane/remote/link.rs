@@ -136,6 +136,11 @@ impl Link {
         matches!(self.state, State::Up { .. })
     }
 
+    /// Whether it waits for its next attempt.
+    pub fn is_resting(&self) -> bool {
+        matches!(self.state, State::Resting { .. })
+    }
+
     /// When bytes last came.
     pub fn heard(&self) -> Tick {
         self.heard

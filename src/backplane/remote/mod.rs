@@ -42,10 +42,12 @@ mod pulse;
 mod rank;
 mod refusal;
 mod replies;
+mod sentinel;
 mod sharded;
 mod shell;
 mod streams;
 mod transit;
+mod watching;
 pub mod wire;
 
 use std::collections::VecDeque;
@@ -63,6 +65,7 @@ pub use link::{LinkId, Role};
 pub use options::{AtStart, Degraded, Mode, Options, SERVER_COUNT_MAX};
 pub(super) use outlets::Outlets;
 pub(crate) use refusal::{Grant, explain, explain_junk, explain_silence};
+pub(crate) use sentinel::{master_of, unknown_master};
 
 use self::arrivals::Arrival;
 use self::channels::{Channels, Interest};
@@ -494,6 +497,11 @@ impl Remote {
                 role.label()
             )));
         }
+        self.end_link(role, reason, now);
+    }
+
+    /// Ends a link; it is made again after a rest.
+    fn end_link(&mut self, role: Role, reason: String, now: Tick) {
         let was_up = self.link(role).is_up();
         let random = &mut self.random;
         match role {

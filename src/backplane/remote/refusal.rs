@@ -18,10 +18,13 @@ const GRANT_MESSAGES: &str = "+publish +subscribe +unsubscribe";
 const GRANT_SHARDED: &str = " +spublish +ssubscribe +sunsubscribe";
 /// Who serves what.
 const GRANT_CLUSTER: &str = " +cluster|slots";
-
 /// What keeps them in streams, too: what the script calls, and how what was missed is read.
 const GRANT_STREAMS: &str =
     "+script|load +evalsha +hmget +del +hlen +hkeys +hdel +xadd +hset +pexpire +xrange +get +set";
+/// What a Sentinel is asked.
+const GRANT_SENTINEL: &str = "allchannels +hello +client|setname +info \
+     +sentinel|get-master-addr-by-name +subscribe";
+
 /// What the user at a server is to be granted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
@@ -43,6 +46,11 @@ impl Grant {
             rules.push_str(GRANT_CLUSTER);
         }
         Self::new(options.address.user.as_deref(), rules)
+    }
+
+    /// What this node needs at a Sentinel.
+    pub fn at_sentinel(address: &Address) -> Self {
+        Self::new(address.user.as_deref(), GRANT_SENTINEL.into())
     }
 
     fn new(user: Option<&str>, rules: String) -> Self {

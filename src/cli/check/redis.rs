@@ -4,7 +4,7 @@ use super::{Finding, Level};
 use crate::backplane::remote::AtStart;
 use crate::config::Settings;
 use crate::runtime::host::HostFacts;
-use crate::runtime::redis::RedisSeen;
+use crate::runtime::redis::{RedisSeen, RedisService};
 
 /// A message's way to Redis and back beyond which it is said to be far, microseconds.
 const ROUND_TRIP_US_FAR: u64 = 5_000;
@@ -14,6 +14,9 @@ pub(super) fn findings(facts: &HostFacts) -> Vec<Finding> {
         let name = format!("redis {}", fact.place);
         match &fact.seen {
             Ok(seen) => usable(&name, seen),
+            Err(reason) if fact.is_spare => {
+                Finding::warn(&name, format!("{reason}; another one will do meanwhile"))
+            }
             Err(reason) => Finding::fail(&name, reason.clone()),
         }
     });
@@ -21,14 +24,18 @@ pub(super) fn findings(facts: &HostFacts) -> Vec<Finding> {
 }
 
 fn usable(name: &str, seen: &RedisSeen) -> Finding {
-    let tls = match &seen.tls {
-        Some(version) => format!(", {version}"),
-        None => String::new(),
+    let server = match &seen.tls {
+        Some(version) => format!("{}, {version}", seen.server),
+        None => seen.server.clone(),
     };
-    let us = seen.round_trip_us;
+    let us = match &seen.service {
+        RedisService::Names { master } => {
+            return Finding::ok(name, format!("{server}; it names the master {master}"));
+        }
+        RedisService::Messages { round_trip_us } => *round_trip_us,
+    };
     let told = format!(
-        "{}{tls}; a message is back after {}.{:03} ms",
-        seen.server,
+        "{server}; a message is back after {}.{:03} ms",
         us / 1_000,
         us % 1_000
     );
@@ -49,6 +56,8 @@ pub(super) fn only_waits(settings: &Settings, facts: &HostFacts, findings: &[Fin
         .iter()
         .filter(|finding| finding.level == Level::Fail)
         .count();
-    let failed_redis = facts.redis.iter().filter(|fact| fact.seen.is_err()).count();
+    let of_redis = facts.redis.iter();
+    let failed_redis = of_redis.filter(|fact| fact.seen.is_err() && !fact.is_spare);
+    let failed_redis = failed_redis.count();
     settings.redis.as_ref().is_some_and(waits) && failed == failed_redis
 }

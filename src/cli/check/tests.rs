@@ -415,15 +415,16 @@ fn a_report_is_aligned_text_or_json() {
 
 #[test]
 fn a_redis_is_told_with_its_distance_or_with_what_is_wrong() {
-    use crate::runtime::redis::{RedisFact, RedisSeen};
+    use crate::runtime::redis::{RedisFact, RedisSeen, RedisService};
     let fact = |seen| RedisFact {
         place: "h:6379".into(),
         seen,
+        is_spare: false,
     };
     let seen = |round_trip_us| RedisSeen {
         server: "redis 7.0.15, RESP3, standalone, master".into(),
         tls: Some("TLSv1_3".into()),
-        round_trip_us,
+        service: RedisService::Messages { round_trip_us },
     };
     let mut facts = facts();
     facts.redis = vec![fact(Ok(seen(212))), fact(Ok(seen(5_001)))];
@@ -434,7 +435,18 @@ fn a_redis_is_told_with_its_distance_or_with_what_is_wrong() {
     assert!(text.contains(told), "{text}");
     assert!(text.contains("5.001 ms: every message takes"), "{text}");
     assert!(!report.fails());
+    facts.redis[0].seen = Ok(RedisSeen {
+        service: RedisService::Names {
+            master: "m:1".into(),
+        },
+        ..seen(0)
+    });
+    let text = evaluate(&with_redis, &facts, &[]).to_text(false);
+    assert!(text.contains("it names the master m:1"), "{text}");
     facts.redis[0].seen = Err("h:6379 refuses the connection".into());
+    facts.redis[0].is_spare = true;
+    assert!(!evaluate(&with_redis, &facts, &[]).fails());
+    facts.redis[0].is_spare = false;
     let report = evaluate(&with_redis, &facts, &[]);
     assert!(report.fails() && report.failures()[0].contains("refuses"));
     let text = report.to_text(false);

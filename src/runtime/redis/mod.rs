@@ -17,7 +17,7 @@ use rustix::event::{Timespec, epoll};
 use socket2::Socket;
 
 use self::stream::{Stream, connect_failure, connect_tcp, connect_unix};
-pub use self::survey::{RedisFact, RedisSeen, survey};
+pub use self::survey::{RedisFact, RedisSeen, RedisService, survey};
 pub(crate) use self::tls::TlsClient;
 use self::tls::TlsStream;
 use super::ring::WakeHandle;
@@ -328,6 +328,10 @@ impl RedisSockets {
                     self.fail(link, reason, backplane, now);
                 }
             },
+            Endpoint::Master { .. } => {
+                let reason = format!("nobody has said where {} is", address.endpoint);
+                self.fail(link, reason, backplane, now);
+            }
             Endpoint::Tcp { host, port } => {
                 self.lookups += 1;
                 let target = Target {

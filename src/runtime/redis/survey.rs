@@ -12,13 +12,16 @@ use socket2::Socket;
 use super::stream::{Stream, connect_failure};
 use super::tls::{TlsClient, TlsStream};
 use crate::backplane::remote::{
-    Address, Endpoint, Grant, Greeting, Options, Step, explain, explain_junk, explain_silence,
+    Address, Endpoint, Grant, Greeting, Mode, Options, Step, explain, explain_junk,
+    explain_silence, master_of, unknown_master,
 };
 use crate::backplane::resp::{Decoder, Reply, Version, encode_command};
 use crate::config::Settings;
 
 /// Messages that are sent through Redis, one after another.
 const MESSAGE_COUNT: usize = 5;
+/// Channels that are tried at a cluster's node: it serves some of the slots.
+const CHANNEL_COUNT_MAX: u32 = 1_000;
 const READ_BYTES: usize = 16 << 10;
 
 /// What was seen of one server.
@@ -28,6 +31,8 @@ pub struct RedisFact {
     pub place: String,
     /// What it is like, or why it cannot be used.
     pub seen: Result<RedisSeen, String>,
+    /// Another one of its kind can be used: this one may be missing for a while.
+    pub is_spare: bool,
 }
 
 /// A server that can be used.
@@ -37,62 +42,158 @@ pub struct RedisSeen {
     pub server: String,
     /// The version of TLS that is spoken with it, if any.
     pub tls: Option<String>,
-    /// A message's way to it and back to another connection, the middle one of several, microseconds.
-    pub round_trip_us: u64,
+    /// What it does.
+    pub service: RedisService,
+}
+
+/// What a server does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RedisService {
+    /// It carries messages.
+    Messages {
+        /// A message's way to it and back to another connection, the middle one of several, microseconds.
+        round_trip_us: u64,
+    },
+    /// It is a Sentinel.
+    Names {
+        /// The master that it names.
+        master: String,
+    },
 }
 
 /// Looks at all that these settings name; nothing without Redis.
 #[must_use]
 pub fn survey(settings: &Settings) -> Vec<RedisFact> {
-    let Some(redis) = &settings.redis else {
+    let Some(options) = &settings.redis else {
         return Vec::new();
     };
-    let tls = TlsClient::wanted(settings);
-    let fact = |address: &Address| RedisFact {
-        place: address.endpoint.to_string(),
-        seen: match &tls {
-            Ok(tls) => look(address, redis, tls.as_ref()),
-            Err(reason) => Err(reason.clone()),
-        },
+    let tls = match TlsClient::wanted(settings) {
+        Ok(tls) => tls,
+        Err(reason) => {
+            return vec![RedisFact {
+                place: "TLS".into(),
+                seen: Err(reason),
+                is_spare: false,
+            }];
+        }
     };
-    vec![fact(&redis.address)]
+    let survey = Survey {
+        options,
+        tls: tls.as_ref(),
+    };
+    let mut facts = Vec::new();
+    for address in options.addresses() {
+        match &address.endpoint {
+            Endpoint::Master { sentinels, name } => {
+                facts.extend(survey.watched(address, sentinels, name));
+            }
+            _ => facts.push(RedisFact {
+                place: address.endpoint.to_string(),
+                seen: survey.carrier(address),
+                is_spare: false,
+            }),
+        }
+    }
+    if options.is_cluster() && facts.iter().any(|fact| fact.seen.is_ok()) {
+        facts.iter_mut().for_each(|fact| fact.is_spare = true);
+    }
+    facts
 }
 
-fn look(
-    address: &Address,
-    options: &Options,
-    tls: Option<&TlsClient>,
-) -> Result<RedisSeen, String> {
-    let mut listener = Talk::begin(address, options, tls)?;
-    let mut speaker = Talk::begin(address, options, tls)?;
-    let channel = format!("{}:probe:check-{}", options.prefix, std::process::id());
-    let refused = |error: &str| explain(error, &Grant::at_redis(options));
-    match listener.ask(&[b"SUBSCRIBE", channel.as_bytes()])? {
-        Reply::Subscribed { .. } => {}
-        Reply::Error(error) => return Err(refused(&error)),
-        _ => return Err("Redis answers SUBSCRIBE with something else".into()),
-    }
-    let mut round_trips = Vec::with_capacity(MESSAGE_COUNT);
-    for number in 0..MESSAGE_COUNT {
-        let text = number.to_string();
-        let began = Instant::now();
-        if let Reply::Error(error) =
-            speaker.ask(&[b"PUBLISH", channel.as_bytes(), text.as_bytes()])?
-        {
-            return Err(refused(&error));
+/// What all looks have in common.
+struct Survey<'a> {
+    options: &'a Options,
+    tls: Option<&'a TlsClient>,
+}
+
+impl Survey<'_> {
+    /// The Sentinels, and the master that the first of them names.
+    fn watched(&self, address: &Address, sentinels: &[Address], name: &str) -> Vec<RedisFact> {
+        let mut master = None;
+        let mut facts: Vec<RedisFact> = Vec::new();
+        for sentinel in sentinels {
+            let seen = self.sentinel(sentinel, name);
+            let seen = seen.map(|(seen, endpoint)| {
+                master.get_or_insert(endpoint);
+                seen
+            });
+            facts.push(RedisFact {
+                place: sentinel.endpoint.to_string(),
+                seen,
+                is_spare: true,
+            });
         }
-        match listener.next()? {
-            Reply::Message { payload, .. } if payload == text.as_bytes() => {}
-            _ => return Err("Redis delivers something else than was published".into()),
+        match master {
+            Some(endpoint) => facts.push(RedisFact {
+                place: endpoint.to_string(),
+                seen: self.carrier(&address.moved_to(endpoint)),
+                is_spare: false,
+            }),
+            None => facts.iter_mut().for_each(|fact| fact.is_spare = false),
         }
-        round_trips.push(began.elapsed());
+        facts
     }
-    round_trips.sort_unstable();
-    Ok(RedisSeen {
-        server: listener.server.clone(),
-        tls: listener.tls_version(),
-        round_trip_us: round_trips[MESSAGE_COUNT / 2].as_micros() as u64,
-    })
+
+    fn sentinel(&self, address: &Address, name: &str) -> Result<(RedisSeen, Endpoint), String> {
+        let grant = Grant::at_sentinel(address);
+        let mut talk = Talk::begin(address, self, grant.clone())?;
+        let reply = talk.ask(&[b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", name.as_bytes()])?;
+        let endpoint = match reply {
+            Reply::Error(error) => return Err(explain(&error, &grant)),
+            Reply::Nil => return Err(unknown_master(name)),
+            Reply::List(parts) => master_of(&parts),
+            _ => None,
+        };
+        let endpoint = endpoint.ok_or("it does not say where the master is")?;
+        let service = RedisService::Names {
+            master: endpoint.to_string(),
+        };
+        Ok((talk.seen(service), endpoint))
+    }
+
+    /// Sends messages through a server and takes them back.
+    fn carrier(&self, address: &Address) -> Result<RedisSeen, String> {
+        let options = Options {
+            address: address.clone(),
+            ..self.options.clone()
+        };
+        let grant = Grant::at_redis(&options);
+        let mut listener = Talk::begin(address, self, grant.clone())?;
+        let mut speaker = Talk::begin(address, self, grant.clone())?;
+        let (subscribe, publish): (&[u8], &[u8]) = match options.mode {
+            Mode::Sharded => (b"SSUBSCRIBE", b"SPUBLISH"),
+            Mode::Pubsub | Mode::Streams => (b"SUBSCRIBE", b"PUBLISH"),
+        };
+        let mut tries = 0..CHANNEL_COUNT_MAX;
+        let channel = loop {
+            let number = tries.next().ok_or("none of its slots can be found")?;
+            let process = std::process::id();
+            let channel = format!("{}:probe:check-{process}-{number}", options.prefix);
+            match listener.ask(&[subscribe, channel.as_bytes()])? {
+                Reply::Subscribed { .. } => break channel,
+                Reply::Error(error) if error.starts_with("MOVED ") => {} // another node's slot
+                Reply::Error(error) => return Err(explain(&error, &grant)),
+                _ => return Err("Redis answers SUBSCRIBE with something else".into()),
+            }
+        };
+        let mut round_trips = Vec::with_capacity(MESSAGE_COUNT);
+        for number in 0..MESSAGE_COUNT {
+            let text = number.to_string();
+            let began = Instant::now();
+            let reply = speaker.ask(&[publish, channel.as_bytes(), text.as_bytes()])?;
+            if let Reply::Error(error) = reply {
+                return Err(explain(&error, &grant));
+            }
+            match listener.next()? {
+                Reply::Message { payload, .. } if payload == text.as_bytes() => {}
+                _ => return Err("Redis delivers something else than was published".into()),
+            }
+            round_trips.push(began.elapsed());
+        }
+        round_trips.sort_unstable();
+        let round_trip_us = round_trips[MESSAGE_COUNT / 2].as_micros() as u64;
+        Ok(listener.seen(RedisService::Messages { round_trip_us }))
+    }
 }
 
 /// A connection that waits for its answers.
@@ -106,11 +207,8 @@ struct Talk {
 
 impl Talk {
     /// Connects and greets.
-    fn begin(
-        address: &Address,
-        options: &Options,
-        tls: Option<&TlsClient>,
-    ) -> Result<Self, String> {
+    fn begin(address: &Address, survey: &Survey<'_>, grant: Grant) -> Result<Self, String> {
+        let Survey { options, tls } = survey;
         let timeout = Duration::from_millis(u64::from(options.probe_timeout_ms));
         let place = address.endpoint.to_string();
         let socket = connect(address, timeout)?;
@@ -126,7 +224,7 @@ impl Talk {
             server: String::new(),
             timeout,
         };
-        let mut greeting = Greeting::new(address, Grant::at_redis(options));
+        let mut greeting = Greeting::new(address, grant);
         let name = format!("{}-check", options.client_name);
         let mut out = BytesMut::new();
         greeting.begin(&mut out, &name);
@@ -149,10 +247,15 @@ impl Talk {
         }
     }
 
-    fn tls_version(&self) -> Option<String> {
-        match &self.stream {
-            Stream::Plain(_) => None,
-            Stream::Tls(stream) => Some(stream.version()),
+    /// What was seen of the other side, which does `service`.
+    fn seen(&self, service: RedisService) -> RedisSeen {
+        RedisSeen {
+            server: self.server.clone(),
+            tls: match &self.stream {
+                Stream::Plain(_) => None,
+                Stream::Tls(stream) => Some(stream.version()),
+            },
+            service,
         }
     }
 
@@ -234,6 +337,7 @@ fn connect(address: &Address, timeout: Duration) -> Result<Socket, String> {
         Endpoint::Unix { path } => {
             Socket::from(UnixStream::connect(path).map_err(|error| failed(&error))?)
         }
+        Endpoint::Master { .. } => return Err(format!("nobody has said where {place} is")),
         Endpoint::Tcp { host, port } => {
             let addresses = (host.as_str(), *port)
                 .to_socket_addrs()

@@ -41,7 +41,9 @@ impl TlsClient {
     /// As [`Self::new`].
     pub(crate) fn wanted(settings: &Settings) -> Result<Option<Self>, String> {
         match &settings.redis {
-            Some(redis) if redis.address.tls => Self::new(&settings.redis_tls).map(Some),
+            Some(redis) if redis.addresses().any(|address| address.tls) => {
+                Self::new(&settings.redis_tls).map(Some)
+            }
             _ => Ok(None),
         }
     }

@@ -9,7 +9,7 @@ from .metrics import Metrics
 from .peer import Peer, Scripted, has_node_ws
 from .redis import Redis, RedisError, StallingProxy, has_redis
 from .refused import refused
-from .sentinel import Sentinel
+from .sentinel import Group, Sentinel
 from .server import Server, free_port, run
 from .wire import Closed, Frame, Response, Wire, http_get, raw_exchange
 
@@ -17,6 +17,7 @@ __all__ = [
     "Authority",
     "Closed",
     "Frame",
+    "Group",
     "Load",
     "Metrics",
     "Peer",
