@@ -18,7 +18,7 @@ use bytes::Bytes;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
-use super::kept::{self, Known, Offset};
+use super::kept::{self, Earlier, Known, Offset};
 use crate::backplane::ShardSet;
 use crate::backplane::resp::Reply;
 use crate::bus::{CoreId, RoomName};
@@ -65,6 +65,9 @@ enum Phase {
 #[derive(Debug)]
 struct Room {
     place: Place,
+    /// The epochs before the place's, and what of each is in them: a server that takes over may never have heard of the
+    /// newest.
+    before: Earlier,
     phase: Phase,
     /// The newest that was pushed while it was not live.
     pushed: Option<(u64, u64)>,
@@ -83,6 +86,7 @@ struct Room {
 #[derive(Debug)]
 pub struct Carried {
     place: Place,
+    before: Earlier,
     torn: Option<Tick>,
     credit: u64,
     waiting: ShardSet,
@@ -263,6 +267,7 @@ impl Places {
             let is_known = room.place != Place::Unknown;
             let carried = Carried {
                 place: room.place,
+                before: room.before,
                 torn: room.torn.or(is_known.then_some(heard)),
                 credit: room.credit,
                 waiting: room.waiting,
@@ -275,6 +280,7 @@ impl Places {
     /// Takes a room in that another server has let go; its channel does not stand here.
     pub fn adopt(&mut self, name: &RoomName, carried: &Carried, now: Tick) {
         let mut room = Room::new(carried.place, now);
+        room.before = carried.before;
         room.torn = carried.torn;
         room.credit = carried.credit;
         self.forget(name);
@@ -324,6 +330,9 @@ impl Places {
         };
         match step {
             None => {
+                if first == 1 {
+                    room.before = Earlier::default();
+                }
                 room.place = Place::At { epoch, last };
                 Pushed::Next
             }
@@ -520,6 +529,7 @@ impl Room {
     fn new(place: Place, now: Tick) -> Self {
         Self {
             place,
+            before: Earlier::default(),
             phase: Phase::Away,
             pushed: None,
             torn: None,
@@ -567,10 +577,11 @@ impl Room {
                     .map_or(0, |(_, last)| last);
                 let last = known.last.max(newer);
                 self.place = Place::At { epoch, last };
+                self.before = known.before();
                 return pushed.filter(|(of, _)| *of != epoch).map(|_| Step::Known);
             }
             Place::Nothing => (1, doubt != Doubt::None),
-            Place::At { epoch: own, last } => match known.next(own, last) {
+            Place::At { epoch: own, last } => match known.next_of(own, last, &self.before) {
                 Some(next) => (next, doubt == Doubt::Lost),
                 None => (1, doubt != Doubt::None || known.is_cut()),
             },
@@ -585,6 +596,7 @@ impl Room {
                 epoch,
                 last: next - 1,
             };
+            self.before = known.before();
         }
         match pushed {
             Some((of, last)) if of == epoch && last >= next => {
