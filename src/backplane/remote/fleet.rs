@@ -409,7 +409,7 @@ impl Fleet {
         let placement = std::mem::replace(&mut self.placement, Placement::Single);
         let departure = match (&placement, self.remote_mut(source)) {
             (Placement::Cluster(cluster), Some(remote)) => {
-                Some(remote.release(|room| cluster.place(room) != source))
+                Some(remote.release(|room| cluster.place(room) != source, now))
             }
             _ => None,
         };
@@ -441,6 +441,10 @@ impl Fleet {
         for (room, channel) in departure.channels {
             let (_, remote) = self.of(&room);
             remote.adopt(room, channel, now);
+        }
+        for (room, place) in departure.places {
+            let (_, remote) = self.of(&room);
+            remote.adopt_place(&room, &place, now);
         }
         let remote = self.remote(source);
         let arrived = self
