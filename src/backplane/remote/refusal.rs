@@ -14,13 +14,15 @@ const TLS_MAJOR: u8 = 3;
 const GRANT_GREETING: &str = "+hello +client|setname +select +info +role";
 /// What carries messages.
 const GRANT_MESSAGES: &str = "+publish +subscribe +unsubscribe";
+/// What the registry and the cluster's state are made of; the first line sends commands, the others are in its scripts.
+const GRANT_REGISTRY: &str = "+ping +eval +hget +hmget +zcount +zrangebyscore +zrem +srem +del \
+     +time +exists +get +set +hset +pexpire +sadd +srandmember +zadd +zrange +zremrangebyscore +pfadd +pfcount";
 /// The same in partitions.
 const GRANT_SHARDED: &str = " +spublish +ssubscribe +sunsubscribe";
 /// Who serves what.
 const GRANT_CLUSTER: &str = " +cluster|slots";
 /// What keeps them in streams, too: what the script calls, and how what was missed is read.
-const GRANT_STREAMS: &str =
-    "+script|load +evalsha +hmget +del +hlen +hkeys +hdel +xadd +hset +pexpire +xrange +get +set";
+const GRANT_STREAMS: &str = " +script|load +evalsha +hlen +hkeys +hdel +xadd +xrange";
 /// What a Sentinel is asked.
 const GRANT_SENTINEL: &str = "allchannels +hello +client|setname +info \
      +sentinel|get-master-addr-by-name +subscribe";
@@ -36,11 +38,12 @@ impl Grant {
     /// What this node needs at a Redis that carries messages.
     pub fn at_redis(options: &Options) -> Self {
         let prefix = &options.prefix;
-        let mut rules = format!("&{prefix}:* {GRANT_GREETING} {GRANT_MESSAGES}");
+        let mut rules =
+            format!("&{prefix}:* ~{prefix}:* {GRANT_GREETING} {GRANT_MESSAGES} {GRANT_REGISTRY}");
         match options.mode {
             Mode::Pubsub => {}
             Mode::Sharded => rules.push_str(GRANT_SHARDED),
-            Mode::Streams => rules.push_str(&format!(" ~{prefix}:* {GRANT_STREAMS}")),
+            Mode::Streams => rules.push_str(GRANT_STREAMS),
         }
         if options.is_cluster() {
             rules.push_str(GRANT_CLUSTER);
@@ -209,7 +212,7 @@ mod tests {
         ] {
             let said = explain(error, &grant());
             assert!(said.contains(what), "{said} does not say {what}");
-            let line = "ACL SETUSER alice &blue:* +hello";
+            let line = "ACL SETUSER alice &blue:* ~blue:* +hello";
             assert!(said.contains(line), "{said} does not say {line}");
         }
     }
