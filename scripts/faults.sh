@@ -5,7 +5,7 @@
 #   scripts/faults.sh                        every fault in every mode: about fifteen minutes
 #   scripts/faults.sh --only redis-killed    one or more, separated by commas (--list has their names)
 #   scripts/faults.sh --mode pubsub          one or more of pubsub, sharded, streams
-#   scripts/faults.sh --write                puts the table into docs/SPECIFICATION.md
+#   scripts/faults.sh --write                puts what was found into the table of docs/SPECIFICATION.md
 #   scripts/faults.sh --json FILE            writes what was found there, too
 #
 # Exit status: 1 when a promise breaks: a message is lost and nobody was told, comes twice or in another order than its

@@ -8,17 +8,23 @@ use std::sync::Arc;
 
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
-use throng::bus::{Batch, BatchMessage, CoreId, Downstream, DrainOrder, MessageKind, Upstream};
+use throng::bus::{
+    Batch, BatchMessage, CoreId, Downstream, DrainOrder, EVERYBODY, Hidden, MessageKind, Upstream,
+    hidden,
+};
 use throng::limits::SEND_PIECE_COUNT_MAX;
 use throng::metrics::DropPolicy;
 use throng::protocol::client::encode_request;
 use throng::protocol::handshake::Edge;
 use throng::protocol::{OpCode, encode_client_header, encode_header, unmask_extend};
-use throng::shard::{Action, Delivery, HeartbeatMode, Presence, Input, Node, Options, RoomRule, Shard};
+use throng::shard::{Action, Delivery, HeartbeatMode, Input, Node, Options, Presence, RoomRule, Shard};
 use throng::time::Tick;
 
 const TOKENS: u8 = 6;
 const ROOMS: [&str; 3] = ["a", "b", "c"];
+const USERS: [&str; 2] = ["u", "v"];
+/// What messages are sent to: rooms, then the hidden rooms of users, then everybody's.
+const TOPICS: [&str; 6] = ["a", "b", "c", "\u{1}u", "\u{1}v", EVERYBODY];
 
 #[derive(Arbitrary, Debug)]
 enum Operation<'a> {
@@ -61,7 +67,14 @@ enum Operation<'a> {
         room: u8,
         leased: bool,
     },
+    Refuse(u8),
     Revoke(u8),
+    Announce(u8),
+    Close {
+        user: u8,
+        from_admin: bool,
+        reconnect: bool,
+    },
     Deliver {
         room: u8,
         from_admin: bool,
@@ -92,7 +105,7 @@ struct World {
     shard: Shard,
     now: Tick,
     sockets: BTreeMap<u32, Socket>,
-    interests: [Interest; ROOMS.len()],
+    interests: [Interest; TOPICS.len()],
     stop_asked: bool,
 }
 
@@ -106,9 +119,13 @@ impl World {
         let options = Options {
             connection_count_max: 4 + u32::from(choice & 1),
             address_connection_count_max: 5,
-            user_connection_count_max: 0,
-            presence: Presence::Off,
-            presence_refresh_ms: 20_000,
+            user_connection_count_max: u32::from(choice >> 6 & 1) * 2,
+            presence: if choice & 32 == 0 {
+                Presence::Users
+            } else {
+                Presence::All
+            },
+            presence_refresh_ms: 2_000,
             room_count_max: 2 + u32::from(choice >> 1 & 1),
             handshakes_per_s_max: 0,
             message_bytes_max: 300,
@@ -147,6 +164,7 @@ impl World {
             5,
             1,
         );
+        let node = node.limit_users(options.user_connection_count_max, 1);
         let delivery = if choice & 16 == 0 {
             Delivery::Inline
         } else {
@@ -199,11 +217,15 @@ impl World {
                 options,
             } => {
                 let room = ROOMS[usize::from(room) % ROOMS.len()];
-                let path = format!(
+                let mut path = format!(
                     "/rooms/{room}?echo={}&notices={}",
                     options & 1,
                     options >> 1 & 1
                 );
+                if let Some(user) = USERS.get(usize::from(options >> 2 & 3)) {
+                    path.push_str("&user=");
+                    path.push_str(user);
+                }
                 let mut request = Vec::new();
                 encode_request(&mut request, "a", &path, b"dGhlIHNhbXBsZSBub25jZQ==");
                 self.receive(token, &request);
@@ -254,25 +276,58 @@ impl World {
                 bytes: usize::from(bytes),
             }),
             Operation::Answer { room, leased } => {
-                let at = usize::from(room) % ROOMS.len();
+                let at = usize::from(room) % TOPICS.len();
                 let interest = &mut self.interests[at];
                 if interest.unanswered > 0 {
                     interest.unanswered -= 1;
                     interest.joined = interest.holds && interest.unanswered == 0;
                     interest.leased = interest.joined && leased;
-                    let room = ROOMS[at].into();
+                    let room = TOPICS[at].into();
                     self.handle(Input::Downstream(Downstream::Joined { room, leased }));
                 }
             }
+            Operation::Refuse(room) => {
+                let at = usize::from(room) % TOPICS.len();
+                let interest = &mut self.interests[at];
+                if interest.unanswered > 0 {
+                    interest.unanswered -= 1;
+                    let room = TOPICS[at].into();
+                    self.handle(Input::Downstream(Downstream::JoinRefused { room }));
+                }
+            }
             Operation::Revoke(room) => {
-                let room = ROOMS[usize::from(room) % ROOMS.len()].into();
+                let room = TOPICS[usize::from(room) % TOPICS.len()].into();
                 self.handle(Input::Downstream(Downstream::LeaseRevoke { room }));
+            }
+            Operation::Announce(within) => {
+                let within_ms = u32::from(within) * 10;
+                self.handle(Input::Downstream(Downstream::Announce { within_ms }));
+            }
+            Operation::Close {
+                user,
+                from_admin,
+                reconnect,
+            } => {
+                let room = TOPICS[ROOMS.len() + usize::from(user) % USERS.len()];
+                assert!(matches!(hidden(room), Some(Hidden::User(_))));
+                let kind = MessageKind::Close { reconnect };
+                self.deliver(room, from_admin, kind, OpCode::Close, b"\x0f\xa1bye");
             }
             Operation::Deliver {
                 room,
                 from_admin,
                 bytes,
-            } => self.deliver(room, from_admin, bytes),
+            } => {
+                let room = TOPICS[usize::from(room) % TOPICS.len()];
+                let payload = vec![7; usize::from(bytes)];
+                self.deliver(
+                    room,
+                    from_admin,
+                    MessageKind::Binary,
+                    OpCode::Binary,
+                    &payload,
+                );
+            }
             Operation::Drain(order) => {
                 let order = match order % 3 {
                     0 => DrainOrder::NotReady,
@@ -296,16 +351,23 @@ impl World {
         self.receive(token, &frame);
     }
 
-    fn deliver(&mut self, room: u8, from_admin: bool, bytes: u8) {
-        let room = ROOMS[usize::from(room) % ROOMS.len()].into();
+    fn deliver(
+        &mut self,
+        room: &str,
+        from_admin: bool,
+        kind: MessageKind,
+        opcode: OpCode,
+        payload: &[u8],
+    ) {
+        let room = room.into();
         let mut frame = Vec::new();
-        let header_bytes = encode_header(&mut frame, true, OpCode::Binary, usize::from(bytes));
-        frame.resize(frame.len() + usize::from(bytes), 7);
+        let header_bytes = encode_header(&mut frame, true, opcode, payload.len());
+        frame.extend_from_slice(payload);
         let batch = Arc::new(Batch {
             messages: vec![BatchMessage {
                 end: u32::try_from(frame.len()).unwrap(),
                 header_bytes,
-                kind: MessageKind::Binary,
+                kind,
                 sender: None,
             }],
             bytes: frame,
@@ -383,7 +445,7 @@ fn give(socket: &mut Socket, bytes: u32) {
     socket.in_flight = bytes;
 }
 
-fn note(interests: &mut [Interest; ROOMS.len()], envelope: &Upstream) {
+fn note(interests: &mut [Interest; TOPICS.len()], envelope: &Upstream) {
     let (Upstream::Interest { room }
     | Upstream::Disinterest { room }
     | Upstream::LeaseReturned { room }
@@ -391,7 +453,7 @@ fn note(interests: &mut [Interest; ROOMS.len()], envelope: &Upstream) {
     else {
         return;
     };
-    let at = ROOMS.iter().position(|name| **name == **room).unwrap();
+    let at = TOPICS.iter().position(|name| **name == **room).unwrap();
     let interest = &mut interests[at];
     match envelope {
         Upstream::Interest { .. } => {

@@ -14,6 +14,12 @@ def processors():
     return str(os.cpu_count())
 
 
+def read_between(script, page=PAGE):
+    """What stands between the markers of `script`."""
+    text = page.read_text().split(f"<!-- {script} writes from here -->\n", 1)[1]
+    return text.split(f"<!-- end of what {script} writes -->", 1)[0]
+
+
 def write_between(script, text, page=PAGE):
     """Puts `text` between the markers of `script`."""
     begin, end = f"<!-- {script} writes from here -->\n", f"<!-- end of what {script} writes -->"

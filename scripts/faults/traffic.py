@@ -188,10 +188,17 @@ class Traffic:
                 count, since = now, time.monotonic()
             await asyncio.sleep(0.1)
 
+    def not_accepted(self, sender):
+        """Numbers of which the publisher was told that they go to nobody elsewhere: none elsewhere has them."""
+        elsewhere = [mate for mate in self.mates(sender) if mate.node != sender.node]
+        nobody = [number for number in sender.sent if not any((sender.publisher, number) in mate.heard for mate in elsewhere)]
+        return set(nobody[: sender.refused])
+
     def verdict(self):
         """What was published, heard, missed, told."""
         found = Counter()
         codes, told = Counter(), Counter()
+        refused = {sender: self.not_accepted(sender) for sender in self.publishers()}
         for member in self.members:
             missing = 0
             for sender in self.mates(member):
@@ -203,6 +210,8 @@ class Traffic:
                         found["heard"] += 1
                     elif member.is_away(at) or sender.is_away(at):
                         found["away"] += 1
+                    elif number in refused[sender]:
+                        found["refused"] += 1
                     else:
                         missing += 1
             found["lost"] += missing
@@ -211,9 +220,8 @@ class Traffic:
             gaps = [notice["missed"] for _, notice in member.notices if notice["type"] == "gap"]
             for missed in gaps:
                 told["a gap of unknown size" if missed is None else "a gap with its size"] += 1
-            refused = sum(sender.refused for sender in self.mates(member))
             told["messages refused to their publishers"] += member.refused
-            if missing and None not in gaps and sum(filter(None, gaps)) + refused < missing:
+            if missing and None not in gaps and sum(filter(None, gaps)) < missing:
                 found["silent"] += missing
             codes.update(code for code in member.close_codes if code is not None)
         found["published"] = sum(len(member.sent) for member in self.publishers())

@@ -82,7 +82,7 @@ impl Meter {
             "memory_bytes_max": node.node_bytes_max,
             "lag_us": lag,
             "cpu_percent": tenths(sample.cpu_us.saturating_sub(last.cpu_us), us.saturating_mul(10_000)),
-            "mode": options.mode,
+            "mode": if redis.configured { redis.mode } else { "none" },
         });
         match value {
             Value::Object(map) => (map, connections),
@@ -118,7 +118,8 @@ pub fn alone(own: &Map<String, Value>, options: &Options, away: Option<&str>) ->
 pub fn all(reply: &ClusterReply, own: &Map<String, Value>, options: &Options) -> Answer {
     match reply {
         ClusterReply::Nodes { nodes, user_count } => {
-            let nodes = nodes.iter().map(|seen| node(seen, options)).collect();
+            let mode = own.get("mode").unwrap_or(&Value::Null);
+            let nodes = nodes.iter().map(|seen| node(seen, mode, options)).collect();
             Answer::json(200, &whole(nodes, options, *user_count))
         }
         ClusterReply::Away(reason) => alone(own, options, Some(reason)),
@@ -158,7 +159,7 @@ fn whole(nodes: Vec<Value>, options: &Options, user_count: u64) -> Value {
 }
 
 /// What a node has told of itself, or what is known of one that is silent.
-fn node(seen: &NodeSeen, options: &Options) -> Value {
+fn node(seen: &NodeSeen, mode: &Value, options: &Options) -> Value {
     let silent_ms = SILENT_INTERVALS * u64::from(options.cluster_interval_ms);
     let state = seen.state.as_deref().filter(|_| seen.age_ms <= silent_ms);
     let told = state.and_then(|text| serde_json::from_str::<Map<String, Value>>(text).ok());
@@ -178,7 +179,7 @@ fn node(seen: &NodeSeen, options: &Options) -> Value {
         json!(format!("{:016x}", seen.incarnation)),
     );
     node.insert("age_ms".into(), json!(seen.age_ms));
-    let other_mode = node["mode"] != Value::Null && node["mode"] != options.mode;
+    let other_mode = node["mode"] != Value::Null && *mode != Value::Null && node["mode"] != *mode;
     if other_mode && let Some(Value::Array(reasons)) = node.get_mut("reasons") {
         reasons.push(json!("mode_mismatch"));
     }

@@ -50,8 +50,6 @@ pub struct Options {
     pub bus_stall_ms_max: u32,
     /// Whether there is a Redis by the settings.
     pub has_redis: bool,
-    /// How messages travel between nodes.
-    pub mode: &'static str,
     /// How often the node's state is put together.
     pub cluster_interval_ms: u32,
 }

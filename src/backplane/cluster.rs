@@ -82,7 +82,7 @@ impl Backplane {
                 break;
             };
             let words: Vec<&[u8]> = command.words.iter().map(Vec::as_slice).collect();
-            self.command(&command.key, &words, command.ticket, now);
+            self.command(&command.place, &words, command.ticket, now);
         }
         if let Some(within_ms) = registry.poll_announce() {
             for to in 0..self.shard_count() {

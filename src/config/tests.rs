@@ -475,6 +475,7 @@ fn every_setting_reaches_its_option() {
             "refuse",
             "redis://host",
             "streams",
+            "all",
             "10.0.0.0/8",
             "header",
             "accept",

@@ -15,7 +15,7 @@ import pytest
 from balancers.cluster import Cluster, members
 from balancers.render import DEPLOY
 from conftest import need
-from harness import eventually
+from harness import Redis, eventually
 from harness.server import binary
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
@@ -41,15 +41,19 @@ class Client:
         self.refused = []
         self.waits_s = []
         self.codes = set()
+        self.heard = []
         self.task = asyncio.create_task(self._stay())
         self.joined = asyncio.Event()
+
+    async def connect(self):
+        return await connect(self.url, compression=None, open_timeout=None)
 
     async def _stay(self):
         while True:
             began = time.monotonic()
             try:
                 async with asyncio.timeout(10):
-                    room = await connect(self.url, compression=None, open_timeout=None)
+                    room = await self.connect()
             except (InvalidHandshake, OSError, TimeoutError) as refusal:
                 self.refused.append(repr(refusal))
                 await asyncio.sleep(0.5)
@@ -61,6 +65,8 @@ class Client:
                 async for message in room:
                     if message.startswith('{"type":"reconnect"'):
                         advice_s = json.loads(message)["after_ms"] / 1000
+                    else:
+                        self.heard.append(message)
             except ConnectionClosed:
                 pass
             except asyncio.CancelledError:
@@ -281,6 +287,43 @@ def kill_restarted(tmp_path):
             pass
 
 
+async def restart_all(cluster, balancer, directory, clients, newcomer):
+    """Runs the script over all nodes while somebody new comes five times a second; nobody may see more than is told."""
+    before = [node.process.pid for node in cluster]
+    rolling = await asyncio.create_subprocess_exec(
+        DEPLOY / "haproxy/rolling-restart.sh",
+        "-s",
+        str(balancer.stats_path),
+        "-t",
+        "20",
+        restart_command(cluster, directory),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    everybody = list(clients)
+    reading = asyncio.create_task(rolling.communicate())
+    while not reading.done():
+        everybody.append(newcomer(len(everybody)))
+        await asyncio.wait([reading], timeout=0.2)
+    output = reading.result()[0].decode()
+    assert rolling.returncode == 0, output
+    assert f"all {len(cluster)} nodes are restarted" in output
+    assert balancer.up() == {f"node-{index + 1}" for index in range(len(cluster))}
+    restarted = restarted_pids(directory)
+    assert len(restarted) == len(cluster) and not set(restarted) & set(before)
+
+    def all_back():
+        return sum(int(node.open_count()) for node in cluster) == len(everybody)
+
+    await asyncio.to_thread(eventually, all_back, "everybody is back", 20)
+    assert [refusal for client in everybody for refusal in client.refused] == []
+    assert sum(client.untold for client in everybody) == 0, "closed without a word"
+    assert sum(client.told for client in clients) >= len(clients), "each node's clients were told"
+    assert {code for client in everybody for code in client.codes} == {1012}
+    assert max(wait_s for client in everybody for wait_s in client.waits_s) < 1.5
+    return everybody
+
+
 @pytest.mark.parametrize("way", ("cookie", "room"))
 async def test_a_rolling_restart_refuses_nobody_and_nobody_waits_longer_than_told(way, tmp_path, balance, kill_restarted):
     need("socat")
@@ -292,41 +335,72 @@ async def test_a_rolling_restart_refuses_nobody_and_nobody_waits_longer_than_tol
         balancer = balance("haproxy", cluster, way)
         clients = [Client(balancer.url(f"/rooms/stay-{index}")) for index in range(60)]
         await settled(cluster, 60)
-        before = [node.process.pid for node in cluster]
-        rolling = await asyncio.create_subprocess_exec(
-            DEPLOY / "haproxy/rolling-restart.sh",
-            "-s",
-            str(balancer.stats_path),
-            "-t",
-            "20",
-            restart_command(cluster, tmp_path),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        newcomers = []
-        reading = asyncio.create_task(rolling.communicate())
-        while not reading.done():
-            newcomers.append(Client(balancer.url(f"/rooms/new-{len(newcomers)}")))
-            await asyncio.wait([reading], timeout=0.2)
-        output = reading.result()[0].decode()
-        everybody = clients + newcomers
-        assert rolling.returncode == 0, output
-        assert "all 3 nodes are restarted" in output
-        assert balancer.up() == {"node-1", "node-2", "node-3"}
-        assert len(restarted_pids(tmp_path)) == 3 and not set(restarted_pids(tmp_path)) & set(before)
 
-        def all_back():
-            return sum(int(node.open_count()) for node in cluster) == len(everybody)
+        def newcomer(index):
+            return Client(balancer.url(f"/rooms/new-{index}"))
 
-        await asyncio.to_thread(eventually, all_back, "everybody is back", 20)
-        assert [refusal for client in everybody for refusal in client.refused] == []
-        assert sum(client.untold for client in everybody) == 0, "closed without a word"
-        assert sum(client.told for client in clients) >= 60, "each node's clients were told"
-        assert {code for client in everybody for code in client.codes} == {1012}
-        assert max(wait_s for client in everybody for wait_s in client.waits_s) < 1.5
-        await stop_all(everybody)
+        await stop_all(await restart_all(cluster, balancer, tmp_path, clients, newcomer))
     finally:
         cluster.kill()
+
+
+class Browser(Client):
+    """A client that keeps the nodes' cookie."""
+
+    def __init__(self, url):
+        self.cookie = None
+        self.homes = []
+        super().__init__(url)
+
+    async def connect(self):
+        headers = {"Cookie": self.cookie} if self.cookie else {}
+        room = await connect(self.url, compression=None, open_timeout=None, additional_headers=headers)
+        node = room.response.headers["X-Throng-Node"]
+        fresh = room.response.headers.get("Set-Cookie", "").split(";")[0]
+        assert (fresh or self.cookie) == f"throng_node={node}", "the cookie is always that of the node"
+        self.cookie = fresh or self.cookie
+        self.homes.append(node)
+        return room
+
+
+async def test_a_rolling_restart_of_two_nodes_joined_by_redis_refuses_nobody(tmp_path, balance, kill_restarted):
+    need("socat")
+    need("redis-server")
+    directory = tmp_path / "joined"
+    directory.mkdir()
+    with Redis(directory) as redis:
+        settings = SETTINGS.replace("drain_delay_ms = 4000", "drain_delay_ms = 0")
+        settings += f'redis = "redis://127.0.0.1:{redis.port}"\nredis_hold_ms = 200\n'
+        settings += 'affinity_cookie = "throng_node"\ntrusted_proxies = ["127.0.0.1"]\nforwarded_for = "on"\n'
+        cluster = Cluster(directory, settings, count=2)
+        try:
+            balancer = balance("haproxy", cluster, "node")
+            # Ten rooms of six, each room on both nodes.
+            clients = [Browser(balancer.url(f"/rooms/shared-{index % 10}")) for index in range(60)]
+            await settled(cluster, 60)
+            assert cluster.open_counts() == [30, 30]
+
+            def newcomer(index):
+                return Browser(balancer.url(f"/rooms/shared-{index % 10}"))
+
+            everybody = await restart_all(cluster, balancer, tmp_path, clients, newcomer)
+            moved = [client for client in clients if client.homes[0] != client.homes[1]]
+            assert moved, "who is told while its node is away is taken in by the other"
+            # The nodes are one server again: a message on either reaches both.
+            heard = [client.heard for client in everybody if client.url.endswith("shared-0")]
+            for node in cluster:
+                with node.join("shared-0") as wire:
+                    wire.send_text(f"from {node.host_port}")
+                    await asyncio.to_thread(wire.read_text)
+
+            def all_heard():
+                wanted = {f"from {node.host_port}" for node in cluster}
+                return all(wanted <= set(messages) for messages in heard)
+
+            await asyncio.to_thread(eventually, all_heard, "members on both nodes hear both", 10)
+            await stop_all(everybody)
+        finally:
+            cluster.kill()
 
 
 def rolling_restart(balancer, *arguments):

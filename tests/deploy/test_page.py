@@ -33,8 +33,8 @@ def test_nothing_in_deploy_is_left_for_later():
             assert not re.search(r"\b(TODO|FIXME|XXX|HACK)\b", path.read_text()), path
 
 
-def test_what_the_server_does_not_read_it_does_not_read(tmp_path):
-    """The page's list of what the server leaves to the balancer: when this fails, the page and the files may say more."""
+def test_unless_it_is_told_to_the_server_believes_nobody(tmp_path):
+    """What the page says of a node without settings; test_edge.py has what it does with them."""
     with Server(tmp_path, "address_connection_count_max = 2\n", admin_key="a-key-of-the-test") as server:
         forwarded = [
             server.join("lobby", headers=[f"X-Forwarded-For: 192.0.2.{host}", f"Forwarded: for=192.0.2.{host}"]) for host in (1, 2)

@@ -28,7 +28,9 @@ TOTALS = {
 @pytest.fixture
 def node(serve, redis):
     def start(name, settings="", **how):
-        return serve(SETTINGS + settings, flags=["--redis", redis.url, "--node-id", name], **how)
+        one = serve(SETTINGS + settings, flags=["--redis", redis.url, "--node-id", name], **how)
+        eventually(lambda: one.metric("throng_registry_up") == 1, "the registry is kept up")
+        return one
 
     return start
 
@@ -147,14 +149,14 @@ def test_a_node_that_stops_says_so(node):
 
 def test_while_redis_is_away_a_node_shows_itself_and_says_why(node, redis):
     a = node("a")
-    eventually(lambda: a.metric("throng_registry_up") == 1, "it is up")
     redis.kill()
     answer = eventually(lambda: (one := a.admin("/v1/cluster")).status == 503 and one, "nobody knows of others")
     assert answer.json["error"]["code"] == "backplane_lost"
     assert [one["id"] for one in answer.json["nodes"]] == ["a"]
     eventually(lambda: a.admin("/v1/cluster").json["nodes"][0]["reasons"] == ["redis_link"], "it knows why")
     redis.start()
-    await_cluster(a, lambda seen: states(seen) == {"a": "ready"}, "it is back", 15)
+    eventually(lambda: a.admin("/v1/cluster").status == 200, "it is back", 15)
+    await_cluster(a, lambda seen: states(seen) == {"a": "ready"}, "and ready")
 
 
 def test_without_redis_the_cluster_is_this_node(serve):

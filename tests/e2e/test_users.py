@@ -120,7 +120,7 @@ def test_kinds_bodies_and_ids_are_those_of_rooms(nodes):
         ("POST", f"/v1/users/{'u' * 129}/send", b"x", 400, "user_invalid"),
         ("POST", "/v1/users/ann/send", b"\xff", 400, "text_invalid"),
         ("POST", "/v1/users/ann/send?kind=close", b"x", 400, "query_invalid"),
-        ("POST", "/v1/users/ann/send", b"x" * 65_537, 413, "body_too_large"),
+        ("POST", "/v1/users/ann/send", b"x" * 65_537, 413, "message_too_big"),
         ("POST", "/v1/broadcast?user=ann", b"x", 400, "query_invalid"),
         ("GET", "/v1/broadcast", b"", 405, "method_not_allowed"),
         ("DELETE", "/v1/users/ann?code=1006", b"", 400, "query_invalid"),

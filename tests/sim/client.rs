@@ -8,7 +8,7 @@ use throng::protocol::{
 };
 
 use crate::random::Random;
-use crate::world::{EVERYBODY_TOPIC, ROOMS, TOPIC_COUNT, USERS, user_topic};
+use crate::topic::{EVERYBODY_TOPIC, ROOMS, TOPIC_COUNT, USERS, user_topic};
 
 /// A message's number: unique in a run.
 pub type MessageId = u32;

@@ -7,14 +7,18 @@
 //! at that many seeds instead of the usual few, from `THRONG_SIM_FIRST` on.
 
 mod client;
+mod fleet;
 mod lane;
 mod oracle;
 mod plan;
 mod random;
 mod redis;
+mod redis_cluster;
 mod redis_server;
+mod redis_streams;
 mod run;
 mod socket;
+mod topic;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -26,6 +30,9 @@ const RUNS: u64 = 150;
 
 /// Seeds of nodes around a Redis.
 const REDIS_RUNS: u64 = 30;
+
+/// Seeds of nodes around several of them.
+const FLEET_RUNS: u64 = 30;
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
@@ -88,6 +95,36 @@ fn nodes_on_a_failing_redis_lose_nothing_in_silence() {
         run_redis(seed);
     }
     assert_eq!(run_redis(first), run_redis(first), "the same seed");
+}
+
+/// The same for several nodes around several servers. How often rooms had to move.
+fn run_fleet(seed: u64) -> (u64, u64) {
+    let mut world = fleet::World::new(seed);
+    match catch_unwind(AssertUnwindSafe(|| world.all())) {
+        Ok(()) => (world.trace, world.moves),
+        Err(panic) => {
+            eprintln!(
+                "fleet seed {seed} failed in step {}: THRONG_SIM_SEED={seed} cargo test --test sim fleet",
+                world.step
+            );
+            resume_unwind(panic)
+        }
+    }
+}
+
+#[test]
+fn a_fleet_of_servers_that_fail_and_move_loses_nothing_in_silence() {
+    if let Some(seed) = number("THRONG_SIM_SEED") {
+        run_fleet(seed);
+        return;
+    }
+    let first = number("THRONG_SIM_FIRST").unwrap_or(0);
+    let mut moves = 0;
+    for seed in first..first + number("THRONG_SIM_RUNS").unwrap_or(FLEET_RUNS) {
+        moves += run_fleet(seed).1;
+    }
+    assert!(moves > 0, "something has moved");
+    assert_eq!(run_fleet(first), run_fleet(first), "the same seed");
 }
 
 #[test]

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use crate::client::{Heard, MessageId};
-use crate::world::{TOPIC_COUNT, World, topic_name};
+use crate::topic::{TOPIC_COUNT, topic_name};
+use crate::world::World;
 
 /// Who was told what, once nothing is on its way any more: nobody is left without a message or a notice.
 pub fn check_deliveries(world: &World) {

@@ -6,7 +6,7 @@ use throng::protocol::handshake::Edge;
 use throng::shard::{HeartbeatMode, Options, Presence, RoomRule};
 
 use crate::random::Random;
-use crate::world::ROOMS;
+use crate::topic::ROOMS;
 
 #[derive(Debug, Clone)]
 pub struct Plan {

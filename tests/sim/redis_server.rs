@@ -1,8 +1,11 @@
-//! Redis by the script: HELLO, SUBSCRIBE, UNSUBSCRIBE and PUBLISH in RESP3, and every way in which it may fail.
+//! Redis by the script: HELLO, SUBSCRIBE, UNSUBSCRIBE and PUBLISH in RESP3, what streams want beside, and every way in
+//! which it may fail.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
 use throng::backplane::remote::wire::{self, Parcel};
+
+use super::redis_streams::{DIGEST, Kept, bulk};
 
 /// One connection, both directions.
 #[derive(Default)]
@@ -43,6 +46,8 @@ pub struct Server {
     pub lost: HashSet<u64>,
     /// Messages that were published again, because their acknowledgement was lost.
     pub again: HashSet<u64>,
+    /// What is kept in streams mode.
+    pub kept: Kept,
 }
 
 impl Server {
@@ -121,14 +126,42 @@ impl Server {
                     self.push(id, &[b"unsubscribe", channel]);
                 }
             }
-            b"PUBLISH" => self.publish(id, &arguments[0], &arguments[1]),
+            b"PUBLISH" => {
+                let count = self.publish(&arguments[0], &arguments[1], &arguments[1]);
+                self.say(id, format!(":{count}\r\n").as_bytes());
+            }
+            b"EVALSHA" => match self.kept.append(arguments) {
+                Some(appended) => {
+                    if let Some((channel, payload)) = appended.push {
+                        self.publish(&channel, &arguments[4], &payload);
+                    }
+                    self.say(id, format!(":{}\r\n", appended.last).as_bytes());
+                }
+                None => self.say(id, b"-NOSCRIPT No matching script.\r\n"),
+            },
+            b"SCRIPT" => {
+                self.kept.load(&arguments[1]);
+                let mut out = Vec::new();
+                bulk(&mut out, DIGEST);
+                self.say(id, &out);
+            }
+            b"INFO" => {
+                let mut out = Vec::new();
+                bulk(&mut out, self.kept.info().as_bytes());
+                self.say(id, &out);
+            }
+            b"HMGET" | b"XRANGE" | b"GET" | b"SET" => {
+                let answer = self.kept.answer(words);
+                self.say(id, &answer);
+            }
             other => panic!("{:?}", String::from_utf8_lossy(other)),
         }
     }
 
-    fn publish(&mut self, id: u64, channel: &[u8], payload: &[u8]) {
+    /// Publishes `payload`, which has `parcel` in it. How many follow the channel.
+    fn publish(&mut self, channel: &[u8], parcel: &[u8], payload: &[u8]) -> usize {
         let mut published = Vec::new();
-        if let Parcel::Messages { stamp, count, body } = wire::decode(payload).unwrap() {
+        if let Parcel::Messages { stamp, count, body } = wire::decode(parcel).unwrap() {
             let room = std::str::from_utf8(channel).unwrap();
             let room = room.strip_prefix("throng:room:").unwrap().to_owned();
             let batch = wire::decode_batch(&room, body, count, true, stamp.sent).unwrap();
@@ -155,7 +188,7 @@ impl Server {
             }
             self.push(*follower, &[b"message", channel, payload]);
         }
-        self.say(id, format!(":{}\r\n", followers.len()).as_bytes());
+        followers.len()
     }
 
     fn push(&mut self, id: u64, words: &[&[u8]]) {
@@ -179,7 +212,7 @@ impl Server {
 }
 
 /// Takes one whole command off the front.
-fn take_command(bytes: &mut VecDeque<u8>) -> Option<Vec<Vec<u8>>> {
+pub fn take_command(bytes: &mut VecDeque<u8>) -> Option<Vec<Vec<u8>>> {
     let all = bytes.make_contiguous();
     let mut at = 0;
     let line = |at: &mut usize, kind: u8| -> Option<usize> {

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use throng::backplane::{self, Backplane, LaneRoom, Ports};
 use throng::bus::{
-    Batch, BatchMessage, ConnectionId, CoreId, Downstream, DrainOrder, EVERYBODY, MessageKind,
-    PresenceNote, Question, RoomName, Upstream, UserName, user_room,
+    Batch, BatchMessage, ConnectionId, CoreId, Downstream, DrainOrder, MessageKind, PresenceNote,
+    Question, Upstream, UserName,
 };
 use throng::limits::SEND_PIECE_COUNT_MAX;
 use throng::protocol::{OpCode, encode_header};
@@ -23,16 +23,7 @@ use crate::lane::Lane;
 use crate::plan::Plan;
 use crate::random::Random;
 use crate::socket::Socket;
-
-/// Few, so that members collide; each with another policy towards its slow members.
-pub const ROOMS: [&str; 4] = ["disconnect", "drop-oldest", "drop-newest", "latest"];
-
-/// Few, too; all names of one length, so that identities weigh the same.
-pub const USERS: [&str; 3] = ["ann", "bob", "cyd"];
-
-/// What messages are sent to: rooms, then users, then everybody.
-pub const TOPIC_COUNT: usize = ROOMS.len() + USERS.len() + 1;
-pub const EVERYBODY_TOPIC: usize = TOPIC_COUNT - 1;
+use crate::topic::{ROOMS, TOPIC_COUNT, USERS, topic_index, topic_name, user_topic};
 
 /// Bytes that the engine reports at once.
 const READ_BYTES_MAX: usize = 4_096;
@@ -770,28 +761,6 @@ impl World {
             && client.outgoing.is_empty()
             && client.phase != Phase::Asking
     }
-}
-
-/// The topic of a user's messages.
-pub const fn user_topic(user: usize) -> usize {
-    ROOMS.len() + user
-}
-
-/// The room that a topic is to bus and shards.
-pub fn topic_name(topic: usize) -> RoomName {
-    if topic == EVERYBODY_TOPIC {
-        EVERYBODY.into()
-    } else if topic < ROOMS.len() {
-        ROOMS[topic].into()
-    } else {
-        user_room(USERS[topic - ROOMS.len()])
-    }
-}
-
-fn topic_index(name: &str) -> usize {
-    (0..TOPIC_COUNT)
-        .find(|topic| *topic_name(*topic) == *name)
-        .expect("a topic of the run")
 }
 
 fn note(trace: &mut u64, word: u64) {

@@ -86,7 +86,6 @@ fn admin(shard_count: u8, key: Option<&str>) -> Admin {
         answer_timeout_ms: 1_000,
         bus_stall_ms_max: 1_000,
         has_redis: false,
-        mode: "none",
         cluster_interval_ms: 2_000,
     })
 }

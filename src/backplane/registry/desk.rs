@@ -10,8 +10,8 @@ use crate::time::Tick;
 pub struct Command {
     /// Its number: the answer comes under it.
     pub ticket: u64,
-    /// A key that it names: it goes to a server that has it.
-    pub key: Vec<u8>,
+    /// What decides which server has its keys: their hash tag with its braces, or the key.
+    pub place: Vec<u8>,
     /// The command and its arguments.
     pub words: Vec<Vec<u8>>,
 }
@@ -62,8 +62,12 @@ impl Desk {
         let ticket = self.ticket_next;
         self.ticket_next += 1;
         self.asked.insert(ticket, asked);
-        let key = key.as_bytes().to_vec();
-        self.out.push_back(Command { ticket, key, words });
+        let place = place(key).as_bytes().to_vec();
+        self.out.push_back(Command {
+            ticket,
+            place,
+            words,
+        });
     }
 
     /// The next command that has not been given yet.
@@ -82,7 +86,30 @@ impl Desk {
     }
 }
 
+/// All keys of one tag are at one place, in a cluster and with several servers alike.
+fn place(key: &str) -> &str {
+    let tag = key.find('{').zip(key.find('}'));
+    tag.map_or(key, |(begins, ends)| &key[begins..=ends])
+}
+
 /// A command of plain words.
 pub fn words(words: &[&str]) -> Vec<Vec<u8>> {
     words.iter().map(|word| word.as_bytes().to_vec()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_one_tag_are_at_one_place() {
+        for (key, expected) in [
+            ("p:user:{ann}:conns", "{ann}"),
+            ("p:conn:{ann}:n:1:2", "{ann}"),
+            ("p:conn:{a{b}:n:1:2", "{a{b}"),
+            ("p:nodes", "p:nodes"),
+        ] {
+            assert_eq!(place(key), expected);
+        }
+    }
 }

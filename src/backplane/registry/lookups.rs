@@ -149,10 +149,9 @@ impl Lookups {
         request: u64,
         part: usize,
         reply: Option<Reply>,
-        clock: RedisClock,
+        now_ms: u64,
         to: &Desired,
         desk: &mut Desk,
-        now: Tick,
     ) -> Option<ClusterReply> {
         let lookup = self.open.get_mut(&request)?;
         let reply = match reply {
@@ -172,7 +171,6 @@ impl Lookups {
             return None;
         }
         let Lookup { stage, replies, .. } = self.open.remove(&request)?;
-        let now_ms = clock.now_ms(now);
         match stage {
             Stage::Online { users, with_nodes } => {
                 let users = users.into_iter().zip(&replies);

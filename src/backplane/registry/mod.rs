@@ -45,6 +45,8 @@ use crate::time::Tick;
 const INTERVALS_MAX: u32 = 3;
 /// Connections that are told of anew a second, over all shards.
 const ANNOUNCED_PER_S: u64 = 20_000;
+/// While Redis is away, it is asked this often.
+const RETRY: Duration = Duration::from_millis(250);
 /// At a stop, entries are removed for so long.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
 
@@ -75,8 +77,12 @@ pub struct Registry {
     /// The last heartbeat that was answered.
     beaten: Option<Tick>,
     beat_flying: bool,
-    /// Why Redis cannot be asked; `None`: the last heartbeat was answered, and nothing has failed since.
+    /// Why Redis cannot be asked; `None`: the last heartbeat was answered.
     away: Option<String>,
+    /// A command was lost: notes wait until then.
+    paused: Option<Tick>,
+    /// When all was last told of anew because something was lost.
+    made_up: Option<Tick>,
     clock: Option<RedisClock>,
     /// What this node tells of itself, JSON.
     state: String,
@@ -108,6 +114,8 @@ impl Registry {
             beaten: None,
             beat_flying: false,
             away: Some("Redis has not answered yet".to_owned()),
+            paused: None,
+            made_up: None,
             clock: None,
             state: String::new(),
             connection_count: 0,
@@ -170,16 +178,17 @@ impl Registry {
             debug_assert!(false, "an answer to what was not asked");
             return;
         };
+        let reply = reply.filter(|reply| !passes(reply));
         let is_lost = reply.is_none();
         let is_done = match &reply {
             Some(Reply::Error(error)) => {
-                self.refused(&asked, error);
+                self.refused(&asked, error, now);
                 false
             }
             reply => reply.is_some(),
         };
         if is_lost {
-            self.lose("the link for commands to Redis is down".to_owned());
+            self.lost(&asked, now);
         }
         let (own, desk) = (&self.own, &mut self.desk);
         match asked {
@@ -202,12 +211,13 @@ impl Registry {
                 let reaped = self.reaper.forgotten(run, is_done, own, desk);
                 self.reaped(reaped);
             }
+            Asked::Leave if is_lost => self.leave_for(Leaving::Left),
             Asked::Leave => self.signed_off(),
             Asked::Lookup { request, part } => {
                 let at = Tick(0);
                 let clock = self.clock.unwrap_or(RedisClock { unix_ms: 0, at });
                 let lookups = &mut self.lookups;
-                let answer = lookups.answered(request, part, reply, clock, own, desk, now);
+                let answer = lookups.answered(request, part, reply, clock.now_ms(now), own, desk);
                 self.answers.extend(answer.map(|answer| (request, answer)));
             }
         }
@@ -217,7 +227,11 @@ impl Registry {
     /// Does what is due by time.
     pub fn handle_deadline(&mut self, now: Tick) {
         if self.leaving.is_none() && self.beat_due <= now && !self.state.is_empty() {
-            self.beat_due = now.after(self.interval());
+            let pause = match self.away {
+                None => self.interval(),
+                Some(_) => self.interval().min(RETRY),
+            };
+            self.beat_due = now.after(pause);
             self.beat();
         }
         self.progress(now);
@@ -226,10 +240,13 @@ impl Registry {
     /// When [`Self::handle_deadline`] has something to do.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Tick> {
-        match self.leaving {
+        let beat = (!self.state.is_empty()).then_some(self.beat_due);
+        let due = match self.leaving {
             Some((_, until)) => Some(until),
-            None => (!self.state.is_empty()).then_some(self.beat_due),
-        }
+            None => beat,
+        };
+        let paused = self.paused.filter(|_| self.notes.has_more());
+        due.into_iter().chain(paused).min()
     }
 
     /// The node ends, and its clients have gone: what it has at Redis is removed, for a second at most.
@@ -304,7 +321,8 @@ impl Registry {
     /// Writes what may be written by now.
     fn progress(&mut self, now: Tick) {
         let (own, desk) = (&self.own, &mut self.desk);
-        if self.away.is_none() {
+        self.paused = self.paused.filter(|until| *until > now);
+        if self.away.is_none() && self.paused.is_none() {
             self.notes.send(own, desk, now);
         }
         if matches!(self.leaving, Some((Leaving::Flushing, _))) && self.notes.is_idle() {
@@ -346,6 +364,16 @@ impl Registry {
         }
     }
 
+    /// Nobody knows what became of a command. Its server may be one of several: only the heartbeat tells whether Redis
+    /// is away.
+    fn lost(&mut self, asked: &Asked, now: Tick) {
+        self.paused = Some(now.after(RETRY));
+        self.beat_due = self.beat_due.min(now.after(RETRY));
+        if matches!(asked, Asked::Beat) {
+            self.lose("its server cannot be reached".to_owned());
+        }
+    }
+
     /// Redis cannot be asked.
     fn lose(&mut self, reason: String) {
         if self.away.is_none() {
@@ -358,9 +386,10 @@ impl Registry {
         }
     }
 
-    fn refused(&mut self, asked: &Asked, error: &str) {
+    fn refused(&mut self, asked: &Asked, error: &str, now: Tick) {
         self.counts.errors += 1;
         if matches!(asked, Asked::Beat) {
+            self.beat_due = self.beat_due.min(now.after(RETRY));
             self.lose(format!("Redis refuses what the registry asks: {error}"));
         }
     }
@@ -401,15 +430,20 @@ impl Registry {
         let Some(Reply::Number(known)) = reply else {
             return;
         };
-        let was_away = self.away.take().is_some();
-        if was_away {
+        if self.away.take().is_some() {
             tracing::info!("the registry at Redis is kept up");
         }
         self.beaten = Some(now);
         self.counts.beats += 1;
-        // This node has been taken for dead, or Redis has lost what it knew, or it was away. What is lost otherwise the
-        // next refresh brings.
-        if *known == 0 || was_away && self.notes.has_missed {
+        // What was missed is made up for, but no more often than refreshes come.
+        let refresh = Duration::from_millis(u64::from(self.options.refresh_ms()));
+        let made_up = self.made_up.is_some_and(|at| at.after(refresh) > now);
+        let makes_up = self.notes.has_missed && !made_up;
+        if makes_up {
+            self.made_up = Some(now);
+        }
+        // This node has been taken for dead, or Redis has lost what it knew.
+        if *known == 0 || makes_up {
             self.notes.has_missed = false;
             self.announce();
         }
@@ -458,6 +492,25 @@ impl Registry {
                 .begin(dead.swap_remove(index), &self.own, &mut self.desk);
         }
     }
+}
+
+/// Whether a refusal is of now, and not of the command: as good as no answer.
+fn passes(reply: &Reply) -> bool {
+    let Reply::Error(error) = reply else {
+        return false;
+    };
+    let code = error.split(' ').next().unwrap_or_default();
+    matches!(
+        code,
+        "MOVED"
+            | "ASK"
+            | "TRYAGAIN"
+            | "CLUSTERDOWN"
+            | "LOADING"
+            | "READONLY"
+            | "MASTERDOWN"
+            | "BUSY"
+    )
 }
 
 /// Announcements are spread over so long at least.

@@ -188,7 +188,7 @@ impl Notes {
         if carried_out {
             self.written += 1;
         } else if again && self.waiting.len() < QUEUE_MAX {
-            self.waiting.push_front((note, noted));
+            self.waiting.push_back((note, noted)); // nothing else of this connection is behind it
         } else {
             self.drop_note(true);
         }
@@ -208,6 +208,11 @@ impl Notes {
         let lost = before - self.waiting.len();
         self.dropped += lost as u64;
         self.has_missed |= lost > 0;
+    }
+
+    /// Something waits to be sent.
+    pub fn has_more(&self) -> bool {
+        !self.waiting.is_empty() || !self.withdrawn.is_empty()
     }
 
     /// Nothing waits, and nothing is on its way.

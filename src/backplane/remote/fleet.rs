@@ -391,6 +391,10 @@ impl Fleet {
                 if self.place(&room) == server {
                     self.slot_is_elsewhere(server, &room, now);
                 }
+                let remote = self.remote(server);
+                if remote.is_none_or(|remote| !remote.is_leaving(&room)) {
+                    self.arrive(&room, now);
+                }
             }
             News::Returned(entry) => self.transit.admit(entry, server),
             News::Left(room) => self.arrive(&room, now),

@@ -127,9 +127,15 @@ impl Remote {
         self.refuse(entry.from, &entry.batch, local);
     }
 
-    /// Whether something of a room that has gone is on its way still.
+    /// Whether something of a room that has gone is on its way still, or has come back and was not taken over.
     pub fn is_leaving(&self, room: &str) -> bool {
+        let mut news = self.news.iter();
         self.leaving.contains_key(room)
+            || news.any(|news| match news {
+                News::Displaced(entry) | News::Returned(entry) => &*entry.room == room,
+                News::Left(left) => &**left == room,
+                _ => false,
+            })
     }
 
     /// One entry of the room is not on its way any more.

@@ -6,7 +6,7 @@ import socket
 from harness import eventually
 
 from .process import Balancer
-from .render import DEPLOY, render, tool
+from .render import DEPLOY, render, tool, without_nodes
 
 
 class Haproxy(Balancer):
@@ -18,7 +18,7 @@ class Haproxy(Balancer):
         self.way = way
         self.backend = f"throng_by_{way}"
         self.stats_path = directory / "haproxy.sock"
-        text = render((DEPLOY / "haproxy/haproxy.cfg").read_text(), replacements or {})
+        text = render(without_nodes((DEPLOY / "haproxy/haproxy.cfg").read_text(), len(nodes)), replacements or {})
         text = render(
             text,
             {

@@ -1,9 +1,9 @@
 """Debian's nginx on the files of deploy/nginx."""
 
 from .process import Balancer
-from .render import DEPLOY, render, tool
+from .render import DEPLOY, render, tool, without_nodes
 
-WAYS = ("room", "address", "cookie")
+WAYS = ("room", "address", "cookie", "node")
 
 
 class Nginx(Balancer):
@@ -47,7 +47,8 @@ class Nginx(Balancer):
         nodes = {f"10.0.0.{11 + index}:8080": node.host_port for index, node in enumerate(self.nodes)}
         self._put("nginx.conf", main)
         self._put("throng-server.conf", render(self._text("throng-server.conf"), listen | (server or {})))
-        self._put(f"throng-by-{self.way}.conf", render(self._text(f"throng-by-{self.way}.conf"), (upstream or {}) | nodes))
+        way = without_nodes(self._text(f"throng-by-{self.way}.conf"), len(self.nodes))
+        self._put(f"throng-by-{self.way}.conf", render(way, (upstream or {}) | nodes))
 
     def _files(self):
         return ["-p", f"{self.directory}/", "-c", str(self.directory / "nginx.conf")]

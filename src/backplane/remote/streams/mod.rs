@@ -70,6 +70,8 @@ pub struct Streams {
     is_crowded: bool,
     /// The clock was read since the commands link is up, and may be written.
     clock_read: bool,
+    /// It was written since then: what is read of rooms from here on, it vouches for.
+    clock_stands: bool,
     clock_sent: Option<Tick>,
     clock_acknowledged: Option<Tick>,
     clock_next: Tick,
@@ -91,6 +93,7 @@ impl Streams {
             fresh: Random::new(!seed),
             is_crowded: false,
             clock_read: false,
+            clock_stands: false,
             clock_sent: None,
             clock_acknowledged: None,
             clock_next: now,
@@ -294,10 +297,10 @@ impl Remote {
             return;
         };
         streams.clock_read = false;
+        streams.clock_stands = false;
         streams.clock_sent = None;
         let key = self.streams_clock();
         self.command(&[b"GET", key.as_bytes()], CLOCK_READ, now);
-        self.streams_read(now);
     }
 
     fn streams_clock(&self) -> String {
@@ -310,6 +313,7 @@ impl Remote {
             return;
         }
         while let Some(streams) = &mut self.streams
+            && streams.clock_stands
             && !streams.is_crowded
             && self.commands.out_bytes() < COMMAND_BYTES_MAX
             && let Some(turn) = streams.places.take_turn()
@@ -370,8 +374,16 @@ impl Remote {
             CLOCK_READ => return self.streams_clock_read(reply, now),
             CLOCK_WRITTEN => {
                 let sent = streams.clock_sent.take();
-                if let Some(Reply::Text(_)) = reply {
-                    streams.clock_acknowledged = sent;
+                match reply {
+                    None => {}
+                    Some(Reply::Text(_)) => {
+                        streams.clock_acknowledged = sent;
+                        streams.clock_stands = true;
+                    }
+                    Some(Reply::Error(error)) => {
+                        return Err(explain(&error, &Grant::at_redis(&self.options)));
+                    }
+                    Some(_) => return Err("Redis answers SET with something else".into()),
                 }
                 return Ok(());
             }
@@ -422,6 +434,7 @@ impl Remote {
             Some(_) => return Err("Redis answers GET with something else".into()),
         };
         streams.clock_read = true;
+        streams.clock_next = now;
         let has_all = streams.clock_acknowledged.is_none_or(|acknowledged| {
             kept_until.is_some_and(|until| until.after(streams.retain) >= acknowledged)
         });
@@ -440,7 +453,8 @@ impl Remote {
         let Some(streams) = &mut self.streams else {
             return;
         };
-        streams.retained.expire(now);
+        // As of when the server was heard: what it had acknowledged before it went away is kept until it is back.
+        streams.retained.expire(self.publishing.heard());
         while let Some((room, shards)) = streams.places.take_overdue(now) {
             self.counts.joins_refused += 1;
             self.effects.push_back(Effect::JoinRefused { room, shards });
@@ -468,14 +482,10 @@ impl Remote {
         let may_ask = self.commands.is_up() && self.closing.is_none();
         let clock = (may_ask && streams.clock_read && streams.clock_sent.is_none())
             .then_some(streams.clock_next);
-        [
-            streams.places.deadline(),
-            streams.retained.deadline(),
-            clock,
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+        [streams.places.deadline(), clock]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Whether the shards have so much waiting for them that nothing is to be read for them.

@@ -43,15 +43,11 @@ impl Retained {
 
     /// Forgets what is too old.
     pub fn expire(&mut self, now: Tick) {
-        while self.deadline().is_some_and(|due| due <= now) {
+        let time = self.time;
+        let is_old = |(since, _): &(Tick, Entry)| since.after(time) <= now;
+        while self.entries.front().is_some_and(is_old) {
             self.drop_oldest();
         }
-    }
-
-    /// When [`Self::expire`] has something to forget.
-    pub fn deadline(&self) -> Option<Tick> {
-        let (since, _) = self.entries.front()?;
-        Some(since.after(self.time))
     }
 
     /// Takes everything out, oldest first.
@@ -115,12 +111,11 @@ mod tests {
             (sequences(&retained), retained.bytes()),
             (vec![2, 3, 4], 3 * bytes)
         );
-        assert_eq!(retained.deadline(), Some(Tick::from_ms(7_000)));
         retained.expire(Tick::from_ms(6_999));
         assert_eq!(sequences(&retained), [2, 3, 4]);
         retained.expire(Tick::from_ms(8_000));
         assert_eq!(sequences(&retained), [4]);
         assert_eq!(retained.take_all().len(), 1);
-        assert_eq!((retained.bytes(), retained.deadline()), (0, None));
+        assert_eq!((retained.bytes(), retained.iter().count()), (0, 0));
     }
 }
