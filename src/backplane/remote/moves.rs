@@ -278,11 +278,10 @@ impl Remote {
         if self.closing.is_some() {
             return;
         }
-        if self.commands.is_up() {
-            self.commands_lost("another server is asked".into(), now);
-        }
         self.options.address = address;
-        self.commands.restart(soon, now);
+        self.commands
+            .restart(soon, &self.options.address.endpoint, now);
+        self.commands_unanswered(now);
         self.orders
             .push_back(LinkOrder::Close(self.id(Role::Commands)));
     }

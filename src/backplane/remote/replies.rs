@@ -150,7 +150,12 @@ impl Remote {
         if let Some((since, _)) = self.subscription.trouble() {
             let rooms = self.channels.standing_count();
             let ms = now.since(since) / 1_000;
-            tracing::info!(rooms, ms, "Redis carries messages");
+            tracing::info!(
+                server = %self.options.address.endpoint,
+                rooms,
+                ms,
+                "Redis carries messages"
+            );
         }
         self.started = true;
         self.publishing.proven();
