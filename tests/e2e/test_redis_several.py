@@ -56,7 +56,7 @@ def test_rooms_are_spread_over_the_servers_and_all_nodes_agree(node, two):
         assert heard[0] == heard[1] and len(set(heard[0])) == 2
     by_server = a.stats()["backplane"]["redis"]["servers"]
     assert len(by_server) == 2 and all(one["ready"] for one in by_server)
-    assert sum(one["subscriptions"] for one in by_server) == 20
+    assert sum(one["subscriptions"] for one in by_server) == 21, "twenty rooms and everybody"
     assert all(one["subscriptions"] > 2 for one in by_server), by_server
     assert {a.metric("throng_redis_server_ready", server=one["server"]) for one in by_server} == {1}
 
@@ -72,11 +72,15 @@ def test_a_lost_server_takes_only_its_own_rooms_along(node, two):
     room, (one, other) = found[kept]
     for number in range(50):
         one.send_text(str(number))
-    assert [other.read_text() for _ in range(50)] == [str(number) for number in range(50)]
-    assert a.join(room).read_text is not None, "joins of rooms at the other one are answered"
+    # What everybody gets may be at the lost one: members are told of it, wherever their room is.
+    heard = []
+    while len(heard) < 50:
+        text = other.read_text()
+        heard += [] if '"gap"' in text else [text]
+    assert heard == [str(number) for number in range(50)]
     room, (one, other) = found[lost]
     one.send_text("meanwhile")
-    assert one.read_text() == "meanwhile", "members of one node hear each other"
+    eventually(lambda: one.read_text() == "meanwhile", "members of one node hear each other")
     lost.start()
     for each in (a, b):
         eventually(lambda each=each: each.admin("/readyz").status == 200, "it is back", timeout_s=15)

@@ -120,7 +120,7 @@ impl Fleet {
             }
             Some(Err(reason)) => {
                 cluster.directory.failed(now);
-                self.turn_scout(&reason, now);
+                self.scout_failed(&reason, now);
             }
             None => cluster.directory.failed(now), // its link was lost, and says so itself
         }
@@ -260,24 +260,19 @@ impl Fleet {
             cluster.directory.failed(now);
             let remote = self.remote(SCOUT);
             let reason = remote.map_or_else(String::new, Remote::commands_reason);
-            self.turn_scout(&reason, now);
+            self.scout_failed(&reason, now);
         }
     }
 
-    /// Asks somebody else from now on: the one behind the last, in the list of all.
-    fn turn_scout(&mut self, reason: &str, now: Tick) {
+    /// Whoever was asked does not answer as it should.
+    fn scout_failed(&mut self, reason: &str, now: Tick) {
         let at_start = self.options().at_start;
-        let current = self.remote(SCOUT).map(|scout| scout.endpoint().clone());
         let Some(cluster) = self.cluster_mut() else {
             return;
         };
         cluster.failed_count += 1;
         let candidates = cluster.candidates();
-        let place = candidates
-            .iter()
-            .position(|address| Some(&address.endpoint) == current.as_ref());
-        let next = place.map_or(0, |place| (place + 1) % candidates.len());
-        let round_is_over = cluster.failed_count % candidates.len() == 0;
+        let round_is_over = cluster.failed_count.is_multiple_of(candidates.len());
         let is_lost = cluster.failed_count >= candidates.len();
         let is_first = cluster.directory.topology().is_none();
         if at_start == AtStart::Fail && is_first && is_lost {
@@ -289,9 +284,21 @@ impl Fleet {
             )));
             return;
         }
-        let address = candidates[next].clone();
+        self.turn_scout(!round_is_over, now);
+    }
+
+    /// Asks somebody else from now on: the one behind the last, in the list of all. `soon`: at once.
+    fn turn_scout(&mut self, soon: bool, now: Tick) {
+        let current = self.remote(SCOUT).map(|scout| scout.endpoint().clone());
+        let Some(cluster) = self.cluster() else {
+            return;
+        };
+        let candidates = cluster.candidates();
+        let mut places = candidates.iter();
+        let place = places.position(|address| Some(&address.endpoint) == current.as_ref());
+        let next = place.map_or(0, |place| (place + 1) % candidates.len());
         if let Some(scout) = self.remote_mut(SCOUT) {
-            scout.redirect(address, !round_is_over, now);
+            scout.redirect(candidates[next].clone(), soon, now);
         }
         self.gather(SCOUT, now);
     }
@@ -322,7 +329,7 @@ impl Fleet {
             cluster.vain_count += 1;
             // Whoever was asked may be cut off from the others, and know less than they do.
             if cluster.vain_count.is_multiple_of(3) {
-                self.turn_scout("another server may know more", now);
+                self.turn_scout(true, now);
             }
         }
     }

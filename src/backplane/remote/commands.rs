@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::directory::Elsewhere;
+use super::moves::News;
 use super::{Effect, Remote, Role};
 use crate::backplane::resp::Reply;
 use crate::time::Tick;
@@ -45,6 +47,12 @@ impl Remote {
         let Some(Asked { ticket, .. }) = self.asked.pop_front() else {
             return Err("Redis answers what it was not asked".into());
         };
+        if self.options.is_cluster()
+            && let Reply::Error(error) = &reply
+            && let Some(Elsewhere::Moved(slot)) = Elsewhere::read(error)
+        {
+            self.news.push_back(News::Elsewhere(slot)); // who asked may ask again
+        }
         let reply = Some(reply);
         if Self::is_streams_own(ticket) {
             return self.streams_answered(ticket, reply, now);
@@ -55,6 +63,11 @@ impl Remote {
 
     pub(super) fn commands_lost(&mut self, reason: String, now: Tick) {
         self.commands.fail(reason, now, &mut self.random);
+        self.commands_unanswered(now);
+    }
+
+    /// Nothing that was asked will be answered.
+    pub(super) fn commands_unanswered(&mut self, now: Tick) {
         for Asked { ticket, .. } in std::mem::take(&mut self.asked) {
             let reply = None;
             if Self::is_streams_own(ticket) {

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use super::cluster::{Cluster, SCOUT};
 use super::moves::News;
-use super::placement::Rendezvous;
+use super::placement::{Rendezvous, tag_of};
 use super::transit::Transit;
 use super::watching::{self, Watched};
 use super::{Effect, LinkId, LinkOrder, LinkTrouble, Mode, Options, Published, Remote, Role};
@@ -228,7 +228,7 @@ impl Fleet {
     pub fn command(&mut self, key: &[u8], words: &[&[u8]], ticket: u64, now: Tick) {
         let server = match &self.placement {
             Placement::Single => Some(0),
-            Placement::Several(servers) => Some(servers.of(key)),
+            Placement::Several(servers) => Some(servers.of(tag_of(key))),
             Placement::Cluster(cluster) => cluster.server_of(key),
         };
         let found = server.and_then(|server| Some((server, self.remote_mut(server)?)));
@@ -409,7 +409,7 @@ impl Fleet {
         let placement = std::mem::replace(&mut self.placement, Placement::Single);
         let departure = match (&placement, self.remote_mut(source)) {
             (Placement::Cluster(cluster), Some(remote)) => {
-                Some(remote.release(|room| cluster.place(room) != source))
+                Some(remote.release(|room| cluster.place(room) != source, now))
             }
             _ => None,
         };
@@ -441,6 +441,10 @@ impl Fleet {
         for (room, channel) in departure.channels {
             let (_, remote) = self.of(&room);
             remote.adopt(room, channel, now);
+        }
+        for (room, place) in departure.places {
+            let (_, remote) = self.of(&room);
+            remote.adopt_place(&room, &place, now);
         }
         let remote = self.remote(source);
         let arrived = self

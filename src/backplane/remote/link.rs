@@ -12,7 +12,7 @@ use bytes::BytesMut;
 
 use super::greeting::{Greeting, Step};
 use super::refusal::{Grant, explain_junk, explain_silence};
-use super::{Address, Options};
+use super::{Address, Endpoint, Options};
 use crate::backplane::resp::{Decoder, Reply, Version, encode_command};
 use crate::metrics::RedisLinkSnapshot;
 use crate::time::Tick;
@@ -88,6 +88,8 @@ pub enum Wants {
 #[derive(Debug)]
 pub struct Link {
     role: Role,
+    /// Where it leads, for the log.
+    place: String,
     state: State,
     /// Failures in a row.
     failures: u32,
@@ -109,9 +111,10 @@ pub struct Link {
 
 impl Link {
     /// A link that is to be connected at once.
-    pub fn new(role: Role, now: Tick) -> Self {
+    pub fn new(role: Role, endpoint: &Endpoint, now: Tick) -> Self {
         Self {
             role,
+            place: endpoint.to_string(),
             state: State::Resting { until: now },
             failures: 0,
             trouble_since: Some(now),
@@ -230,6 +233,7 @@ impl Link {
         if self.reason != reason {
             tracing::warn!(
                 link = self.role.label(),
+                place = self.place,
                 reason,
                 "Redis cannot be used; trying again"
             );
@@ -241,13 +245,16 @@ impl Link {
     }
 
     /// Begins anew at another address: `soon` without a rest, else with the one that it has.
-    pub fn restart(&mut self, soon: bool, now: Tick) {
+    pub fn restart(&mut self, soon: bool, endpoint: &Endpoint, now: Tick) {
         match &mut self.state {
             State::Closed => {}
             State::Resting { until } if soon => *until = now,
             State::Resting { .. } => {}
             state => *state = State::Resting { until: now },
         }
+        self.place = endpoint.to_string();
+        self.out.clear();
+        self.decoder = Decoder::new(Version::Resp3);
     }
 
     /// It ends for good.
@@ -290,7 +297,12 @@ impl Link {
             Step::Done => {
                 let server = greeting.server().to_string();
                 self.is_resp3 = greeting.server().is_resp3;
-                tracing::info!(link = self.role.label(), server, "connected to Redis");
+                tracing::info!(
+                    link = self.role.label(),
+                    place = self.place,
+                    server,
+                    "connected to Redis"
+                );
                 self.state = State::Up { since: now };
                 self.counts.connects += 1;
                 return Ok(Wants::Ready);
@@ -413,7 +425,7 @@ mod tests {
 
     /// A link that is up.
     fn up(now: Tick) -> Link {
-        let mut link = Link::new(Role::Publishing, now);
+        let mut link = Link::new(Role::Publishing, &options().address.endpoint, now);
         assert!(link.begin(now));
         link.connected(&options(), now);
         let hello = Reply::Fields(vec![("version".into(), "7.0.15".into())]);
@@ -426,7 +438,7 @@ mod tests {
     #[test]
     fn rests_grow_to_five_seconds_and_are_spread_from_none_to_all_of_it() {
         let mut random = Random::new(42);
-        let mut link = Link::new(Role::Publishing, Tick(0));
+        let mut link = Link::new(Role::Publishing, &options().address.endpoint, Tick(0));
         let mut longest = Vec::new();
         for round in 0..10u32 {
             let mut rests = Vec::new();
@@ -450,7 +462,7 @@ mod tests {
 
     #[test]
     fn a_link_that_does_not_come_up_is_given_up_with_what_it_waits_for() {
-        let mut link = Link::new(Role::Subscription, Tick(0));
+        let mut link = Link::new(Role::Subscription, &options().address.endpoint, Tick(0));
         let address = options().address;
         assert!(link.begin(Tick(0)) && !link.begin(Tick(0)));
         assert_eq!(link.overdue(&address, TIMEOUT, Tick::from_ms(2_999)), None);

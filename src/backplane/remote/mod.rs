@@ -251,9 +251,9 @@ impl Remote {
         Self {
             server,
             node,
-            publishing: Link::new(Role::Publishing, now),
-            subscription: Link::new(Role::Subscription, now),
-            commands: Link::new(Role::Commands, now),
+            publishing: Link::new(Role::Publishing, &options.address.endpoint, now),
+            subscription: Link::new(Role::Subscription, &options.address.endpoint, now),
+            commands: Link::new(Role::Commands, &options.address.endpoint, now),
             asked: VecDeque::new(),
             outgoing: Outgoing::new(node, seed),
             expected: VecDeque::new(),

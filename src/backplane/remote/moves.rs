@@ -10,6 +10,7 @@ use super::channels::Channel;
 use super::link::Role;
 use super::outgoing::{Entry, Sequence};
 use super::placement::{Slot, Tag};
+use super::streams::Carried;
 use super::{
     Address, Degraded, Effect, Endpoint, LinkOrder, Mode, Published, Remote, Reply, channels,
     outgoing,
@@ -41,6 +42,8 @@ pub struct Departure {
     pub channels: Vec<(RoomName, Channel)>,
     /// How their numbers go on.
     pub sequences: Vec<(RoomName, Sequence)>,
+    /// Where they stand in their streams.
+    pub places: Vec<(RoomName, Carried)>,
     /// What was not sent, in order.
     pub unsent: Vec<Entry>,
     /// Those of which something is on its way.
@@ -49,7 +52,7 @@ pub struct Departure {
 
 impl Remote {
     /// Lets rooms go.
-    pub fn release(&mut self, goes: impl Fn(&str) -> bool) -> Departure {
+    pub fn release(&mut self, goes: impl Fn(&str) -> bool, now: Tick) -> Departure {
         if self.options.degraded == Degraded::Local {
             // The members here may not see it come back: they leave one channel, and follow the other some time later.
             let waiting = self.outgoing.iter().filter(|entry| goes(&entry.room));
@@ -69,12 +72,15 @@ impl Remote {
             unsent,
             in_flight,
         } = self.outgoing.release(&goes);
+        let (places, mut again) = self.streams_release(&goes, now);
+        again.extend(unsent);
         let rooms = in_flight.keys().cloned().collect();
         self.leaving.extend(in_flight);
         Departure {
             channels: channels.wanted,
             sequences,
-            unsent,
+            places,
+            unsent: again,
             in_flight: rooms,
         }
     }
@@ -83,6 +89,11 @@ impl Remote {
     pub fn adopt(&mut self, room: RoomName, channel: Channel, now: Tick) {
         self.channels.adopt(room, channel);
         self.ask(now);
+    }
+
+    /// Goes on from where a room stood in its stream.
+    pub fn adopt_place(&mut self, room: &RoomName, place: &Carried, now: Tick) {
+        self.streams_adopt(room, place, now);
     }
 
     /// Goes on with a room's numbers.
@@ -267,11 +278,10 @@ impl Remote {
         if self.closing.is_some() {
             return;
         }
-        if self.commands.is_up() {
-            self.commands_lost("another server is asked".into(), now);
-        }
         self.options.address = address;
-        self.commands.restart(soon, now);
+        self.commands
+            .restart(soon, &self.options.address.endpoint, now);
+        self.commands_unanswered(now);
         self.orders
             .push_back(LinkOrder::Close(self.id(Role::Commands)));
     }

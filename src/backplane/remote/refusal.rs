@@ -21,7 +21,7 @@ const GRANT_SHARDED: &str = " +spublish +ssubscribe +sunsubscribe";
 const GRANT_CLUSTER: &str = " +cluster|slots";
 /// What keeps them in streams, too: what the script calls, and how what was missed is read.
 const GRANT_STREAMS: &str =
-    "+script|load +evalsha +hmget +del +hlen +hkeys +hdel +xadd +hset +pexpire +xrange +get +set";
+    " +script|load +evalsha +hmget +hset +hlen +hkeys +hdel +del +pexpire +xadd +xrange +get +set";
 /// What a Sentinel is asked.
 const GRANT_SENTINEL: &str = "allchannels +hello +client|setname +info \
      +sentinel|get-master-addr-by-name +subscribe";
@@ -38,11 +38,11 @@ impl Grant {
     pub fn at_redis(options: &Options) -> Self {
         let prefix = &options.prefix;
         let mut rules =
-            format!("&{prefix}:* {GRANT_GREETING} {GRANT_MESSAGES} ~{prefix}:* {GRANT_REGISTRY}");
+            format!("&{prefix}:* ~{prefix}:* {GRANT_GREETING} {GRANT_MESSAGES} {GRANT_REGISTRY}");
         match options.mode {
             Mode::Pubsub => {}
             Mode::Sharded => rules.push_str(GRANT_SHARDED),
-            Mode::Streams => rules.push_str(&format!(" {GRANT_STREAMS}")),
+            Mode::Streams => rules.push_str(GRANT_STREAMS),
         }
         if options.is_cluster() {
             rules.push_str(GRANT_CLUSTER);
@@ -211,7 +211,7 @@ mod tests {
         ] {
             let said = explain(error, &grant());
             assert!(said.contains(what), "{said} does not say {what}");
-            let line = "ACL SETUSER alice &blue:* +hello";
+            let line = "ACL SETUSER alice &blue:* ~blue:* +hello";
             assert!(said.contains(line), "{said} does not say {line}");
         }
     }

@@ -55,7 +55,7 @@ impl Remote {
                 (Role::Publishing, reply) if self.expects_rank() => self.rank_told(&reply, now)?,
                 (_, Reply::Error(error)) => self.refused(role, &error)?,
                 (Role::Publishing, Reply::Number(_)) => self.acknowledged(now)?,
-                (Role::Publishing, Reply::Text(text)) => self.streams_prepared(&text)?,
+                (Role::Publishing, Reply::Text(text)) => self.streams_prepared(&text, now)?,
                 (Role::Subscription, Reply::Message { channel, payload }) => {
                     self.message(&channel, &payload, now);
                 }
@@ -150,7 +150,12 @@ impl Remote {
         if let Some((since, _)) = self.subscription.trouble() {
             let rooms = self.channels.standing_count();
             let ms = now.since(since) / 1_000;
-            tracing::info!(rooms, ms, "Redis carries messages");
+            tracing::info!(
+                server = %self.options.address.endpoint,
+                rooms,
+                ms,
+                "Redis carries messages"
+            );
         }
         self.started = true;
         self.publishing.proven();

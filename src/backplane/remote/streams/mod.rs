@@ -28,13 +28,15 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use self::kept::{Known, SCRIPT};
+pub use self::places::Carried;
 use self::places::{News, Places, Pushed, Turn};
 use self::retained::Retained;
+use super::directory::Elsewhere;
 use super::link::{Link, Random};
 use super::outgoing::Entry;
 use super::refusal::{Grant, explain};
 use super::wire::{self, Parcel};
-use super::{Effect, Expected, Options, Remote};
+use super::{Effect, Expected, Options, Remote, moves};
 use crate::backplane::ShardSet;
 use crate::backplane::resp::Reply;
 use crate::bus::{CoreId, RoomName};
@@ -75,6 +77,8 @@ pub struct Streams {
     clock_sent: Option<Tick>,
     clock_acknowledged: Option<Tick>,
     clock_next: Tick,
+    /// Where it was read last.
+    clock_key: String,
     length_max: String,
     ttl_ms: String,
     retain: Duration,
@@ -97,6 +101,7 @@ impl Streams {
             clock_sent: None,
             clock_acknowledged: None,
             clock_next: now,
+            clock_key: String::new(),
             length_max: options.streams_length_max.to_string(),
             ttl_ms: options.streams_ttl_ms.to_string(),
             retain,
@@ -192,7 +197,7 @@ impl Remote {
 
     /// The server has the script, or says which it is. To a server that is not the one before, what was acknowledged
     /// lately is sent again.
-    pub(super) fn streams_prepared(&mut self, text: &Bytes) -> Result<(), String> {
+    pub(super) fn streams_prepared(&mut self, text: &Bytes, now: Tick) -> Result<(), String> {
         let expected = self.expected.pop_front();
         let Some(streams) = &mut self.streams else {
             return Err("Redis says what nobody asked for".into());
@@ -211,7 +216,7 @@ impl Remote {
                         batches,
                         "Redis is another server; what it may lack is sent again"
                     );
-                    self.outgoing.replay(again);
+                    self.outgoing.replay(again, now);
                 }
                 streams.server = Some(name);
             }
@@ -300,11 +305,22 @@ impl Remote {
         streams.clock_stands = false;
         streams.clock_sent = None;
         let key = self.streams_clock();
+        let Some(streams) = &mut self.streams else {
+            return;
+        };
+        if streams.clock_key != key {
+            streams.clock_key.clone_from(&key);
+            streams.clock_acknowledged = None; // that was another server's, or another slot's
+        }
         self.command(&[b"GET", key.as_bytes()], CLOCK_READ, now);
     }
 
     fn streams_clock(&self) -> String {
-        format!("{}:clock:{:016x}", self.options.prefix, self.node)
+        let (prefix, node) = (&self.options.prefix, self.node);
+        match &self.probe_tag {
+            Some(tag) => format!("{prefix}:{{{}}}:clock:{node:016x}", tag.text),
+            None => format!("{prefix}:clock:{node:016x}"),
+        }
     }
 
     /// Gives the commands whose turn it is.
@@ -368,7 +384,7 @@ impl Remote {
             return Ok(());
         };
         if let Some(Reply::Error(error)) = &reply {
-            return Err(explain(error, &Grant::at_redis(&self.options)));
+            return self.streams_refused(ticket, error, now);
         }
         match ticket {
             CLOCK_READ => return self.streams_clock_read(reply, now),
@@ -379,9 +395,6 @@ impl Remote {
                     Some(Reply::Text(_)) => {
                         streams.clock_acknowledged = sent;
                         streams.clock_stands = true;
-                    }
-                    Some(Reply::Error(error)) => {
-                        return Err(explain(&error, &Grant::at_redis(&self.options)));
                     }
                     Some(_) => return Err("Redis answers SET with something else".into()),
                 }
@@ -407,6 +420,62 @@ impl Remote {
             }
         }
         Ok(())
+    }
+
+    /// A command was refused. The room's turn comes again, here or at the server that has its slot.
+    fn streams_refused(&mut self, ticket: u64, error: &str, now: Tick) -> Result<(), String> {
+        let is_elsewhere = self.options.is_cluster() && Elsewhere::read(error).is_some();
+        let Some(streams) = &mut self.streams else {
+            return Ok(());
+        };
+        match ticket {
+            CLOCK_READ | CLOCK_WRITTEN if is_elsewhere => {
+                // There is no clock here, as long as no slot is known that the server has.
+                streams.clock_read = false;
+                streams.clock_stands = true;
+                streams.clock_acknowledged = None;
+            }
+            CLOCK_READ | CLOCK_WRITTEN => {}
+            _ => {
+                let ticket = ticket & !OWN;
+                if is_elsewhere && let Some(room) = streams.places.asked_for(ticket) {
+                    let slot = self.naming.slot_of(room);
+                    self.news.push_back(moves::News::Elsewhere(slot));
+                }
+                streams.places.answered(ticket, None, now)?;
+            }
+        }
+        match is_elsewhere {
+            true => Ok(()),
+            false => Err(explain(error, &Grant::at_redis(&self.options))),
+        }
+    }
+
+    /// Lets rooms go to another server: where they stand, and what was acknowledged of them, which it may lack.
+    pub(super) fn streams_release(
+        &mut self,
+        goes: impl Fn(&str) -> bool,
+        now: Tick,
+    ) -> (Vec<(RoomName, Carried)>, Vec<Entry>) {
+        let Some(streams) = &mut self.streams else {
+            return (Vec::new(), Vec::new());
+        };
+        let mut again = streams.retained.release(&goes);
+        for entry in &mut again {
+            entry.from = None;
+            entry.taken = now;
+        }
+        let heard = self.subscription.heard();
+        (streams.places.release(heard, goes), again)
+    }
+
+    /// Takes a room in that another server has let go.
+    pub(super) fn streams_adopt(&mut self, room: &RoomName, place: &Carried, now: Tick) {
+        if let Some(streams) = &mut self.streams
+            && self.channels.follows(room)
+        {
+            streams.places.adopt(room, place, now);
+        }
     }
 
     fn streams_recovered(&mut self, room: &str, parcel: &[u8], now: Tick) {
@@ -450,6 +519,12 @@ impl Remote {
 
     /// Does what is due by time.
     pub(super) fn streams_deadline(&mut self, now: Tick) {
+        if let Some(streams) = &self.streams
+            && self.commands.is_up()
+            && streams.clock_key != self.streams_clock()
+        {
+            self.streams_commands_ready(now); // the server has other slots
+        }
         let Some(streams) = &mut self.streams else {
             return;
         };
