@@ -129,12 +129,12 @@ impl Remote {
         }
         let reason = format!("Sentinel has named another master: {endpoint}");
         let had_place = self.has_place();
-        self.options.address = self.options.address.moved_to(endpoint);
+        self.options.address = self.options.address.moved_to(endpoint.clone());
         for role in Role::ALL {
             if had_place && !self.link(role).is_resting() {
                 self.end_link(role, reason.clone(), now);
             }
-            self.link_mut(role).restart(true, now);
+            self.link_mut(role).restart(true, &endpoint, now);
         }
     }
 }
