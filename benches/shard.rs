@@ -9,10 +9,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use throng::bus::CoreId;
+use throng::bus::{
+    Batch, BatchMessage, CoreId, Downstream, EVERYBODY, MessageKind, RoomName, user_room,
+};
 use throng::protocol::client::encode_request;
 use throng::protocol::handshake::Edge;
-use throng::protocol::{Encoded, Meter, OpCode, encode_client_header, unmask_extend};
+use throng::protocol::{
+    Encoded, Meter, OpCode, encode_client_header, encode_header, unmask_extend,
+};
 use throng::shard::{Action, Delivery, HeartbeatMode, Input, Node, Options, Presence, Shard};
 use throng::time::Tick;
 
@@ -109,6 +113,13 @@ impl World {
             .handle(Input::Received { index, bytes }, self.now);
     }
 
+    /// A message of the admin API.
+    fn publish(&mut self, room: &str, batch: &Arc<Batch>) {
+        let (room, batch) = (RoomName::from(room), Arc::clone(batch));
+        let envelope = Downstream::Publish { room, batch };
+        self.shard.handle(Input::Downstream(envelope), self.now);
+    }
+
     /// Ends the turn, and reports every send as written. Leaves in `sent` whom they went to.
     fn turn(&mut self) {
         self.sent.clear();
@@ -157,6 +168,24 @@ fn message(payload_bytes: usize) -> Vec<u8> {
     frame(OpCode::Text, &vec![b'x'; payload_bytes])
 }
 
+/// A message of the admin API.
+fn batch(payload_bytes: usize) -> Arc<Batch> {
+    let mut bytes = Vec::new();
+    let header_bytes = encode_header(&mut bytes, true, OpCode::Binary, payload_bytes);
+    bytes.resize(bytes.len() + payload_bytes, 7);
+    let message = BatchMessage {
+        end: u32::try_from(bytes.len()).unwrap(),
+        header_bytes,
+        kind: MessageKind::Binary,
+        sender: None,
+    };
+    Arc::new(Batch {
+        bytes,
+        messages: vec![message],
+        published: Tick(0),
+    })
+}
+
 /// One message to everybody in rooms of several shapes.
 fn fan_out(c: &mut Criterion) {
     const MEMBERS: u32 = 5_000;
@@ -196,6 +225,29 @@ fn fan_out(c: &mut Criterion) {
         b.iter(|| {
             for index in (0..MEMBERS).step_by(10) {
                 world.receive(index, black_box(&frame));
+            }
+            world.turn();
+        });
+        assert_eq!(world.sent.len(), MEMBERS as usize);
+    });
+
+    // Everybody alone in a room of its own: a broadcast walks the slab.
+    let mut world = World::with_members(MEMBERS, |index| format!("/rooms/{index}?user={index}"));
+    let batch = batch(128);
+    group.bench_function("broadcast_to_5000_rooms_of_1_user", |b| {
+        b.iter(|| {
+            world.publish(EVERYBODY, black_box(&batch));
+            world.turn();
+        });
+        assert_eq!(world.sent.len(), MEMBERS as usize);
+    });
+    let users: Vec<RoomName> = (0..MEMBERS)
+        .map(|user| user_room(&user.to_string()))
+        .collect();
+    group.bench_function("a_message_to_each_of_5000_users", |b| {
+        b.iter(|| {
+            for user in &users {
+                world.publish(user, black_box(&batch));
             }
             world.turn();
         });

@@ -141,6 +141,7 @@ deploy() {
     need_python
     "$PYTHON" -m pip install -q --disable-pip-version-check -r tests/deploy/requirements.txt || return
     deploy_tools
+    redis_tools
     build && cargo build --locked -p throng-load && "$PYTHON" -m pytest -c tests/deploy/pytest.ini tests/deploy
 }
 

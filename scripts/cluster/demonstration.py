@@ -286,7 +286,8 @@ def main():
                 print(f"\n--- {node.log_path.name}\n" + "\n".join(node.log().splitlines()[-15:]))
             print(f"\n{RED}failed:{PLAIN} {fault!r}", file=sys.stderr)
             return 1
-    print(f"\n{GREEN}All of it came true{PLAIN}, in {time.monotonic() - began:.0f} s.   scripts/cluster.sh --stay leaves it running to play with.")
+    print(f"\n{GREEN}All of it came true{PLAIN}, in {time.monotonic() - began:.0f} s.", end="   ")
+    print("scripts/cluster.sh --stay leaves it running to play with.")
     return 0
 
 

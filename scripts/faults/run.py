@@ -23,7 +23,8 @@ BEFORE_S, AFTER_S = 2.0, 2.0
 HEAL_WAIT_S = 40
 LOGS = REPOSITORY / "target/faults"
 HEAD = (
-    "| fault | mode | found after | healed after | lost, of deliveries | missed by who was away | what members were told | `/readyz` meanwhile | verdict |\n"
+    "| fault | mode | found after | healed after | lost, of deliveries | missed by who was away | what members were told "
+    "| `/readyz` meanwhile | verdict |\n"
     "|---|---|---|---|---|---|---|---|---|"
 )
 
@@ -175,7 +176,10 @@ def main():
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     members = ROOM_COUNT * 3 * MEMBERS_PER_NODE
-    head = f"Run {time.strftime('%F', time.gmtime())}: Linux {os.uname().release}, {processors()}; {members} members in {ROOM_COUNT} rooms on three nodes, 240 messages a second.\n"
+    head = (
+        f"Run {time.strftime('%F', time.gmtime())}: Linux {os.uname().release}, {processors()}; {members} members in {ROOM_COUNT} rooms "
+        f"on three nodes, 240 messages a second.\n"
+    )
     print(head + "\n" + HEAD, flush=True)
     rows, results, is_broken = [], [], False
     for name in names:

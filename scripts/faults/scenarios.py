@@ -143,10 +143,10 @@ async def cluster_failover(world, _traffic):
 
 
 async def slots_moved(world, _traffic):
-    """A third of all slots goes from one master to another, key by key and slot by slot, as an operator does it."""
+    """A quarter of all slots goes from one master to another, slot by slot, as an operator does it."""
     (source, _), (target, port), *_ = world.masters()
     marks = Marks(time.monotonic(), 0)
-    arguments = ["--cluster-from", source, "--cluster-to", target, "--cluster-slots", "1500", "--cluster-yes"]
+    arguments = ["--cluster-from", source, "--cluster-to", target, "--cluster-slots", "4000", "--cluster-yes"]
     await asyncio.to_thread(world.cli, "--cluster", "reshard", f"127.0.0.1:{port}", *arguments)
     marks.repaired = time.monotonic()
     return marks
@@ -158,11 +158,17 @@ SCENARIOS = [
     Scenario("link-publishing", "CLIENT KILL of a node's publishing link", World, link_killed("publishing"), detect_s=1, heal_s=3),
     Scenario("link-subscription", "CLIENT KILL of a node's subscription link", World, link_killed("subscription"), detect_s=1, heal_s=3),
     Scenario("link-commands", "CLIENT KILL of a node's link for commands", World, link_killed("commands"), detect_s=1, heal_s=3),
-    Scenario("output-limit", "a node is held still until Redis cuts it (output-buffer limit), then goes on", Narrow, output_cut, finds_links=False),
+    Scenario(
+        "output-limit",
+        "a node is held still until Redis cuts it (output-buffer limit), then goes on",
+        Narrow,
+        output_cut,
+        finds_links=False,
+    ),
     Scenario("link-stalled", "a node's links pass nothing any more, and do not end", Proxied, link_stalled),
     Scenario("node-killed", "kill -9 of a node", World, node_killed, finds_links=False),
     Scenario("node-stopped", "a node is stopped (SIGSTOP) for 10 s and goes on", World, node_stopped, finds_links=False),
     Scenario("sentinel-failover", "kill -9 of the master, Sentinels promote a replica", Sentinels, sentinel_failover, detect_s=1),
     Scenario("cluster-failover", "kill -9 of a master of a Redis Cluster, its replica takes over", Cluster, cluster_failover, detect_s=1),
-    Scenario("slots-moved", "1,500 slots move to another master of a Redis Cluster", Cluster, slots_moved, finds_links=False),
+    Scenario("slots-moved", "a quarter of all slots moves to another master of a Redis Cluster", Cluster, slots_moved, finds_links=False),
 ]

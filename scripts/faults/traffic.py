@@ -35,9 +35,8 @@ class Member:
         delay_s, index = BACK_FIRST_S, self.node
         while not self.traffic.is_over:
             try:
-                self.socket = await connect(
-                    self.traffic.urls[index] + f"/rooms/{self.room}", compression=None, open_timeout=3, close_timeout=1, ping_interval=None, max_queue=None
-                )
+                url = f"{self.traffic.urls[index]}/rooms/{self.room}"
+                self.socket = await connect(url, compression=None, open_timeout=3, ping_interval=None, max_queue=None)
             except (OSError, InvalidHandshake, TimeoutError, EOFError, ConnectionClosed):
                 await asyncio.sleep(random.uniform(0, delay_s))
                 delay_s = min(2 * delay_s, BACK_MAX_S)

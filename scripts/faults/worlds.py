@@ -206,12 +206,13 @@ class Cluster(World):
             yield words[0], int(words[1].split("@")[0].rsplit(":", 1)[1]), words[2], words
 
     def masters(self):
-        """Ids and ports of masters with slots that are not failed."""
-        return [
-            (name, port)
+        """Ids and ports of masters with slots that are not failed, by their first slot."""
+        found = [
+            (int(words[8].split("-")[0]), name, port)
             for name, port, flags, words in self._fields()
             if "master" in flags and "fail" not in flags and len(words) > 8
         ]
+        return [(name, port) for _, name, port in sorted(found)]
 
     def _has_replicas(self):
         slaves = [words for *_, flags, words in self._fields() if "slave" in flags]

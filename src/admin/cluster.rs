@@ -130,6 +130,7 @@ pub fn all(reply: &ClusterReply, own: &Map<String, Value>, options: &Options) ->
     }
 }
 
+/// `user_count`: 0 where no registry counts them; then it is the sum of the nodes' own.
 fn whole(nodes: Vec<Value>, options: &Options, user_count: u64) -> Value {
     let alive: Vec<&Value> = nodes
         .iter()
@@ -145,7 +146,7 @@ fn whole(nodes: Vec<Value>, options: &Options, user_count: u64) -> Value {
         "ready": alive.iter().filter(|node| node["state"] == "ready").count(),
         "connections": sum("connections"),
         "connections_max": sum("connections_max"),
-        "users": user_count,
+        "users": if user_count > 0 { user_count } else { sum("users") },
         "messages_in_per_s": sum_rate("messages_in_per_s"),
         "messages_out_per_s": sum_rate("messages_out_per_s"),
         "buffered_bytes": sum("buffered_bytes"),
@@ -205,3 +206,193 @@ const FIELDS: [&str; 16] = [
     "cpu_percent",
     "mode",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::ShardReport;
+
+    fn options() -> Options {
+        Options {
+            node_id: "a".into(),
+            incarnation: 0xab,
+            version: "1",
+            shard_count: 1,
+            key: None,
+            message_bytes_max: 1,
+            connection_count_max: 100,
+            node_bytes_max: 1_000,
+            answer_timeout_ms: 1_000,
+            bus_stall_ms_max: 1_000,
+            has_redis: true,
+            cluster_interval_ms: 500,
+        }
+    }
+
+    fn health(phase: Phase) -> Health {
+        Health {
+            phase,
+            stalled_shards: Vec::new(),
+            bus_stalled_us: 0,
+            link_troubles: Vec::new(),
+        }
+    }
+
+    fn snapshot(messages_in: u64, cpu_us: u64) -> NodeSnapshot {
+        let mut node = NodeSnapshot {
+            node_id: "a".into(),
+            connection_count_max: 100,
+            ..NodeSnapshot::default()
+        };
+        let mut shard = ShardReport::default();
+        shard.snapshot.counters.messages_in = messages_in;
+        shard.snapshot.gauges.connections_open = 3;
+        shard.snapshot.gauges.users = 2;
+        node.shards.push(shard);
+        node.process.cpu_user_us = cpu_us;
+        node.backplane.redis.configured = true;
+        node.backplane.redis.mode = "pubsub";
+        node
+    }
+
+    fn seen(node: &str, age_ms: u64, state: Option<String>) -> NodeSeen {
+        NodeSeen {
+            node: node.into(),
+            incarnation: 7,
+            age_ms,
+            state,
+        }
+    }
+
+    fn parsed(answer: &Answer) -> Value {
+        serde_json::from_slice(&answer.body).unwrap()
+    }
+
+    #[test]
+    fn rates_are_of_the_last_interval() {
+        let mut meter = Meter::default();
+        let (health, options) = (health(Phase::Running), options());
+        let at = |meter: &mut Meter, node: &NodeSnapshot, ms| {
+            let (state, _) = meter.state(node, &health, &[], &options, Tick::from_ms(ms));
+            let figure = |name: &str| state[name].as_f64().unwrap();
+            (figure("messages_in_per_s"), figure("cpu_percent"))
+        };
+        assert_eq!(at(&mut meter, &snapshot(0, 0), 0), (0.0, 0.0));
+        assert_eq!(
+            at(&mut meter, &snapshot(1_000, 250_000), 2_000),
+            (500.0, 12.5)
+        );
+        assert_eq!(at(&mut meter, &snapshot(1_000, 250_000), 4_000), (0.0, 0.0));
+        assert_eq!(
+            at(&mut meter, &snapshot(1_001, 4_250_000), 6_000),
+            (0.5, 200.0)
+        );
+    }
+
+    #[test]
+    fn lag_is_that_of_the_last_interval_or_none() {
+        let mut meter = Meter::default();
+        let (health, options) = (health(Phase::Running), options());
+        let mut node = snapshot(0, 0);
+        node.backplane.redis.lag.record(900, 5);
+        let lag = |meter: &mut Meter, node: &NodeSnapshot, ms| {
+            let (state, _) = meter.state(node, &health, &[], &options, Tick::from_ms(ms));
+            state["lag_us"].clone()
+        };
+        assert_eq!(
+            lag(&mut meter, &node, 2_000),
+            json!({ "p50": 1_024, "p99": 1_024 })
+        );
+        assert_eq!(lag(&mut meter, &node, 4_000), Value::Null);
+        node.backplane.redis.lag.record(100, 1);
+        assert_eq!(
+            lag(&mut meter, &node, 6_000),
+            json!({ "p50": 128, "p99": 128 })
+        );
+    }
+
+    #[test]
+    fn the_state_says_why_a_node_takes_nobody() {
+        let (mut meter, options) = (Meter::default(), options());
+        let mut of = |phase, reasons: &[String]| {
+            let node = snapshot(0, 0);
+            let (state, count) = meter.state(&node, &health(phase), reasons, &options, Tick(0));
+            assert_eq!(count, 3);
+            let expected: Vec<&str> = FIELDS.to_vec();
+            assert!(expected.iter().all(|field| state.contains_key(*field)));
+            state["state"].as_str().unwrap().to_owned()
+        };
+        assert_eq!(of(Phase::Running, &[]), "ready");
+        assert_eq!(of(Phase::Running, &["redis_link".into()]), "not_ready");
+        assert_eq!(of(Phase::Closing, &["draining".into()]), "draining");
+    }
+
+    #[test]
+    fn nodes_are_silent_after_three_intervals_or_without_a_state_and_do_not_count() {
+        let options = options();
+        let (own, _) = Meter::default().state(
+            &snapshot(0, 0),
+            &health(Phase::Running),
+            &[],
+            &options,
+            Tick(0),
+        );
+        let text = Value::Object(own.clone()).to_string();
+        let other_mode = text.replace("pubsub", "streams");
+        let nodes = vec![
+            seen("a", 1_500, Some(text.clone())),
+            seen("b", 1_501, Some(text.clone())),
+            seen("c", 0, None),
+            seen("d", 0, Some("{}".into())),
+            seen("e", 0, Some("nonsense".into())),
+            seen("f", 10, Some(other_mode)),
+        ];
+        let reply = ClusterReply::Nodes {
+            nodes,
+            user_count: 3,
+        };
+        let answer = all(&reply, &own, &options);
+        assert_eq!(answer.status, 200);
+        let value = parsed(&answer);
+        let of = |field: &str| -> Vec<Value> {
+            let nodes = value["nodes"].as_array().unwrap().iter();
+            nodes.map(|node| node[field].clone()).collect()
+        };
+        let states = ["ready", "silent", "silent", "silent", "silent", "ready"];
+        assert_eq!(of("state"), states);
+        assert_eq!(of("id"), ["a", "b", "c", "d", "e", "f"]);
+        assert_eq!(of("reasons")[5], json!(["mode_mismatch"]));
+        assert_eq!(of("connections")[..2], [json!(3), Value::Null]);
+        let totals = &value["totals"];
+        assert_eq!(totals["nodes"], 2);
+        assert_eq!(totals["connections"], 6);
+        assert_eq!(totals["connections_max"], 200);
+        assert_eq!(totals["users"], 3, "not the sum, which is 4");
+    }
+
+    #[test]
+    fn without_redis_a_node_is_alone_and_while_it_is_away_it_says_so() {
+        let options = options();
+        let (own, _) = Meter::default().state(
+            &snapshot(0, 0),
+            &health(Phase::Running),
+            &[],
+            &options,
+            Tick(0),
+        );
+        let answer = alone(&own, &options, None);
+        assert_eq!(answer.status, 200);
+        assert_eq!(parsed(&answer)["totals"]["users"], 2);
+        let answer = all(&ClusterReply::Away("it is gone".into()), &own, &options);
+        assert_eq!(answer.status, 503);
+        let value = parsed(&answer);
+        assert_eq!(value["error"]["code"], "backplane_lost");
+        assert!(
+            value["error"]["message"]
+                .as_str()
+                .unwrap()
+                .contains("it is gone")
+        );
+        assert_eq!(value["nodes"][0]["id"], "a");
+    }
+}

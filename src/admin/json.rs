@@ -8,7 +8,7 @@ use super::exchange::MergedRoom;
 use crate::bus::{ConnectionInfo, CoreId, RoomInfo, RoomName};
 use crate::metrics::{
     BackplaneSnapshot, ClientAddress, DropPolicy, Log2Histogram, NodeSnapshot, ProcessSnapshot,
-    RedisSnapshot, RefusalKind, ShardReport, ShardSnapshot,
+    RedisSnapshot, RefusalKind, RegistrySnapshot, ShardReport, ShardSnapshot,
 };
 use crate::protocol::CloseReason;
 use crate::time::Tick;
@@ -276,6 +276,24 @@ fn backplane(backplane: &BackplaneSnapshot) -> Value {
         "probe": histogram(&backplane.probe_round_trip),
         "turn": histogram(&backplane.turn),
         "redis": backplane.redis.configured.then(|| redis(&backplane.redis)),
+        "registry": backplane.redis.configured.then(|| registry(&backplane.registry)),
+    })
+}
+
+fn registry(registry: &RegistrySnapshot) -> Value {
+    json!({
+        "up": registry.up,
+        "nodes": registry.nodes,
+        "heartbeats": registry.beats,
+        "heartbeat_age_us": registry.beat_age_us,
+        "written": registry.written,
+        "dropped": registry.dropped,
+        "queued": registry.queued,
+        "oldest_us": registry.oldest_us,
+        "errors": registry.errors,
+        "announcements": registry.announcements,
+        "nodes_reaped": registry.nodes_reaped,
+        "connections_reaped": registry.connections_reaped,
     })
 }
 

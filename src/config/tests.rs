@@ -482,6 +482,7 @@ fn every_setting_reaches_its_option() {
             "on",
             "/path",
             "strict",
+            "all",
         ];
         let read = |text: &&str| definition.kind.read(&value::Raw::Text((*text).into())).ok();
         let changes = samples.iter().filter_map(read).any(|value| {

@@ -75,10 +75,10 @@ pub(super) mod flag {
     pub const FROM_PROXY: u32 = 1 << 13;
     /// Its first bytes may be a PROXY header.
     pub const PROXY_AWAITED: u32 = 1 << 14;
-    /// It is a user's: [`super::users::Users`] has its identity.
+    /// It is a user's: [`Users`](crate::shard::users::Users) has its identity.
     pub const USER: u32 = 1 << 15;
-    /// The last that it was told of its rooms is that messages may be missing.
-    pub const GAP_TOLD: u32 = 1 << 16;
+    /// The last that is queued for it, control apart, is the notice that messages may be missing: it has not left yet.
+    pub const GAP_QUEUED: u32 = 1 << 16;
 
     /// Any of these, or an outbox, makes a delivery take the slow way.
     pub const SLOW: u32 = SENDING | DIRTY | NO_ECHO;

@@ -50,7 +50,7 @@ impl Shard {
                 && connection.state == State::Open
                 && connection.outbox.is_none()
             {
-                connection.flags = connection.flags & !flag::GAP_TOLD | flag::SENDING;
+                connection.flags |= flag::SENDING;
                 connection.queued_bytes = byte_count;
                 connection.progress_ms = now_ms;
                 self.work.targets.push(index);
@@ -94,7 +94,6 @@ impl Shard {
         messages: &[BatchMessage],
         terms: Terms,
     ) -> u32 {
-        self.connections[index].clear(flag::GAP_TOLD);
         // With nothing in flight and no message queued, all of this leaves in this very turn: no different from the
         // fast way.
         let connection = &self.connections[index];
@@ -239,6 +238,7 @@ impl Shard {
 
     /// Queues messages for which there is room, behind the notice of the gap before them, if there is one.
     fn queue_messages(&mut self, index: u32, piece: Piece, message_count: u32) {
+        self.connections[index].clear(flag::GAP_QUEUED);
         self.queue_gap_notice(index);
         self.queue(index, piece, message_count);
     }
@@ -310,7 +310,7 @@ impl Shard {
     /// Moves the connection's next send into `work.pieces`. False: there is nothing to send.
     pub(super) fn take_send(&mut self, index: u32) -> bool {
         let connection = &mut self.connections[index];
-        connection.clear(flag::DIRTY);
+        connection.clear(flag::DIRTY | flag::GAP_QUEUED);
         if connection.has(flag::SENDING) || matches!(connection.state, State::Vacant | State::Dead)
         {
             return false;

@@ -60,8 +60,8 @@ impl Shard {
             if connection.state != State::Open || connection.has(flag::NO_NOTICES) {
                 continue;
             }
-            // Several of its rooms were lost at once, and nothing has come since: one notice says it of all.
-            if missed.is_none() && !connection.set_first(flag::GAP_TOLD) {
+            // Several of its rooms were lost at once, and the notice for the first has not left: it says it of all.
+            if missed.is_none() && !connection.set_first(flag::GAP_QUEUED) {
                 continue;
             }
             self.queue_gap_notice(index);

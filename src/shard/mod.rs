@@ -447,10 +447,13 @@ impl Shard {
     /// When something does not hold.
     pub fn check_invariants(&self) {
         let mut account_bytes = 0u64;
-        let mut open = 0;
+        let (mut open, mut users) = (0, 0);
         for (index, connection) in self.connections.iter() {
             account_bytes += u64::from(connection.charged_bytes());
-            account_bytes += u64::from(self.users.charged_bytes(index));
+            if connection.has(flag::USER) {
+                account_bytes += u64::from(self.users.charged_bytes(index));
+                users += 1;
+            }
             open += u64::from(connection.state == State::Open);
             let queued = connection
                 .outbox
@@ -511,7 +514,8 @@ impl Shard {
             .iter()
             .filter(|(_, c)| c.room != RoomIndex::NONE)
             .count();
-        assert_eq!(members, in_rooms + self.users.identity_count());
+        assert_eq!(members, in_rooms + users);
+        assert_eq!(users, self.users.identity_count());
         self.check_users();
         assert_eq!(self.gathered_bytes, 0);
     }

@@ -257,9 +257,6 @@ impl Shard {
             assert_eq!(room.members[identity.member_index as usize], index);
             assert_eq!(*room.name, *user_room(&identity.user));
         }
-        let marked = self.connections.iter();
-        let marked = marked.filter(|(_, connection)| connection.has(flag::USER));
-        assert_eq!(marked.count(), self.users.identity_count());
         let everybody = &self.rooms[self.everybody];
         assert_eq!(everybody.reach, Reach::Everybody);
         assert!(everybody.members.is_empty());

@@ -109,6 +109,19 @@ def well():
         growing("throng_connections_closed_total", 6, reason="slow_consumer"),
         growing("throng_heartbeats_total", 24_000, event="sent"),
         growing("throng_heartbeats_total", 300, event="dead"),
+        growing("throng_client_addresses_total", 600, how="forwarded"),
+        growing("throng_client_addresses_total", 0, how="proxy_missing"),
+        steady("throng_redis_ready", 1),
+        steady("throng_redis_buffer_bytes", 10_000),
+        steady("throng_redis_buffer_max_bytes", 1_000_000),
+        growing("throng_redis_messages_refused_total", 0),
+        growing("throng_redis_gaps_total", 0),
+        growing("throng_redis_backlog_dropped_total", 0),
+        growing("throng_redis_lag_seconds_bucket", 60_000, le="0.008192"),
+        growing("throng_redis_lag_seconds_bucket", 60_000, le="0.524288"),
+        growing("throng_redis_lag_seconds_bucket", 60_000, le="+Inf"),
+        steady("throng_registry_up", 1),
+        steady("throng_registry_queued_max", 1_000),
         growing("throng_publish_to_deliver_seconds_bucket", 60_000, le="0.008192"),
         growing("throng_publish_to_deliver_seconds_bucket", 60_000, le="0.524288"),
         growing("throng_publish_to_deliver_seconds_bucket", 60_000, le="+Inf"),
@@ -202,6 +215,41 @@ CASES = {
         "30m",
         {"ThrongDeliverySlow": {}},
     ),
+    "a balancer without its header": (
+        sick(growing("throng_client_addresses_total", 60, how="proxy_missing")),
+        "20m",
+        {"ThrongProxyHeadersRefused": {"how": "proxy_missing"}},
+    ),
+    "Redis is away": (sick(steady("throng_redis_ready", 0)), "5m", {"ThrongRedisAway": {}}),
+    "without Redis": (
+        sick(
+            steady("throng_redis_ready", 0),
+            steady("throng_redis_buffer_max_bytes", 0),
+            steady("throng_redis_buffer_bytes", 0),
+            steady("throng_registry_up", 0),
+            steady("throng_registry_queued_max", 0),
+        ),
+        "20m",
+        {},
+    ),
+    "refused by the buffer": (
+        sick(growing("throng_redis_messages_refused_total", 60)),
+        "20m",
+        {"ThrongRedisMessagesRefused": {}},
+    ),
+    "gaps": (sick(growing("throng_redis_gaps_total", 60)), "20m", {"ThrongRedisGaps": {}}),
+    "a full buffer": (sick(steady("throng_redis_buffer_bytes", 900_000)), "10m", {"ThrongRedisBufferNearlyFull": {}}),
+    "a full backlog": (
+        sick(growing("throng_redis_backlog_dropped_total", 60)),
+        "20m",
+        {"ThrongRedisBacklogDropped": {}},
+    ),
+    "a slow Redis": (
+        sick(growing("throng_redis_lag_seconds_bucket", 50_000, **ALL_BUT_FAST)),
+        "30m",
+        {"ThrongRedisSlow": {}},
+    ),
+    "a registry that is refused": (sick(steady("throng_registry_up", 0)), "10m", {"ThrongRegistryBehind": {}}),
 }
 
 
@@ -222,7 +270,8 @@ def test_each_state_fires_what_it_should_and_nothing_else(tmp_path):
 
     def expected(name, labels):
         kept = {"ThrongDown", "ThrongRestarting", "ThrongShardSilent", "ThrongBudgetNearlyUsed", "ThrongSkewed"}
-        kept |= {"ThrongBusStalled", "ThrongDescriptorsNearlyUsed"}
+        kept |= {"ThrongBusStalled", "ThrongDescriptorsNearlyUsed", "ThrongRedisAway", "ThrongRedisMessagesRefused"}
+        kept |= {"ThrongRedisGaps", "ThrongRedisBufferNearlyFull", "ThrongRedisBacklogDropped", "ThrongRegistryBehind"}
         base = {"severity": severities[name]}
         if name != "ThrongMissing":
             base["instance"] = "a:8081"

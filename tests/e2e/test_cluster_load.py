@@ -19,8 +19,8 @@ def load_generator():
     return str(path)
 
 
-def run(directory, *words):
-    """One run of throng-load: its exit code with what it said, and its figures."""
+def run(directory, *words, code=0):
+    """One run of throng-load that ends with `code`: its figures, or what it said where there are none."""
     path = directory / "load.json"
     done = subprocess.run(
         [load_generator(), *map(str, words), "--json", str(path)],
@@ -30,8 +30,8 @@ def run(directory, *words):
         env=clean_environment(),
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(path.read_text())["figures"]
+    assert done.returncode == code, done.stdout + done.stderr
+    return json.loads(path.read_text())["figures"] if path.exists() else done.stderr
 
 
 @pytest.fixture
@@ -70,12 +70,32 @@ def test_everybody_gets_everything_once_and_in_one_order(nodes, tmp_path, count)
 def test_nodes_that_nobody_joins_have_no_common_order_and_the_report_says_so(serve, tmp_path):
     """The check of the order can fail: two servers with the same rooms and no Redis, each with publishers of its own."""
     pair = [serve(QUICK, shards=1) for _ in range(2)]
-    path = tmp_path / "load.json"
-    words = ["fanout", "-q", *targets(pair), "--rooms", "5", "--members", "4", "--publishers", "2", "--rate", "20", "--duration", "1"]
-    done = subprocess.run([load_generator(), *words, "--json", str(path)], capture_output=True, text=True, timeout=60, env=clean_environment(), check=False)
-    assert done.returncode == 1, "half of it is lost"
-    figures = json.loads(path.read_text())["figures"]
+    words = ["--rooms", 5, "--members", 4, "--publishers", 2, "--rate", 20, "--duration", 1]
+    figures = run(tmp_path, "fanout", "-q", *targets(pair), *words, code=1)
     assert figures["lost"] > 0 and figures.get("order_rooms_compared", 0) == 0, figures
+
+
+def test_a_bare_pair_of_redis_clients_gets_everything_once(redis, tmp_path):
+    pair = ["floor", "redis", "--duration", 1, "--warm-up", 0.2]
+    for url in (redis.url, redis.unix_url):
+        figures = run(tmp_path, *pair, "--redis", url, "--rate", 500, "--subscribers", 2, "--channels", 700)
+        assert figures["delivered"] == 2 * figures["published"] > 1_000, figures
+        assert 450 < figures["publishes_per_s"] < 550 and figures["latency_p50_ms"] > 0, figures
+    figures = run(tmp_path, *pair, "--redis", redis.url, "--in-flight", 64)
+    assert figures["delivered"] == figures["published"] > 5_000, figures
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--redis", "redis://192.0.2.1:6379"], "of this machine's loopback is expected"),
+        (["--redis", "localhost"], "redis://ADDR:PORT"),
+        (["--redis", "redis://127.0.0.1:1"], "refused"),
+        (["--redis", "redis://127.0.0.1:1", "--size", 8], "the stamp needs them"),
+    ],
+)
+def test_what_the_bare_pair_cannot_do_is_said(tmp_path, words, said):
+    assert said in run(tmp_path, "floor", "redis", *words, code=2)
 
 
 def followers(redis, rooms):

@@ -144,9 +144,17 @@ def test_forwarded_clients_are_limited_by_their_own_address(serve):
     assert server.metric("throng_client_addresses_total", how="forwarded_malformed") == 2
 
 
+def user(server):
+    """The user of the only member of the lobby."""
+    (member,) = server.admin("/v1/rooms/lobby").json["connections"]
+    return server.admin(f"/v1/connections/{member}").json["user"]
+
+
 def test_only_a_trusted_proxy_names_users_by_the_header(serve):
-    server = serve(TRUSTED + 'auth = "header"\nidentity_header = "X-Who"\n')
-    server.join(headers=["X-Who: anna"], source=PROXY).cut()
+    server = serve(TRUSTED + 'auth = "header"\nidentity_header = "X-Who"\n', admin_key=KEY)
+    with server.join(headers=["X-Who: anna%20é"], source=PROXY):
+        assert user(server) == "anna%20é", "as it stands"
+    server.await_open(0)
     server.join(source=STRANGER).cut()
     for query, headers, source in (
         ("", ["X-Who: anna"], STRANGER),
@@ -162,7 +170,9 @@ def test_only_a_trusted_proxy_names_users_by_the_header(serve):
 
 
 def test_a_user_of_the_query_keeps_its_rules(server):
-    server.join(query="?user=anna").cut()
+    with server.join(query="?user=anna%2F%C3%A9"):
+        assert user(server) == "anna/é"
+    server.await_open(0)
     server.join(query=f"?user={'x' * 128}&echo=0").cut()
     for query in ("?user=", "?user=%00", "?user=%FF", "?user=a&user=b", f"?user={'x' * 129}"):
         with pytest.raises(AssertionError, match="400"):

@@ -5,7 +5,8 @@ import signal
 import time
 
 import pytest
-from harness import eventually
+from harness import Redis, eventually
+from harness.cluster import RedisCluster
 
 TTL_S = 3
 SETTINGS = """
@@ -283,6 +284,84 @@ def test_without_redis_a_node_answers_for_itself(serve):
         assert ann["connection_count"] == 2
         for wire in wires:
             wire.cut()
+
+
+def several(serve, urls):
+    flags = [flag for url in urls for flag in ("--redis", url)]
+    started = []
+    for name in ("a", "b", "v"):
+        one = serve(SETTINGS, flags=[*flags, "--node-id", name, "--registry-ttl-ms", "6s"])
+        eventually(lambda: one.metric("throng_registry_up") == 1, "the registry is kept up")
+        started.append(one)
+    return started
+
+
+def check_over_several_servers(a, b, victim):
+    """Users whose keys are at different servers are found, and removed with their node."""
+    users = {f"u{number}": 2 for number in range(40)}
+    wires = [one.join("r", f"?user={user}") for user in users for one in (a, victim)]
+    await_counts(b, users, "all are known")
+    room = b.admin("/v1/users/u7").json["connections"]
+    assert sorted((one["node"], one["room"]) for one in room) == [("a", "r"), ("v", "r")]
+    seen = eventually(
+        lambda: (seen := b.admin("/v1/cluster").json)["totals"]["users"] == 40 and seen, "each user is counted once"
+    )
+    assert [one["state"] for one in seen["nodes"]] == ["ready", "ready", "ready"]
+    victim.kill()
+    await_counts(b, dict.fromkeys(users, 1), "the dead node's are gone", 7)
+    eventually(
+        lambda: a.metric("throng_registry_nodes_reaped_total") + b.metric("throng_registry_nodes_reaped_total") == 1,
+        "one has removed it",
+    )
+    reaped = [one.metric("throng_registry_connections_reaped_total") for one in (a, b)]
+    assert sorted(reaped) == [0, 40]
+    assert sum(one.metric("throng_registry_errors_total") for one in (a, b)) == 0
+    for wire in wires:
+        wire.cut()
+    await_counts(b, dict.fromkeys(users, 0), "all have gone")
+
+
+def test_the_registry_is_spread_over_several_servers(serve, tmp_path):
+    with Redis(tmp_path) as one, Redis(tmp_path) as other:
+        a, b, victim = several(serve, [one.url, other.url])
+        wires = [a.join("r", f"?user=x{number}") for number in range(40)]
+        eventually(lambda: len(keys(one, "conn:*")) + len(keys(other, "conn:*")) == 40, "all are written")
+        assert min(len(keys(one, "conn:*")), len(keys(other, "conn:*"))) > 5, "to both"
+        for wire in wires:
+            wire.cut()
+        check_over_several_servers(a, b, victim)
+        assert (a.stop(), b.stop()) == (0, 0)
+        left = [key for server in (one, other) for key in keys(server) if ":users:{seen}:" not in key]
+        assert [key for key in left if not key.startswith("throng:reap:{v:")] == []
+
+
+def test_one_of_several_servers_that_is_away_takes_only_its_own_users_along(serve, tmp_path):
+    with Redis(tmp_path) as one, Redis(tmp_path) as other:
+        a, b, victim = several(serve, [one.url, other.url])
+        wires = [a.join("r", f"?user=u{number}") for number in range(40)]
+        eventually(lambda: len(keys(one, "conn:*")) + len(keys(other, "conn:*")) == 40, "all are written")
+        name = lambda key: key.removeprefix("throng:conn:{").split("}")[0]
+        ours, theirs = ([name(key) for key in keys(server, "conn:*")] for server in (one, other))
+        # The one that has b's heartbeat stays: then b goes on answering for whom it has.
+        if not keys(one, "node:{b:*}"):
+            one, other, ours, theirs = other, one, theirs, ours
+        ask = lambda user: b.admin(f"/v1/users/{user}").status
+        other.kill()
+        eventually(lambda: ask(theirs[0]) == 503, "nobody knows of these")
+        assert [ask(user) for user in ours] == [200] * len(ours)
+        other.start()
+        eventually(lambda: ask(theirs[0]) == 200, "it is back", 15)
+        await_counts(b, {f"u{number}": 1 for number in range(40)}, "all are known again", 15)
+        for wire in wires:
+            wire.cut()
+
+
+def test_the_registry_is_spread_over_a_cluster(serve, tmp_path):
+    with RedisCluster(tmp_path, 3) as cluster:
+        url = cluster.servers[0].url.replace("redis://", "redis-cluster://")
+        a, b, victim = several(serve, [url])
+        check_over_several_servers(a, b, victim)
+        assert (a.stop(), b.stop()) == (0, 0)
 
 
 def test_bad_questions_are_refused_with_what_they_should_be(node):

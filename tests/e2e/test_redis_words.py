@@ -112,10 +112,40 @@ def test_what_is_to_be_granted_is_said_and_is_enough(serve, redis, rules, lacks)
     said = told(url, "lacks a permission", f"it lacks {lacks};")
     line = re.search(r"ACL SETUSER app ([^\"\n]*)", said)[1].strip()
     redis.command("ACL", "SETUSER", "app", "reset", "on", ">pw", *line.split(" "))
-    a = serve(flags=["--redis", url, "--redis-at-start", "fail"])
-    member = a.join("r")
-    member.send_text("hi")
-    assert member.read_text() == "hi"
+    use(serve, redis, url)
+
+
+@pytest.mark.parametrize("mode", ["sharded", "streams"])
+def test_the_same_holds_in_every_mode(serve, redis, mode):
+    redis.command("ACL", "SETUSER", "app", "reset", "on", ">pw")
+    url = redis.url.replace("://", "://app:pw@")
+    code, said = refused(url, "--backplane-mode", mode)
+    assert code == 1, said
+    line = re.search(r"ACL SETUSER app ([^\"\n]*)", said)[1].strip()
+    redis.command("ACL", "SETUSER", "app", "reset", "on", ">pw", *line.split(" "))
+    use(serve, redis, url, "--backplane-mode", mode)
+
+
+def use(serve, redis, url, *flags):
+    """Uses most of what needs a permission: Redis has nothing to complain of."""
+    redis.command("ACL", "LOG", "RESET")
+    flags = ["--redis", url, "--redis-at-start", "fail", "--cluster-interval-ms", "200", *flags]
+    a, b = (serve(flags=[*flags, "--node-id", name], shards=1) for name in "ab")
+    one, other = a.join("r", "?user=u1"), b.join("r", "?user=u2")
+    one.send_text("hi")
+    assert other.read_text() == one.read_text() == "hi"
+    assert a.admin("/v1/users/u2/send", "POST", body=b"you").status < 300
+    assert other.read_text() == "you"
+    eventually(lambda: b"u2" in a.admin("/v1/users/u2").body, "the registry knows")
+    assert a.admin("/v1/users/online", "POST", body=b'{"users":["u1","u2"]}').status == 200
+    eventually(lambda: len(json.loads(a.admin("/v1/cluster").body)["nodes"]) == 2, "the nodes see each other")
+    other.cut()
+    redis.kill_client("throng-a-subscription")
+    eventually(lambda: a.admin("/readyz").status == 200, "it is back")
+    assert a.stop() in (None, 0)
+    assert b.stop() in (None, 0)
+    denied = redis.command("ACL", "LOG")
+    assert not denied, denied
 
 
 def checked(*flags):

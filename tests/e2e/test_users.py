@@ -277,7 +277,7 @@ def test_with_redis_users_are_followed_as_rooms_are(serve, redis):
         assert one.metric("throng_redis_malformed_total") == 0
 
 
-def test_a_redis_that_comes_back_tells_each_connection_once_that_something_may_be_missing(serve, redis):
+def test_a_redis_that_comes_back_tells_each_connection_that_something_may_be_missing(serve, redis):
     settings = "redis_probe_interval_ms = 300\nredis_probe_timeout_ms = 300\n" + CLOSE_QUICKLY
     node = serve(settings, flags=["--redis", redis.url, "--node-id", "a"])
     tab, other = node.join("r", "?user=ann"), node.join("r")
@@ -292,4 +292,29 @@ def test_a_redis_that_comes_back_tells_each_connection_once_that_something_may_b
         heard = []
         while (text := wire.read_text()) != "behind":
             heard.append(json.loads(text))
-        assert heard == [{"type": "gap", "missed": None}], "one notice for all of its rooms"
+        assert 1 <= len(heard) <= 3, "one notice for each of its rooms at most"
+        assert all(notice == {"type": "gap", "missed": None} for notice in heard)
+
+
+@pytest.mark.parametrize("mode", ["sharded", "streams"])
+def test_the_other_modes_carry_the_same(serve, redis, mode):
+    settings = f'backplane_mode = "{mode}"\n' + CLOSE_QUICKLY
+    a, b = (serve(settings, flags=["--redis", redis.url, "--node-id", name]) for name in ("a", "b"))
+    tabs = [a.join("r", "?user=ann"), b.join("s", "?user=ann")]
+    other = b.join("r")
+    for number in range(20):
+        assert a.admin("/v1/users/ann/send", "POST", body=str(number).encode()).status == 202
+    assert b.admin("/v1/broadcast", "POST", body=b"to all").status == 202
+    assert other.read_text() == "to all"
+    for tab in tabs:
+        heard = texts(tab, 21)
+        heard.remove("to all")
+        assert heard == [str(number) for number in range(20)]
+    assert b.admin("/v1/users/ann?code=4100&reason=enough", "DELETE").status == 202
+    for tab in tabs:
+        assert close_of(tab) == ([], 4100, "enough")
+    for one in (a, b):
+        assert one.metric("throng_redis_gaps_total") == 0
+        assert one.metric("throng_redis_malformed_total") == 0
+    assert a.admin("/v1/broadcast", "POST", body=b"end").status == 202
+    assert other.read_text() == "end"

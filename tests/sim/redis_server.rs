@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
 use throng::backplane::remote::wire::{self, Parcel};
+use throng::bus::EVERYBODY;
 
 use super::redis_streams::{DIGEST, Kept, bulk};
 
@@ -24,7 +25,7 @@ pub struct Pipe {
 /// A message as Redis ordered it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Logged {
-    pub room: String,
+    pub room: &'static str,
     /// The message's payload.
     pub id: u64,
 }
@@ -162,15 +163,11 @@ impl Server {
     fn publish(&mut self, channel: &[u8], parcel: &[u8], payload: &[u8]) -> usize {
         let mut published = Vec::new();
         if let Parcel::Messages { stamp, count, body } = wire::decode(parcel).unwrap() {
-            let room = std::str::from_utf8(channel).unwrap();
-            let room = room.strip_prefix("throng:room:").unwrap().to_owned();
-            let batch = wire::decode_batch(&room, body, count, true, stamp.sent).unwrap();
+            let room = room_of(channel).unwrap();
+            let batch = wire::decode_batch(room, body, count, true, stamp.sent).unwrap();
             published.extend(super::redis::ids(&batch));
             if self.seen.insert((stamp.node, stamp.epoch, stamp.sequence)) {
-                let logged = published.iter().map(|&id| Logged {
-                    room: room.clone(),
-                    id,
-                });
+                let logged = published.iter().map(|&id| Logged { room, id });
                 self.log.extend(logged);
             } else {
                 self.again.extend(&published);
@@ -181,7 +178,7 @@ impl Server {
             followers.filter(|(_, pipe)| !pipe.ended && pipe.channels.contains(channel));
         let followers: Vec<u64> = followers.map(|(id, _)| *id).collect();
         for follower in &followers {
-            if channel.starts_with(b"throng:room:") && self.pushes_to_lose > 0 {
+            if room_of(channel).is_some() && self.pushes_to_lose > 0 {
                 self.pushes_to_lose -= 1;
                 self.lost.extend(&published);
                 continue;
@@ -232,4 +229,24 @@ pub fn take_command(bytes: &mut VecDeque<u8>) -> Option<Vec<Vec<u8>>> {
     }
     bytes.drain(..at);
     Some(words)
+}
+
+/// The channels of a run's rooms, hidden ones among them.
+const CHANNELS: [(&str, &str); 4] = [
+    ("one", "throng:room:one"),
+    ("two", "throng:room:two"),
+    ("\u{1}ann", "throng:user:ann"),
+    (EVERYBODY, "throng:all"),
+];
+
+/// The channel of a room of the run.
+pub fn channel_of(room: &str) -> &'static str {
+    let found = CHANNELS.iter().find(|(name, _)| *name == room);
+    found.expect("a room of the run").1
+}
+
+/// The room whose channel it is.
+fn room_of(channel: &[u8]) -> Option<&'static str> {
+    let found = CHANNELS.iter().find(|(_, name)| name.as_bytes() == channel);
+    found.map(|(room, _)| *room)
 }

@@ -475,3 +475,99 @@ fn errors_say_what_to_do() {
             .contains("/v1/rooms/{room}/publish")
     );
 }
+
+fn online(users: &str) -> Request {
+    Request {
+        body: users.as_bytes().to_vec(),
+        ..request("POST", "/v1/users/online?nodes=1")
+    }
+}
+
+#[test]
+fn the_registry_is_asked_for_users_where_there_is_one() {
+    let (mut admin, mut node) = (admin(2, None), FakeNode::new());
+    node.cluster = Some(Vec::new());
+    let number = pending(admin.handle_request(&online(r#"{"users":["ann"]}"#), &mut node, Tick(0)));
+    assert!(node.asked.is_empty(), "no shard");
+    let asked = ClusterQuestion::Online {
+        users: vec!["ann".into()],
+        with_nodes: true,
+    };
+    assert_eq!(node.cluster, Some(vec![(number, asked)]));
+    let ann = crate::bus::OnlineUser {
+        user: "ann".into(),
+        connection_count: 2,
+        nodes: vec!["b".into()],
+    };
+    admin.handle_cluster(number, ClusterReply::Online(vec![ann]), Tick(1));
+    let (_, answer) = admin.poll_answer().unwrap();
+    let expected = json!([{ "user": "ann", "online": true, "connections": 2, "nodes": ["b"] }]);
+    assert_eq!(parsed(&answer)["users"], expected);
+    assert_eq!(parsed(&answer)["scope"], "cluster");
+}
+
+#[test]
+fn a_registry_that_is_away_or_silent_is_no_offline() {
+    let (mut admin, mut node) = (admin(2, None), FakeNode::new());
+    node.cluster = Some(Vec::new());
+    for target in ["/v1/users/ann", "/v1/users/eve"] {
+        pending(get(&mut admin, &mut node, target));
+    }
+    let away = ClusterReply::Away("the link was lost".into());
+    admin.handle_cluster(1, away, Tick(1));
+    assert_eq!(admin.next_deadline(), Some(Tick::from_ms(1_000)));
+    admin.handle_deadline(Tick::from_ms(1_000));
+    for words in ["the link was lost", "does not answer in time"] {
+        let (_, answer) = admin.poll_answer().unwrap();
+        assert_eq!(answer.status, 503);
+        let error = &parsed(&answer)["error"];
+        assert_eq!(error["code"], "backplane_lost");
+        assert!(error["message"].as_str().unwrap().contains(words));
+    }
+}
+
+#[test]
+fn without_a_registry_the_shards_are_asked_and_their_answers_added() {
+    let (mut admin, mut node) = (admin(2, None), FakeNode::new());
+    let number = pending(admin.handle_request(&online(r#"{"users":["ann"]}"#), &mut node, Tick(0)));
+    assert_eq!(node.asked.len(), 2);
+    for (shard, connection_count) in [(0, 1), (1, 2)] {
+        let info = crate::bus::UserInfo {
+            user: "ann".into(),
+            connection_count,
+            connections: Vec::new(),
+        };
+        admin.handle_reply(CoreId(shard), number, Reply::Users(vec![info]), Tick(1));
+    }
+    let (_, answer) = admin.poll_answer().unwrap();
+    let expected = json!([{ "user": "ann", "online": true, "connections": 3, "nodes": ["n1"] }]);
+    assert_eq!(parsed(&answer)["users"], expected);
+    assert_eq!(parsed(&answer)["scope"], "node");
+}
+
+#[test]
+fn the_nodes_state_is_put_together_every_interval_and_shown() {
+    let (mut admin, mut node) = (admin(1, None), FakeNode::new());
+    admin.sample(&mut node, Tick(0));
+    assert_eq!(admin.poll_state(), None, "the shard has not been heard");
+    let (_, number, _) = node.asked[0];
+    admin.handle_reply(CoreId(0), number, stats(5), Tick(1));
+    let (state, connection_count) = admin.poll_state().unwrap();
+    assert_eq!(connection_count, 5);
+    let state: Value = serde_json::from_str(&state).unwrap();
+    assert_eq!(state["incarnation"], "0000000000000007");
+    assert_eq!(admin.poll_answer(), None, "nobody has asked for it");
+    assert_eq!(admin.next_deadline(), Some(Tick::from_ms(2_000)));
+    admin.sample(&mut node, Tick::from_ms(1_999));
+    assert_eq!(node.asked.len(), 1, "it is not time");
+    let answer = answered(get(&mut admin, &mut node, "/v1/cluster"));
+    assert_eq!(parsed(&answer)["nodes"][0]["connections"], 5);
+    assert_eq!(parsed(&answer)["redis"], false);
+    node.health.phase = Phase::Closing;
+    admin.sample(&mut node, Tick::from_ms(2_000));
+    admin.handle_deadline(Tick::from_ms(3_000));
+    let (state, _) = admin
+        .poll_state()
+        .expect("without the shard that is silent");
+    assert!(state.contains("draining"));
+}

@@ -35,6 +35,7 @@ use self::lookups::{Lookups, RedisClock, Roll};
 use self::notes::{Desired, Notes, QUEUE_MAX};
 pub use self::options::{Kept, Options};
 use self::reaper::{Reaped, Reaper};
+pub use self::scripts::GRANT;
 use self::scripts::{BEAT, ROLL, eval};
 use super::resp::Reply;
 use crate::bus::{ClusterQuestion, ClusterReply, PresenceNote};
@@ -370,15 +371,17 @@ impl Registry {
         self.paused = Some(now.after(RETRY));
         self.beat_due = self.beat_due.min(now.after(RETRY));
         if matches!(asked, Asked::Beat) {
-            self.lose("its server cannot be reached".to_owned());
+            self.lose("its server cannot be reached".to_owned(), false);
         }
     }
 
-    /// Redis cannot be asked.
-    fn lose(&mut self, reason: String) {
-        if self.away.is_none() {
+    /// Redis cannot be asked. At the start nothing is said of a server that is not reached: its links do.
+    fn lose(&mut self, reason: String, is_refusal: bool) {
+        let was_up = self.beaten.is_some() && self.away.is_none();
+        if was_up || is_refusal && self.away.as_deref() != Some(&reason) {
             tracing::warn!(reason, "the registry at Redis is not kept up");
-            self.away = Some(reason);
+        }
+        if self.away.replace(reason).is_none() {
             self.notes.lose();
         }
         if self.leaving.is_some() {
@@ -390,7 +393,12 @@ impl Registry {
         self.counts.errors += 1;
         if matches!(asked, Asked::Beat) {
             self.beat_due = self.beat_due.min(now.after(RETRY));
-            self.lose(format!("Redis refuses what the registry asks: {error}"));
+            let cure = match error.starts_with("NOPERM") {
+                true => format!(": grant the user ~{}:* {GRANT}", self.options.prefix),
+                false => String::new(),
+            };
+            let reason = format!("Redis refuses what the registry asks ({error}){cure}");
+            self.lose(reason, true);
         }
     }
 

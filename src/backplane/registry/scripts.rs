@@ -3,6 +3,10 @@
 //! All of them take the time from Redis (`TIME`), so that no node's clock counts. They need effects replication, which is
 //! the rule from Redis 5.0 on.
 
+/// What a user of Redis' ACL needs for all of this, beside the keys.
+pub const GRANT: &str = "+eval +time +exists +hset +hget +hmget +pexpire +zadd +zrem +zrange +zrangebyscore \
+    +zremrangebyscore +zcount +sadd +srem +srandmember +get +set +del +pfadd +pfcount";
+
 /// Tells of a connection. Keys: its hash; its user's set, if it has a user. Arguments: its reference, milliseconds that it
 /// lives, node, room, how long ago it was opened and heard, its user or nothing.
 pub const TOUCH: &str = "\

@@ -113,6 +113,7 @@ impl Remote {
         self.expected.push_back((Expected::Probe, now));
         self.counts.commands_publish += 1;
         self.counts.probes += 1;
+        self.ask_rank_beside(now);
     }
 
     pub(super) fn probe_ready(&self) -> bool {

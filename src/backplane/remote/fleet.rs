@@ -9,7 +9,7 @@
 //! Invariant: what is published in a room while something of it is on its way at its old server waits in [`Transit`],
 //! so that a room's messages reach Redis in one order, wherever it goes.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -415,7 +415,7 @@ impl Fleet {
         let placement = std::mem::replace(&mut self.placement, Placement::Single);
         let departure = match (&placement, self.remote_mut(source)) {
             (Placement::Cluster(cluster), Some(remote)) => {
-                Some(remote.release(|room| cluster.place(room) != source))
+                Some(remote.release(|room| cluster.place(room) != source, now))
             }
             _ => None,
         };
@@ -436,20 +436,7 @@ impl Fleet {
         for room in departure.in_flight {
             self.transit.begin(room, source);
         }
-        let wanted = departure.channels.iter().map(|(room, _)| room.clone());
-        let wanted: HashSet<RoomName> = wanted.collect();
-        for (room, place) in departure.streams.rooms {
-            if wanted.contains(&room) {
-                let (_, remote) = self.of(&room);
-                remote.streams_adopt(room, place);
-            }
-        }
-        if let Some(clock) = departure.streams.clock {
-            for remote in self.servers.iter_mut().flatten() {
-                remote.streams_succeed(&clock);
-            }
-        }
-        for entry in departure.streams.again.into_iter().chain(departure.unsent) {
+        for entry in departure.unsent {
             if self.transit.has(&entry.room) {
                 self.transit.admit(entry, source);
             } else {
@@ -460,6 +447,10 @@ impl Fleet {
         for (room, channel) in departure.channels {
             let (_, remote) = self.of(&room);
             remote.adopt(room, channel, now);
+        }
+        for (room, place) in departure.places {
+            let (_, remote) = self.of(&room);
+            remote.adopt_place(&room, &place, now);
         }
         let remote = self.remote(source);
         let arrived = self

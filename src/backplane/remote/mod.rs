@@ -650,8 +650,11 @@ impl Remote {
                 reason,
             })
         };
+        // Rooms cannot be looked up without it, and joins wait.
+        let commands = self.streams.is_some().then_some(&self.commands);
         [&self.publishing, &self.subscription]
             .into_iter()
+            .chain(commands)
             .filter(|_| !self.is_scout)
             .filter_map(of)
             .collect()
@@ -662,7 +665,9 @@ impl Remote {
     pub fn snapshot(&self, now: Tick) -> RedisSnapshot {
         let mut snapshot = RedisSnapshot {
             links: Role::ALL.map(|role| self.link(role).snapshot()),
-            ready: self.publishing.trouble().is_none() && self.subscription.trouble().is_none(),
+            ready: self.publishing.trouble().is_none()
+                && self.subscription.trouble().is_none()
+                && (self.streams.is_none() || self.commands.trouble().is_none()),
             buffer_bytes: self.outgoing.bytes(),
             buffer_age_us: self.outgoing.oldest().map_or(0, |taken| now.since(taken)),
             subscriptions: self.channels.standing_count() as u64,

@@ -10,7 +10,7 @@ use super::channels::Channel;
 use super::link::Role;
 use super::outgoing::{Entry, Sequence};
 use super::placement::{Slot, Tag};
-use super::streams::Leaving;
+use super::streams::Carried;
 use super::{
     Address, Degraded, Effect, Endpoint, LinkOrder, Mode, Published, Remote, Reply, channels,
     outgoing,
@@ -42,8 +42,8 @@ pub struct Departure {
     pub channels: Vec<(RoomName, Channel)>,
     /// How their numbers go on.
     pub sequences: Vec<(RoomName, Sequence)>,
-    /// Where they stand in their streams, and what may have to be kept there again.
-    pub streams: Leaving,
+    /// Where they stand in their streams.
+    pub places: Vec<(RoomName, Carried)>,
     /// What was not sent, in order.
     pub unsent: Vec<Entry>,
     /// Those of which something is on its way.
@@ -52,7 +52,7 @@ pub struct Departure {
 
 impl Remote {
     /// Lets rooms go.
-    pub fn release(&mut self, goes: impl Fn(&str) -> bool) -> Departure {
+    pub fn release(&mut self, goes: impl Fn(&str) -> bool, now: Tick) -> Departure {
         self.deliver_leaving(None, &goes);
         let channels = self.channels.release(&goes);
         if self.subscription.is_up() && self.closing.is_none() {
@@ -65,14 +65,15 @@ impl Remote {
             unsent,
             in_flight,
         } = self.outgoing.release(&goes);
-        let streams = self.streams_release(&goes);
+        let (places, mut again) = self.streams_release(&goes, now);
+        again.extend(unsent);
         let rooms = in_flight.keys().cloned().collect();
         self.leaving.extend(in_flight);
         Departure {
             channels: channels.wanted,
             sequences,
-            streams,
-            unsent,
+            places,
+            unsent: again,
             in_flight: rooms,
         }
     }
@@ -98,6 +99,11 @@ impl Remote {
     pub fn adopt(&mut self, room: RoomName, channel: Channel, now: Tick) {
         self.channels.adopt(room, channel);
         self.ask(now);
+    }
+
+    /// Goes on from where a room stood in its stream.
+    pub fn adopt_place(&mut self, room: &RoomName, place: &Carried, now: Tick) {
+        self.streams_adopt(room, place, now);
     }
 
     /// Goes on with a room's numbers.

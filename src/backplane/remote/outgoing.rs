@@ -209,10 +209,11 @@ impl Outgoing {
 
     /// Puts entries in front that were acknowledged by a server that is gone. Nothing is on its way then. Nobody is told if
     /// they cannot be sent in time: they were published once.
-    pub fn replay(&mut self, entries: Vec<Entry>) {
+    pub fn replay(&mut self, entries: Vec<Entry>, now: Tick) {
         debug_assert_eq!(self.sent_count, 0, "nothing is on its way");
         for mut entry in entries.into_iter().rev() {
             entry.from = None;
+            entry.taken = now; // Redis had it: it is not too old for the next
             self.bytes += entry.bytes();
             self.queue.push_front(entry);
         }

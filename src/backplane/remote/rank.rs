@@ -37,13 +37,21 @@ impl Remote {
             && self.publishing.is_up()
             && self.rank.is_told
             && self.closing.is_none();
-        let interval = Duration::from_millis(u64::from(self.options.probe_interval_ms));
+        // An idle link is asked together with each probe, and so gives up together with it; this is for busy ones.
+        let interval = Duration::from_millis(u64::from(self.options.probe_interval_ms) * 3 / 2);
         asks.then(|| self.rank.asked_at.after(interval))
     }
 
-    /// Asks if it is time. `HELLO 3` tells as much as `ROLE` and needs no permission.
+    /// Asks if it is time.
     pub(super) fn ask_rank(&mut self, now: Tick) {
-        if self.rank_deadline().is_none_or(|due| due > now) {
+        if self.rank_deadline().is_some_and(|due| due <= now) {
+            self.ask_rank_beside(now);
+        }
+    }
+
+    /// Asks beside something else that is asked now. `HELLO 3` tells as much as `ROLE` and needs no permission.
+    pub(super) fn ask_rank_beside(&mut self, now: Tick) {
+        if self.rank_deadline().is_none() {
             return;
         }
         self.rank.asked_at = now;
@@ -131,17 +139,17 @@ mod tests {
     #[test]
     fn a_master_that_was_demoted_is_left_by_all_links() {
         let mut remote = remote("redis://x");
-        remote.ask_rank(Tick::from_ms(4_999));
+        remote.ask_rank(Tick::from_ms(7_499));
         assert!(!remote.expects_rank());
-        assert_eq!(remote.rank_deadline(), Some(Tick::from_ms(5_000)));
-        let soon = Tick::from_ms(5_000);
+        assert_eq!(remote.rank_deadline(), Some(Tick::from_ms(7_500)));
+        let soon = Tick::from_ms(7_500);
         remote.ask_rank(soon);
         let asked = remote.output(Role::Publishing, soon);
         assert_eq!(asked, b"*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n");
         remote.received(Role::Publishing, hello("master").as_bytes(), soon);
         assert_eq!(closed(&mut remote), []);
-        assert_eq!(remote.rank_deadline(), Some(Tick::from_ms(10_000)));
-        let later = Tick::from_ms(10_000);
+        assert_eq!(remote.rank_deadline(), Some(Tick::from_ms(15_000)));
+        let later = Tick::from_ms(15_000);
         remote.ask_rank(later);
         assert!(remote.expects_rank());
         remote.received(Role::Publishing, hello("replica").as_bytes(), later);
@@ -154,7 +162,7 @@ mod tests {
     #[test]
     fn a_server_that_does_not_tell_is_asked_no_more() {
         let mut remote = remote("redis://x");
-        let now = Tick::from_ms(5_000);
+        let now = Tick::from_ms(7_500);
         remote.ask_rank(now);
         remote.received(Role::Publishing, b"-NOPERM no\r\n", now);
         assert_eq!(closed(&mut remote), []);

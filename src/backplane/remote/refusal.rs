@@ -1,6 +1,7 @@
 //! What Redis refuses, in words that say what to do.
 
 use super::{Address, Mode, Options};
+use crate::backplane::registry::GRANT as GRANT_REGISTRY;
 
 /// What is shown of a server's words.
 const SHOWN_CHARS_MAX: usize = 200;
@@ -20,7 +21,7 @@ const GRANT_SHARDED: &str = " +spublish +ssubscribe +sunsubscribe";
 const GRANT_CLUSTER: &str = " +cluster|slots";
 /// What keeps them in streams, too: what the script calls, and how what was missed is read.
 const GRANT_STREAMS: &str =
-    "+script|load +evalsha +hmget +del +hlen +hkeys +hdel +xadd +hset +pexpire +xrange +get +set";
+    " +script|load +evalsha +hmget +hset +hlen +hkeys +hdel +del +pexpire +xadd +xrange +get +set";
 /// What a Sentinel is asked.
 const GRANT_SENTINEL: &str = "allchannels +hello +client|setname +info \
      +sentinel|get-master-addr-by-name +subscribe";
@@ -36,11 +37,12 @@ impl Grant {
     /// What this node needs at a Redis that carries messages.
     pub fn at_redis(options: &Options) -> Self {
         let prefix = &options.prefix;
-        let mut rules = format!("&{prefix}:* {GRANT_GREETING} {GRANT_MESSAGES}");
+        let mut rules =
+            format!("&{prefix}:* ~{prefix}:* {GRANT_GREETING} {GRANT_MESSAGES} {GRANT_REGISTRY}");
         match options.mode {
             Mode::Pubsub => {}
             Mode::Sharded => rules.push_str(GRANT_SHARDED),
-            Mode::Streams => rules.push_str(&format!(" ~{prefix}:* {GRANT_STREAMS}")),
+            Mode::Streams => rules.push_str(GRANT_STREAMS),
         }
         if options.is_cluster() {
             rules.push_str(GRANT_CLUSTER);
@@ -209,7 +211,7 @@ mod tests {
         ] {
             let said = explain(error, &grant());
             assert!(said.contains(what), "{said} does not say {what}");
-            let line = "ACL SETUSER alice &blue:* +hello";
+            let line = "ACL SETUSER alice &blue:* ~blue:* +hello";
             assert!(said.contains(line), "{said} does not say {line}");
         }
     }

@@ -55,7 +55,7 @@ impl Remote {
                 (Role::Publishing, reply) if self.expects_rank() => self.rank_told(&reply, now)?,
                 (_, Reply::Error(error)) => self.refused(role, &error)?,
                 (Role::Publishing, Reply::Number(_)) => self.acknowledged(now)?,
-                (Role::Publishing, Reply::Text(text)) => self.streams_prepared(&text)?,
+                (Role::Publishing, Reply::Text(text)) => self.streams_prepared(&text, now)?,
                 (Role::Subscription, Reply::Message { channel, payload }) => {
                     self.message(&channel, &payload, now);
                 }

@@ -188,9 +188,6 @@ impl Remote {
             }
         }
         self.probe_tag = tag;
-        if !is_same {
-            self.streams_clock_moved(now);
-        }
         self.probe_stands = false;
         self.pulse.lost();
         if is_up {

@@ -129,12 +129,11 @@ impl Remote {
         }
         let reason = format!("Sentinel has named another master: {endpoint}");
         let had_place = self.has_place();
-        self.options.address = self.options.address.moved_to(endpoint);
+        self.options.address = self.options.address.moved_to(endpoint.clone());
         for role in Role::ALL {
             if had_place && !self.link(role).is_resting() {
                 self.end_link(role, reason.clone(), now);
             }
-            let endpoint = self.options.address.endpoint.clone();
             self.link_mut(role).restart(true, &endpoint, now);
         }
     }

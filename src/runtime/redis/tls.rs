@@ -4,6 +4,7 @@
 //! this host trusts.
 
 use std::io::{self, Read as _, Write as _};
+use std::ops::Range;
 use std::sync::Arc;
 
 use rustix::net::RecvFlags;
@@ -20,6 +21,8 @@ use crate::config::{PemFile, RedisTls, Settings};
 
 /// Names of a certificate that are shown.
 const NAMES_SHOWN_MAX: usize = 5;
+/// Bytes of one read of the socket.
+const ARRIVED_BYTES_MAX: usize = 64 << 10;
 /// What is shown of bytes that are no TLS.
 const SHOWN_BYTES_MAX: usize = 40;
 /// How a TLS record may begin that answers a client: an alert, or a handshake (RFC 8446 §5.1).
@@ -192,6 +195,11 @@ pub(super) struct TlsStream {
     /// The other side, for messages.
     place: String,
     has_certificate: bool,
+    /// What has come of which the session has not had all: the session takes no more than 4 KiB at a time, too little for
+    /// a system call.
+    arrived: Box<[u8]>,
+    /// Where the rest of it is.
+    rest: Range<usize>,
     /// Nothing has come yet.
     is_silent: bool,
 }
@@ -215,6 +223,8 @@ impl TlsStream {
             socket,
             place: place.into(),
             has_certificate: client.has_certificate,
+            arrived: vec![0; ARRIVED_BYTES_MAX].into_boxed_slice(),
+            rest: 0..0,
             is_silent: true,
         })
     }
@@ -303,23 +313,35 @@ impl TlsStream {
     /// Whether [`Self::read`] has something of which the socket does not tell any more.
     pub(super) fn holds_unread(&mut self) -> bool {
         let state = self.session.process_new_packets();
-        state.is_ok_and(|state| state.plaintext_bytes_to_read() > 0)
+        !self.rest.is_empty() || state.is_ok_and(|state| state.plaintext_bytes_to_read() > 0)
     }
 
-    /// Takes records from the socket. How many bytes they had.
+    /// Gives the session bytes that have come. How many it took; 0: the other side has ended it.
     fn receive(&mut self) -> io::Result<usize> {
+        if self.rest.is_empty() {
+            self.fetch()?;
+        }
+        let count = self
+            .session
+            .read_tls(&mut &self.arrived[self.rest.clone()])?;
+        self.rest.start += count;
+        if let Err(error) = self.session.process_new_packets() {
+            let _ = self.flush(); // it says why, if the other side still listens
+            return Err(io::Error::other(self.words(&error)));
+        }
+        Ok(count)
+    }
+
+    /// Reads what the socket has.
+    fn fetch(&mut self) -> io::Result<()> {
         if std::mem::take(&mut self.is_silent) {
             self.look().inspect_err(|error| {
                 let again = [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted];
                 self.is_silent = again.contains(&error.kind());
             })?;
         }
-        let count = self.session.read_tls(&mut &self.socket)?;
-        if let Err(error) = self.session.process_new_packets() {
-            let _ = self.flush(); // it says why, if the other side still listens
-            return Err(io::Error::other(self.words(&error)));
-        }
-        Ok(count)
+        self.rest = 0..(&self.socket).read(&mut self.arrived)?;
+        Ok(())
     }
 
     /// Looks at the first bytes: what answers without TLS is told by its own words.

@@ -512,18 +512,33 @@ fn a_gap_reaches_a_user_or_everybody_and_unknown_ones_of_several_rooms_are_told_
     assert_eq!(world.texts(ann), [r#"{"type":"gap","missed":3}"#]);
     assert!(world.texts(other).is_empty());
     let unknown = r#"{"type":"gap","missed":null}"#;
+    // All in one turn.
     for room in ["one", "\u{1}ann", EVERYBODY] {
-        gap(&mut world, room, None);
+        let (room, missed) = (RoomName::from(room), None);
+        let input = crate::shard::Input::Downstream(Downstream::Gap { room, missed });
+        world.shard.handle(input, world.now);
     }
+    world.turn();
     assert_eq!(world.texts(ann), [unknown]);
     assert_eq!(world.texts(other), [unknown]);
+    // Whoever has fetched the state since does not know what was lost later.
+    gap(&mut world, EVERYBODY, None);
+    assert_eq!(world.texts(other), [unknown]);
+    assert_eq!(world.texts(ann), [unknown]);
     gap(&mut world, EVERYBODY, Some(2));
     assert_eq!(world.texts(other), [r#"{"type":"gap","missed":2}"#]);
-    // What came since is behind the notice: the next loss is another one.
+    // What came in between is between them, also where nothing has left.
+    for index in [ann, other] {
+        world.texts(index);
+        world.stick(index);
+    }
+    gap(&mut world, "one", None);
+    gap(&mut world, "one", None);
     deliver(&mut world, "one", &["hello"]);
     gap(&mut world, EVERYBODY, None);
     for index in [ann, other] {
-        assert_eq!(world.texts(index).last().unwrap(), unknown);
+        world.unstick(index);
+        assert_eq!(world.texts(index), [unknown, unknown, "hello", unknown]);
     }
 }
 

@@ -54,6 +54,9 @@ pub fn keys(prefix: &str, channel: &[u8]) -> [Vec<u8>; 2] {
     ["stream", "known"].map(|kind| [prefix.as_bytes(), b":", kind.as_bytes(), rest].concat())
 }
 
+/// The two epochs before one, newest first, and the last offset in each.
+pub type Earlier = [Option<(u64, u64)>; 2];
+
 /// What is known of a room's stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Known {
@@ -78,7 +81,10 @@ impl Known {
         match (history, last) {
             (Reply::Nil, _) | (_, Reply::Nil) => Ok(None),
             (Reply::Text(history), Reply::Text(last)) => {
-                let record = |record: &[u8]| number(&record[..16]).zip(number(&record[16..]));
+                let record = |record: &[u8]| {
+                    let first = number(&record[16..]).filter(|first| *first > 0);
+                    number(&record[..16]).zip(first)
+                };
                 let records = history.chunks_exact(RECORD_CHARS);
                 let whole = records.remainder().is_empty();
                 let epochs: Option<Vec<_>> = records.map(record).collect();
@@ -112,6 +118,30 @@ impl Known {
         let index = self.epochs.iter().rposition(|(known, _)| *known == epoch)?;
         let later = self.epochs[index + 1..].iter().map(|(_, first)| *first);
         Some(later.fold(last + 1, u64::min))
+    }
+
+    /// The same for somebody whose epoch may be one that this server has never heard of: then one `before` it counts.
+    #[must_use]
+    pub fn next_of(&self, epoch: u64, last: u64, before: &Earlier) -> Option<u64> {
+        let earlier = before.iter().flatten();
+        let earlier = earlier.map(|(epoch, end)| (*epoch, last.min(*end)));
+        std::iter::once((epoch, last))
+            .chain(earlier)
+            .find_map(|(epoch, last)| self.next(epoch, last))
+    }
+
+    /// The epochs before the newest, and the last offset in each.
+    #[must_use]
+    pub fn before(&self) -> Earlier {
+        let newest_first = self.epochs.iter().rev();
+        let mut end = u64::MAX;
+        let mut ends = newest_first.map(|(epoch, first)| {
+            let last = end;
+            end = end.min(first - 1);
+            (*epoch, last)
+        });
+        ends.next();
+        [ends.next(), ends.next()]
     }
 
     /// Whether older epochs were forgotten.
@@ -224,6 +254,11 @@ mod tests {
         assert_eq!(known.next(10, 20), Some(21), "before any other");
         assert_eq!(known.next(10, 0x64), Some(0x50), "and it went back further");
         assert_eq!(known.next(9, 1), None);
+        assert_eq!(known.before(), [Some((11, 0x4f)), Some((10, 0x4f))]);
+        let before = [Some((9, 250)), Some((12, 220))];
+        assert_eq!(known.next_of(7, 230, &before), Some(221), "what both have");
+        assert_eq!(known.next_of(7, 210, &before), Some(211));
+        assert_eq!(known.next_of(7, 210, &Earlier::default()), None);
         assert!(!known.is_cut());
     }
 

@@ -28,15 +28,15 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use self::kept::{Known, SCRIPT};
-use self::places::{News, Places, Pushed, Room, Turn};
+pub use self::places::Carried;
+use self::places::{News, Places, Pushed, Turn};
 use self::retained::Retained;
 use super::directory::Elsewhere;
 use super::link::{Link, Random};
 use super::outgoing::Entry;
-use super::placement::Tag;
 use super::refusal::{Grant, explain};
 use super::wire::{self, Parcel};
-use super::{Effect, Expected, Options, Remote};
+use super::{Effect, Expected, Options, Remote, moves};
 use crate::backplane::ShardSet;
 use crate::backplane::resp::Reply;
 use crate::bus::{CoreId, RoomName};
@@ -77,6 +77,8 @@ pub struct Streams {
     clock_sent: Option<Tick>,
     clock_acknowledged: Option<Tick>,
     clock_next: Tick,
+    /// Where it was read last.
+    clock_key: String,
     length_max: String,
     ttl_ms: String,
     retain: Duration,
@@ -99,6 +101,7 @@ impl Streams {
             clock_sent: None,
             clock_acknowledged: None,
             clock_next: now,
+            clock_key: String::new(),
             length_max: options.streams_length_max.to_string(),
             ttl_ms: options.streams_ttl_ms.to_string(),
             retain,
@@ -171,17 +174,6 @@ impl Streams {
     }
 }
 
-/// What streams know of rooms that go to another server.
-#[derive(Debug, Default)]
-pub struct Leaving {
-    /// Where they stand.
-    pub rooms: Vec<(RoomName, Room)>,
-    /// What was acknowledged lately.
-    pub again: Vec<Entry>,
-    /// What the clock's last acknowledged time was, and the tag of its key.
-    pub clock: Option<(Tag, Tick)>,
-}
-
 /// What becomes of what was published on a room's channel.
 pub(super) enum Came<'a> {
     /// It is to be delivered.
@@ -205,7 +197,7 @@ impl Remote {
 
     /// The server has the script, or says which it is. To a server that is not the one before, what was acknowledged
     /// lately is sent again.
-    pub(super) fn streams_prepared(&mut self, text: &Bytes) -> Result<(), String> {
+    pub(super) fn streams_prepared(&mut self, text: &Bytes, now: Tick) -> Result<(), String> {
         let expected = self.expected.pop_front();
         let Some(streams) = &mut self.streams else {
             return Err("Redis says what nobody asked for".into());
@@ -224,7 +216,7 @@ impl Remote {
                         batches,
                         "Redis is another server; what it may lack is sent again"
                     );
-                    self.outgoing.replay(again);
+                    self.outgoing.replay(again, now);
                 }
                 streams.server = Some(name);
             }
@@ -316,6 +308,13 @@ impl Remote {
         streams.clock_stands = false;
         streams.clock_sent = None;
         let key = self.streams_clock();
+        let Some(streams) = &mut self.streams else {
+            return;
+        };
+        if streams.clock_key != key {
+            streams.clock_key.clone_from(&key);
+            streams.clock_acknowledged = None; // that was another server's, or another slot's
+        }
         self.command(&[b"GET", key.as_bytes()], CLOCK_READ, now);
     }
 
@@ -324,47 +323,6 @@ impl Remote {
         match &self.probe_tag {
             Some(tag) => format!("{prefix}:{{{}}}:clock:{node:016x}", tag.text),
             None => format!("{prefix}:clock:{node:016x}"),
-        }
-    }
-
-    /// The clock's key is another one, since the server has other slots.
-    pub(super) fn streams_clock_moved(&mut self, now: Tick) {
-        if let Some(streams) = &mut self.streams {
-            streams.clock_acknowledged = None;
-            if self.commands.is_up() && self.closing.is_none() {
-                self.streams_commands_ready(now);
-            }
-        }
-    }
-
-    /// Rooms go to another server: where they stand, and what that one may lack of what was acknowledged, oldest first.
-    pub(super) fn streams_release(&mut self, goes: impl Fn(&str) -> bool) -> Leaving {
-        let Some(streams) = &mut self.streams else {
-            return Leaving::default();
-        };
-        let mut again = streams.retained.take(&goes);
-        for entry in &mut again {
-            entry.from = None;
-        }
-        Leaving {
-            rooms: streams.places.release(self.subscription.heard(), goes),
-            again,
-            clock: self.probe_tag.clone().zip(streams.clock_acknowledged),
-        }
-    }
-
-    /// A room comes from another server.
-    pub(super) fn streams_adopt(&mut self, name: RoomName, room: Room) {
-        if let Some(streams) = &mut self.streams {
-            streams.places.adopt(name, room);
-        }
-    }
-
-    /// The server stands in for another whose tag it has: it is to have what that one had acknowledged.
-    pub(super) fn streams_succeed(&mut self, clock: &(Tag, Tick)) {
-        let is_heir = self.probe_tag.as_ref() == Some(&clock.0);
-        if let Some(streams) = self.streams.as_mut().filter(|_| is_heir) {
-            streams.clock_acknowledged.get_or_insert(clock.1);
         }
     }
 
@@ -428,18 +386,9 @@ impl Remote {
         let Some(streams) = &mut self.streams else {
             return Ok(());
         };
-        let reply = match reply {
-            // Its room goes elsewhere, and is looked at there.
-            Some(Reply::Error(error))
-                if self.options.is_cluster() && Elsewhere::read(&error).is_some() =>
-            {
-                None
-            }
-            Some(Reply::Error(error)) => {
-                return Err(explain(&error, &Grant::at_redis(&self.options)));
-            }
-            reply => reply,
-        };
+        if let Some(Reply::Error(error)) = &reply {
+            return self.streams_refused(ticket, error, now);
+        }
         match ticket {
             CLOCK_READ => return self.streams_clock_read(reply, now),
             CLOCK_WRITTEN => {
@@ -449,9 +398,6 @@ impl Remote {
                     Some(Reply::Text(_)) => {
                         streams.clock_acknowledged = sent;
                         streams.clock_stands = true;
-                    }
-                    Some(Reply::Error(error)) => {
-                        return Err(explain(&error, &Grant::at_redis(&self.options)));
                     }
                     Some(_) => return Err("Redis answers SET with something else".into()),
                 }
@@ -477,6 +423,62 @@ impl Remote {
             }
         }
         Ok(())
+    }
+
+    /// A command was refused. The room's turn comes again, here or at the server that has its slot.
+    fn streams_refused(&mut self, ticket: u64, error: &str, now: Tick) -> Result<(), String> {
+        let is_elsewhere = self.options.is_cluster() && Elsewhere::read(error).is_some();
+        let Some(streams) = &mut self.streams else {
+            return Ok(());
+        };
+        match ticket {
+            CLOCK_READ | CLOCK_WRITTEN if is_elsewhere => {
+                // There is no clock here, as long as no slot is known that the server has.
+                streams.clock_read = false;
+                streams.clock_stands = true;
+                streams.clock_acknowledged = None;
+            }
+            CLOCK_READ | CLOCK_WRITTEN => {}
+            _ => {
+                let ticket = ticket & !OWN;
+                if is_elsewhere && let Some(room) = streams.places.asked_for(ticket) {
+                    let slot = self.naming.slot_of(room);
+                    self.news.push_back(moves::News::Elsewhere(slot));
+                }
+                streams.places.answered(ticket, None, now)?;
+            }
+        }
+        match is_elsewhere {
+            true => Ok(()),
+            false => Err(explain(error, &Grant::at_redis(&self.options))),
+        }
+    }
+
+    /// Lets rooms go to another server: where they stand, and what was acknowledged of them, which it may lack.
+    pub(super) fn streams_release(
+        &mut self,
+        goes: impl Fn(&str) -> bool,
+        now: Tick,
+    ) -> (Vec<(RoomName, Carried)>, Vec<Entry>) {
+        let Some(streams) = &mut self.streams else {
+            return (Vec::new(), Vec::new());
+        };
+        let mut again = streams.retained.release(&goes);
+        for entry in &mut again {
+            entry.from = None;
+            entry.taken = now;
+        }
+        let heard = self.subscription.heard();
+        (streams.places.release(heard, goes), again)
+    }
+
+    /// Takes a room in that another server has let go.
+    pub(super) fn streams_adopt(&mut self, room: &RoomName, place: &Carried, now: Tick) {
+        if let Some(streams) = &mut self.streams
+            && self.channels.follows(room)
+        {
+            streams.places.adopt(room, place, now);
+        }
     }
 
     fn streams_recovered(&mut self, room: &str, parcel: &[u8], now: Tick) {
@@ -520,6 +522,12 @@ impl Remote {
 
     /// Does what is due by time.
     pub(super) fn streams_deadline(&mut self, now: Tick) {
+        if let Some(streams) = &self.streams
+            && self.commands.is_up()
+            && streams.clock_key != self.streams_clock()
+        {
+            self.streams_commands_ready(now); // the server has other slots
+        }
         let Some(streams) = &mut self.streams else {
             return;
         };

@@ -18,7 +18,7 @@ use bytes::Bytes;
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
-use super::kept::{self, Known, Offset};
+use super::kept::{self, Earlier, Known, Offset};
 use crate::backplane::ShardSet;
 use crate::backplane::resp::Reply;
 use crate::bus::{CoreId, RoomName};
@@ -62,10 +62,12 @@ enum Phase {
     Live,
 }
 
-/// One room's.
 #[derive(Debug)]
-pub struct Room {
+struct Room {
     place: Place,
+    /// The epochs before the place's, and what of each is in them: a server that takes over may never have heard of the
+    /// newest.
+    before: Earlier,
     phase: Phase,
     /// The newest that was pushed while it was not live.
     pushed: Option<(u64, u64)>,
@@ -78,6 +80,16 @@ pub struct Room {
     /// Shards whose interest is not answered.
     waiting: ShardSet,
     waiting_since: Tick,
+}
+
+/// What goes with a room to another server.
+#[derive(Debug)]
+pub struct Carried {
+    place: Place,
+    before: Earlier,
+    torn: Option<Tick>,
+    credit: u64,
+    waiting: ShardSet,
 }
 
 /// What becomes of a push.
@@ -166,16 +178,8 @@ impl Places {
 
     /// The room's channel stands; `waiting` are answered once the room is live.
     pub fn stand(&mut self, name: &RoomName, waiting: ShardSet, now: Tick) {
-        let room = self.rooms.entry(name.clone()).or_insert_with(|| Room {
-            place: Place::Unknown,
-            phase: Phase::Away,
-            pushed: None,
-            torn: None,
-            credit: 0,
-            entry_count: ENTRY_COUNT_FIRST,
-            waiting: ShardSet::EMPTY,
-            waiting_since: now,
-        });
+        let rooms = self.rooms.entry(name.clone());
+        let room = rooms.or_insert_with(|| Room::new(Place::Unknown, now));
         room.pushed = None;
         if room.torn.is_some() {
             self.catch_ups += 1;
@@ -248,34 +252,47 @@ impl Places {
         self.waiting_count = waiting_count;
     }
 
-    /// Lets rooms go to another server; the link had missed nothing until `heard`.
-    pub fn release(&mut self, heard: Tick, goes: impl Fn(&str) -> bool) -> Vec<(RoomName, Room)> {
+    /// Lets rooms go to another server; until `heard` nothing of them was missed at this one.
+    pub fn release(
+        &mut self,
+        heard: Tick,
+        goes: impl Fn(&str) -> bool,
+    ) -> Vec<(RoomName, Carried)> {
         let names = self.rooms.keys().filter(|name| goes(name));
         let names: Vec<RoomName> = names.cloned().collect();
-        let mut released = Vec::new();
-        for name in names {
+        let carried = names.into_iter().filter_map(|name| {
             self.rest(&name, Phase::Away);
-            if let Some(mut room) = self.rooms.remove(&name) {
-                self.waiting_count -= usize::from(!room.waiting.is_empty());
-                room.pushed = None;
-                if room.place != Place::Unknown {
-                    room.torn.get_or_insert(heard);
-                }
-                released.push((name, room));
-            }
-        }
-        released
+            let room = self.rooms.remove(&name)?;
+            self.waiting_count -= usize::from(!room.waiting.is_empty());
+            let is_known = room.place != Place::Unknown;
+            let carried = Carried {
+                place: room.place,
+                before: room.before,
+                torn: room.torn.or(is_known.then_some(heard)),
+                credit: room.credit,
+                waiting: room.waiting,
+            };
+            Some((name, carried))
+        });
+        carried.collect()
     }
 
-    /// Takes a room in that another server has let go.
-    pub fn adopt(&mut self, name: RoomName, room: Room) {
-        if !room.waiting.is_empty() {
-            self.waiting_count += 1;
-            let due = room.waiting_since.after(self.join_timeout);
-            let place = self.waits.partition_point(|(other, _)| *other <= due);
-            self.waits.insert(place, (due, name.clone()));
+    /// Takes a room in that another server has let go; its channel does not stand here.
+    pub fn adopt(&mut self, name: &RoomName, carried: &Carried, now: Tick) {
+        let mut room = Room::new(carried.place, now);
+        room.before = carried.before;
+        room.torn = carried.torn;
+        room.credit = carried.credit;
+        self.forget(name);
+        self.rooms.insert(name.clone(), room);
+        for shard in carried.waiting.iter() {
+            self.wait(name, shard, now);
         }
-        self.rooms.insert(name, room);
+    }
+
+    /// The room that a command was given for.
+    pub fn asked_for(&self, ticket: u64) -> Option<&RoomName> {
+        self.asked.get(&ticket)
     }
 
     /// Redis has lost what it had: whoever has missed something may have missed more than is told.
@@ -313,6 +330,9 @@ impl Places {
         };
         match step {
             None => {
+                if first == 1 {
+                    room.before = Earlier::default();
+                }
                 room.place = Place::At { epoch, last };
                 Pushed::Next
             }
@@ -506,6 +526,20 @@ impl Places {
 }
 
 impl Room {
+    fn new(place: Place, now: Tick) -> Self {
+        Self {
+            place,
+            before: Earlier::default(),
+            phase: Phase::Away,
+            pushed: None,
+            torn: None,
+            credit: 0,
+            entry_count: ENTRY_COUNT_FIRST,
+            waiting: ShardSet::EMPTY,
+            waiting_since: now,
+        }
+    }
+
     /// Whether more may be missing than a stream that is gone, or begins anew, can show.
     fn doubt(&self, lost_at: Option<Tick>, ttl: Duration, now: Tick) -> Doubt {
         match self.torn {
@@ -543,10 +577,11 @@ impl Room {
                     .map_or(0, |(_, last)| last);
                 let last = known.last.max(newer);
                 self.place = Place::At { epoch, last };
+                self.before = known.before();
                 return pushed.filter(|(of, _)| *of != epoch).map(|_| Step::Known);
             }
             Place::Nothing => (1, doubt != Doubt::None),
-            Place::At { epoch: own, last } => match known.next(own, last) {
+            Place::At { epoch: own, last } => match known.next_of(own, last, &self.before) {
                 Some(next) => (next, doubt == Doubt::Lost),
                 None => (1, doubt != Doubt::None || known.is_cut()),
             },
@@ -561,6 +596,7 @@ impl Room {
                 epoch,
                 last: next - 1,
             };
+            self.before = known.before();
         }
         match pushed {
             Some((of, last)) if of == epoch && last >= next => {

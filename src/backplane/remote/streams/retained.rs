@@ -57,14 +57,16 @@ impl Retained {
         entries.into_iter().map(|(_, entry)| entry).collect()
     }
 
-    /// Takes rooms' entries out, oldest first.
-    pub fn take(&mut self, goes: impl Fn(&str) -> bool) -> Vec<Entry> {
-        let (taken, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.entries)
-            .into_iter()
-            .partition(|(_, entry)| goes(&entry.room));
-        self.entries = kept.into();
-        self.bytes -= taken.iter().map(|(_, entry)| entry.bytes()).sum::<u64>();
-        taken.into_iter().map(|(_, entry)| entry).collect()
+    /// Takes what is kept of rooms that go to another server, oldest first.
+    pub fn release(&mut self, goes: impl Fn(&str) -> bool) -> Vec<Entry> {
+        let entries = std::mem::take(&mut self.entries).into_iter();
+        let (gone, kept) = entries.partition(|(_, entry)| goes(&entry.room));
+        self.entries = kept;
+        let gone: VecDeque<(Tick, Entry)> = gone;
+        let gone = gone.into_iter().map(|(_, entry)| entry);
+        let gone: Vec<Entry> = gone.collect();
+        self.bytes -= gone.iter().map(Entry::bytes).sum::<u64>();
+        gone
     }
 
     /// What is kept, oldest first.
@@ -125,7 +127,10 @@ mod tests {
         assert_eq!(sequences(&retained), [2, 3, 4]);
         retained.expire(Tick::from_ms(8_000));
         assert_eq!(sequences(&retained), [4]);
+        assert_eq!(retained.release(|room| room != "r").len(), 0);
         assert_eq!(retained.take_all().len(), 1);
+        retained.keep(entry(5), Tick(0));
+        assert_eq!(retained.release(|room| room == "r").len(), 1);
         assert_eq!((retained.bytes(), retained.iter().count()), (0, 0));
     }
 }

@@ -236,6 +236,29 @@ fn another_server_that_has_less_is_read_from_where_they_part() {
 }
 
 #[test]
+fn an_epoch_that_the_next_server_has_never_heard_of_is_read_from_where_it_began() {
+    let mut stream = stream(10);
+    let mut places = live(&stream);
+    let replica = stream.clone();
+    let (offset, last) = stream.append(11, 1, 2, 200).unwrap();
+    places.push("r", offset, last);
+    assert_eq!(
+        names(&settle(&mut places, &stream, Tick(0))),
+        ["11", "live"]
+    );
+    places.lose(Tick(1), |_| true);
+    stream = replica;
+    stream.append(12, 1, 3, 300);
+    stream.append(11, 1, 3, 300);
+    stream.trim(5);
+    places.stand(&room(), ShardSet::EMPTY, Tick(2));
+    assert_eq!(
+        names(&settle(&mut places, &stream, Tick(2))),
+        ["12", "11", "live"]
+    );
+}
+
+#[test]
 fn a_stream_that_is_gone_is_told_unless_it_may_have_rested() {
     let rested = |lost: bool, ms: u64, before: u32, after: u32| {
         let mut places = live(&stream(before));
