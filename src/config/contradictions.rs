@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::backplane::remote::{Mode, SERVER_COUNT_MAX};
+use crate::backplane::remote::SERVER_COUNT_MAX;
 use crate::config::capacity;
 use crate::config::effective::Effective;
 use crate::config::mistake::{Mistake, Source};
@@ -405,13 +405,6 @@ fn servers(settings: &Settings, found: &mut Found<'_>) {
         return;
     }
     if redis.is_cluster() {
-        if redis.mode == Mode::Streams {
-            found.add(
-                &["backplane_mode", "redis"],
-                "streams are not kept in a Redis Cluster".into(),
-                "write pubsub or sharded, or give servers by themselves".into(),
-            );
-        }
         return;
     }
     for (index, late) in all.iter().enumerate() {

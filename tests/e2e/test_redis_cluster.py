@@ -6,7 +6,7 @@ import time
 import pytest
 from harness import Redis, RedisCluster, eventually, has_redis, run
 
-MODES = ["pubsub", "sharded"]
+MODES = ["pubsub", "sharded", "streams"]
 
 
 @pytest.fixture
@@ -144,6 +144,10 @@ def test_a_slot_moves_under_traffic_and_nothing_is_lost_in_silence(node, cluster
         time.sleep(0.2)
     talk.end()
     talk.check()
+    if mode == "streams":
+        for heard in talk.heard:
+            numbers = [int(text) for text in heard if text.isdigit()]
+            assert numbers == list(range(1, talk.sent + 1)), "none is lost"
     for one in nodes:
         assert one.admin("/readyz").status == 200
         if mode == "sharded":
@@ -176,6 +180,10 @@ def test_a_killed_master_is_replaced_by_its_replica(node, tmp_path, mode):
         for talk in talks:
             talk.end()
             talk.check()
+            if mode == "streams":
+                for heard in talk.heard:
+                    numbers = [int(text) for text in heard if text.isdigit()]
+                    assert numbers == list(range(1, talk.sent + 1)), "none is lost"
         for heard in talks[1].heard:
             assert [text for text in heard if text.isdigit()] == [str(number + 1) for number in range(talks[1].sent)]
         for one in nodes:

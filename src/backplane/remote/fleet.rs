@@ -18,7 +18,9 @@ use super::moves::News;
 use super::placement::{Rendezvous, tag_of};
 use super::transit::Transit;
 use super::watching::{self, Watched};
-use super::{Effect, LinkId, LinkOrder, LinkTrouble, Mode, Options, Published, Remote, Role};
+use super::{
+    Effect, Endpoint, LinkId, LinkOrder, LinkTrouble, Mode, Options, Published, Remote, Role,
+};
 use crate::bus::{Batch, CoreId, RoomName};
 use crate::metrics::{RedisServerSnapshot, RedisSnapshot};
 use crate::time::Tick;
@@ -64,7 +66,10 @@ impl Fleet {
         } else {
             let names: Vec<String> = options
                 .addresses()
-                .map(|address| address.endpoint.to_string())
+                .map(|address| match &address.endpoint {
+                    Endpoint::Master { name, .. } => name.clone(),
+                    endpoint => endpoint.to_string(),
+                })
                 .collect();
             Placement::Several(Rendezvous::new(names.iter().map(String::as_str)))
         };
@@ -374,7 +379,8 @@ impl Fleet {
 
     /// Takes over what shards and sockets are to be told.
     fn collect(&mut self, server: u16) {
-        if let Some(remote) = self.servers[usize::from(server)].as_deref_mut() {
+        let place = self.servers.get_mut(usize::from(server));
+        if let Some(remote) = place.and_then(Option::as_deref_mut) {
             remote.drain_into(&mut self.effects, &mut self.orders);
         }
     }

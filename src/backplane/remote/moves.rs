@@ -53,14 +53,7 @@ pub struct Departure {
 impl Remote {
     /// Lets rooms go.
     pub fn release(&mut self, goes: impl Fn(&str) -> bool, now: Tick) -> Departure {
-        if self.options.degraded == Degraded::Local {
-            // The members here may not see it come back: they leave one channel, and follow the other some time later.
-            let waiting = self.outgoing.iter().filter(|entry| goes(&entry.room));
-            let waiting: Vec<Entry> = waiting.cloned().collect();
-            for entry in &waiting {
-                self.deliver_here(entry);
-            }
-        }
+        self.deliver_leaving(None, &goes);
         let channels = self.channels.release(&goes);
         if self.subscription.is_up() && self.closing.is_none() {
             for rooms in channels.left.chunks(channels::COMMAND_CHANNEL_COUNT_MAX) {
@@ -82,6 +75,23 @@ impl Remote {
             places,
             unsent: again,
             in_flight: rooms,
+        }
+    }
+
+    /// The members here may not see come back what waits: they leave one channel, and follow the other some time later.
+    /// `refused`: only this one, which Redis has not taken, and what stands before it.
+    pub(super) fn deliver_leaving(&mut self, refused: Option<&Entry>, goes: impl Fn(&str) -> bool) {
+        if self.options.degraded != Degraded::Local {
+            return;
+        }
+        let retained = self.streams.as_ref().map(|streams| streams.retained.iter());
+        let behind = refused.is_none().then(|| self.outgoing.iter());
+        let waiting = retained.into_iter().flatten().chain(refused);
+        let waiting = waiting.chain(behind.into_iter().flatten());
+        let waiting = waiting.filter(|entry| goes(&entry.room));
+        let waiting: Vec<Entry> = waiting.cloned().collect();
+        for entry in &waiting {
+            self.deliver_here(entry);
         }
     }
 

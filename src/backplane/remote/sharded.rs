@@ -255,6 +255,7 @@ impl Remote {
             Some((Expected::Batch, _)) => {
                 if let Some(entry) = self.outgoing.acknowledge() {
                     let room = entry.room.clone();
+                    self.deliver_leaving(Some(&entry), |other| other == &*room);
                     self.news.push_back(News::Displaced(entry));
                     self.note_left(&room);
                 }

@@ -102,10 +102,12 @@ class RedisCluster:
         return self.alive()[0].command("CLUSTER", "KEYSLOT", channel)
 
     def move_slot(self, slot, target):
-        """As `redis-cli --cluster reshard` does it: a slot without keys."""
+        """As `redis-cli --cluster reshard` does it."""
         source = self.master_of(slot)
         target.command("CLUSTER", "SETSLOT", slot, "IMPORTING", self.id(source))
         source.command("CLUSTER", "SETSLOT", slot, "MIGRATING", self.id(target))
+        while keys := source.command("CLUSTER", "GETKEYSINSLOT", slot, 100):
+            source.command("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
         for one in [target, source, *(other for other in self.alive() if other not in (source, target))]:
             try:
                 one.command("CLUSTER", "SETSLOT", slot, "NODE", self.id(target))

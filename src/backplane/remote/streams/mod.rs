@@ -298,6 +298,9 @@ impl Remote {
 
     /// The commands link is up: has Redis what it had?
     pub(super) fn streams_commands_ready(&mut self, now: Tick) {
+        if self.is_scout {
+            return;
+        }
         let Some(streams) = &mut self.streams else {
             return;
         };
@@ -534,7 +537,11 @@ impl Remote {
             self.counts.joins_refused += 1;
             self.effects.push_back(Effect::JoinRefused { room, shards });
         }
-        if streams.clock_is_due(now) && self.commands.is_up() && self.closing.is_none() {
+        if streams.clock_is_due(now)
+            && !self.is_scout
+            && self.commands.is_up()
+            && self.closing.is_none()
+        {
             streams.clock_sent = Some(now);
             streams.clock_next = now.after(CLOCK_INTERVAL);
             let ttl_ms = streams.ttl_ms.clone();
