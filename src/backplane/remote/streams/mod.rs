@@ -589,3 +589,6 @@ impl Streams {
         self.clock_read && self.clock_sent.is_none() && self.clock_next <= now
     }
 }
+
+#[cfg(test)]
+mod tests;
