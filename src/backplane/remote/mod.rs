@@ -676,6 +676,7 @@ impl Remote {
             ..self.counts.clone()
         };
         if let Some(streams) = &self.streams {
+            snapshot.stream_retained_bytes = self.outgoing.replayed_bytes();
             streams.count(&mut snapshot);
         }
         snapshot
