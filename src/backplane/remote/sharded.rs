@@ -328,6 +328,7 @@ mod tests {
             "server", "redis", "version", "7.2.0", "mode", "cluster", "role", "master",
         ];
         let fields = fields.map(|field| format!("${}\r\n{field}\r\n", field.len()));
+        remote.handle_deadline(Tick(0));
         let hello = format!("%4\r\n{}", fields.concat());
         for role in [Role::Publishing, Role::Subscription] {
             remote.connected(role, Tick(0));
