@@ -187,7 +187,8 @@ pub struct LinkTrouble {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Expected {
     Batch,
-    Probe,
+    /// Its number.
+    Probe(u64),
     /// Whether the server is a master still.
     Rank,
     Script,
