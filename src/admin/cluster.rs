@@ -136,10 +136,14 @@ fn whole(nodes: Vec<Value>, options: &Options, user_count: u64) -> Value {
         .iter()
         .filter(|node| node["state"] != "silent")
         .collect();
-    let sum = |field: &str| -> u64 { alive.iter().filter_map(|node| node[field].as_u64()).sum() };
+    // What others have written is believed for what it is: no sum of it overflows.
+    let sum = |field: &str| -> u64 {
+        let told = alive.iter().filter_map(|node| node[field].as_u64());
+        told.fold(0, u64::saturating_add)
+    };
     let sum_rate = |field: &str| -> f64 {
         let sum: f64 = alive.iter().filter_map(|node| node[field].as_f64()).sum();
-        (sum * 10.0).round() / 10.0
+        ((sum * 10.0).round() / 10.0).min(f64::MAX)
     };
     let totals = json!({
         "nodes": alive.len(),
@@ -383,6 +387,41 @@ mod tests {
         assert_eq!(totals["connections"], 9);
         assert_eq!(totals["connections_max"], 300);
         assert_eq!(totals["users"], 3, "not the sum, which is 4");
+    }
+
+    #[test]
+    fn figures_that_no_node_can_have_break_no_sum() {
+        let options = options();
+        let (mut own, _) = Meter::default().state(
+            &snapshot(0, 0),
+            &health(Phase::Running),
+            &[],
+            &options,
+            Tick(0),
+        );
+        own.insert("connections".into(), json!(u64::MAX));
+        own.insert("buffered_bytes".into(), json!(-1));
+        own.insert("messages_in_per_s".into(), json!(f64::MAX));
+        own.insert("users".into(), json!(["many"]));
+        let text = Value::Object(own.clone()).to_string();
+        let nodes = vec![
+            seen("a", 0, Some(text.clone())),
+            seen("b", u64::MAX, Some(text.clone())),
+            seen("c", 0, Some(text)),
+        ];
+        let user_count = 0;
+        let value = parsed(&all(
+            &ClusterReply::Nodes { nodes, user_count },
+            &own,
+            &options,
+        ));
+        let totals = &value["totals"];
+        assert_eq!(totals["connections"], u64::MAX);
+        assert_eq!(totals["messages_in_per_s"], f64::MAX);
+        assert_eq!(
+            (&totals["users"], &totals["buffered_bytes"]),
+            (&json!(0), &json!(0))
+        );
     }
 
     #[test]

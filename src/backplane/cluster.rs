@@ -82,6 +82,9 @@ impl Backplane {
                 break;
             };
             let words: Vec<&[u8]> = command.words.iter().map(Vec::as_slice).collect();
+            if let Some(server) = self.server_of(&command.place) {
+                registry.given(command.ticket, server);
+            }
             self.command(&command.place, &words, command.ticket, now);
         }
         if let Some(within_ms) = registry.poll_announce() {

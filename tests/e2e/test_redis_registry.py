@@ -356,6 +356,43 @@ def test_one_of_several_servers_that_is_away_takes_only_its_own_users_along(serv
             wire.cut()
 
 
+def test_the_users_of_other_servers_stay_online_when_the_heartbeats_server_is_away(serve, tmp_path):
+    with Redis(tmp_path) as one, Redis(tmp_path) as other:
+        a, b, _ = several(serve, [one.url, other.url])
+        wires = [a.join("r", f"?user=u{number}") for number in range(40)]
+        eventually(lambda: len(keys(one, "conn:*")) + len(keys(other, "conn:*")) == 40, "all are written")
+        if not keys(one, "node:{a:*}"):
+            one, other = other, one
+        ours = [key.removeprefix("throng:conn:{").split("}")[0] for key in keys(other, "conn:*")]
+        one.kill()
+        eventually(lambda: a.metric("throng_registry_up") == 0, "its heartbeat is lost", 15)
+        # Longer than a TTL: who has a server that answers is told of again.
+        until = time.monotonic() + 8
+        while time.monotonic() < until:
+            assert counts(b, *ours) == [1] * len(ours)
+            time.sleep(0.2)
+        wires.pop(int(ours[0][1:])).cut()
+        await_counts(b, {ours[0]: 0}, "who leaves is forgotten at once", 5)
+        for wire in wires:
+            wire.cut()
+
+
+def test_what_redis_does_not_permit_is_said_and_nobody_is_called_offline(node, redis):
+    a, b = node("a"), node("b")
+    redis.command("ACL", "SETUSER", "default", "-zremrangebyscore")
+    wire = a.join("r", "?user=ann")
+    eventually(lambda: a.metric("throng_registry_up") == 0, "it is refused")
+    body = json.dumps({"users": ["ann"]}).encode()
+    answer = a.admin("/v1/users/online", "POST", body=body)
+    assert (answer.status, answer.json["error"]["code"]) == (503, "backplane_lost")
+    assert "+zremrangebyscore" in answer.json["error"]["message"]
+    redis.command("ACL", "SETUSER", "default", "+zremrangebyscore")
+    eventually(lambda: a.metric("throng_registry_up") == 1, "it is permitted", 2 * TTL_S)
+    await_counts(a, {"ann": 1}, "ann is known")
+    await_counts(b, {"ann": 1}, "to all")
+    wire.cut()
+
+
 def test_the_registry_is_spread_over_a_cluster(serve, tmp_path):
     with RedisCluster(tmp_path, 3) as cluster:
         url = cluster.servers[0].url.replace("redis://", "redis-cluster://")

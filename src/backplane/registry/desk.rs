@@ -19,8 +19,13 @@ pub struct Command {
 /// What a command was for.
 #[derive(Debug)]
 pub enum Asked {
-    /// A connection is told of that came up at this time.
-    Touch(Tick),
+    /// A connection is told of.
+    Touch {
+        /// When that came up.
+        noted: Tick,
+        /// It has no user.
+        is_lone: bool,
+    },
     /// A connection that has gone, noted at this time.
     Forget(PresenceNote, Tick),
     Enrol,
@@ -53,7 +58,8 @@ pub enum Asked {
 #[derive(Debug, Default)]
 pub struct Desk {
     ticket_next: u64,
-    asked: BTreeMap<u64, Asked>,
+    /// Each with the server that it was given to.
+    asked: BTreeMap<u64, (Asked, u16)>,
     out: VecDeque<Command>,
 }
 
@@ -61,7 +67,7 @@ impl Desk {
     pub fn ask(&mut self, asked: Asked, key: &str, words: Vec<Vec<u8>>) {
         let ticket = self.ticket_next;
         self.ticket_next += 1;
-        self.asked.insert(ticket, asked);
+        self.asked.insert(ticket, (asked, 0));
         let place = place(key).as_bytes().to_vec();
         self.out.push_back(Command {
             ticket,
@@ -75,14 +81,21 @@ impl Desk {
         self.out.pop_front()
     }
 
-    /// What the command was for that has come to its end.
-    pub fn take(&mut self, ticket: u64) -> Option<Asked> {
+    /// The command is given to this server.
+    pub fn given(&mut self, ticket: u64, server: u16) {
+        if let Some((_, to)) = self.asked.get_mut(&ticket) {
+            *to = server;
+        }
+    }
+
+    /// What the command was for that has come to its end, and which server had it.
+    pub fn take(&mut self, ticket: u64) -> Option<(Asked, u16)> {
         self.asked.remove(&ticket)
     }
 
     /// Those that are on their way, the oldest first.
     pub fn asked(&self) -> impl Iterator<Item = &Asked> {
-        self.asked.values()
+        self.asked.values().map(|(asked, _)| asked)
     }
 }
 

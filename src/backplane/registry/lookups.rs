@@ -1,34 +1,21 @@
-//! Questions of the admin API on their way: each is a pipeline of commands, answered when the last of them is.
+//! Questions of the admin API on their way: each is a pipeline of commands, answered when the last of them is. The server
+//! that has a user's connections also has the time by which they expire.
 
 use std::collections::BTreeMap;
 
 use super::desk::{Asked, Desk, words};
 use super::keys::{Instance, parse_reference};
 use super::notes::Desired;
-use super::scripts::{ROLL, SEEN, eval};
+use super::scripts::{COUNT, ROLL, SEEN, WHICH, eval};
 use crate::backplane::resp::Reply;
 use crate::bus::{
     ClusterQuestion, ClusterReply, ConnectionId, NodeSeen, OnlineUser, UserConnection, UserName,
 };
-use crate::time::Tick;
 
 /// Questions that wait at most.
 const LOOKUP_MAX: usize = 256;
 /// Connections of one user that are looked at when its nodes are asked for.
 const NODES_OF_CONNECTIONS_MAX: &str = "1000";
-
-/// Redis' clock, as the last look at the roll has told.
-#[derive(Debug, Clone, Copy)]
-pub struct RedisClock {
-    pub unix_ms: u64,
-    pub at: Tick,
-}
-
-impl RedisClock {
-    pub fn now_ms(self, now: Tick) -> u64 {
-        self.unix_ms + now.since(self.at) / 1_000
-    }
-}
 
 #[derive(Debug)]
 enum Stage {
@@ -41,6 +28,8 @@ enum Stage {
     /// Each part is one of these.
     Connections {
         connection_count: u64,
+        /// The server's clock.
+        unix_ms: u64,
         of: Vec<(Instance, ConnectionId)>,
     },
     /// Part 0: the roll; part 1: users.
@@ -72,17 +61,13 @@ impl Lookups {
         &mut self,
         request: u64,
         question: ClusterQuestion,
-        clock: RedisClock,
         to: &Desired,
         desk: &mut Desk,
-        now: Tick,
     ) -> Option<ClusterReply> {
         if self.open.len() >= LOOKUP_MAX {
             let reason = "too many questions wait for Redis".to_owned();
             return Some(ClusterReply::Away(reason));
         }
-        // What has expired is not counted, though it may still stand in the set.
-        let alive = format!("({}", clock.now_ms(now));
         let mut commands = Vec::new();
         let stage = match question {
             ClusterQuestion::Online { users, .. } if users.is_empty() => {
@@ -92,9 +77,9 @@ impl Lookups {
                 for user in &users {
                     let key = to.keys.user(user);
                     let command = if with_nodes {
-                        references(&key, &alive, NODES_OF_CONNECTIONS_MAX)
+                        which(&key, NODES_OF_CONNECTIONS_MAX)
                     } else {
-                        words(&["ZCOUNT", &key, &alive, "+inf"])
+                        count(&key)
                     };
                     commands.push((key, command));
                 }
@@ -106,8 +91,8 @@ impl Lookups {
             } => {
                 let key = to.keys.user(&user);
                 let count_max = connection_count_max.to_string();
-                commands.push((key.clone(), words(&["ZCOUNT", &key, &alive, "+inf"])));
-                commands.push((key.clone(), references(&key, &alive, &count_max)));
+                commands.push((key.clone(), count(&key)));
+                commands.push((key.clone(), which(&key, &count_max)));
                 Stage::User { user }
             }
             ClusterQuestion::Nodes => {
@@ -143,23 +128,22 @@ impl Lookups {
         self.open.insert(request, lookup);
     }
 
-    /// One part has been answered. The whole answer, when it was the last.
+    /// One part has been answered, or cannot be, and why. The whole answer, when it was the last.
     pub fn answered(
         &mut self,
         request: u64,
         part: usize,
-        reply: Option<Reply>,
-        now_ms: u64,
+        reply: Result<Reply, String>,
         to: &Desired,
         desk: &mut Desk,
     ) -> Option<ClusterReply> {
         let lookup = self.open.get_mut(&request)?;
-        let reply = match reply {
-            Some(Reply::Error(error)) => Err(format!("Redis refuses the question: {error}")),
-            Some(reply) => Ok(reply),
-            None => Err("the link to Redis was lost".to_owned()),
-        };
         match reply {
+            Ok(Reply::Error(error)) => {
+                self.open.remove(&request);
+                let reason = format!("Redis refuses the question: {error}");
+                return Some(ClusterReply::Away(reason));
+            }
             Ok(reply) => lookup.replies[part] = reply,
             Err(reason) => {
                 self.open.remove(&request);
@@ -179,7 +163,7 @@ impl Lookups {
             }
             Stage::User { user } => {
                 let connection_count = number(&replies[0]);
-                let of: Vec<_> = texts(&replies[1]).filter_map(parse_reference).collect();
+                let (unix_ms, of) = found(&replies[1]);
                 if of.is_empty() {
                     return Some(ClusterReply::User {
                         connection_count: 0,
@@ -194,6 +178,7 @@ impl Lookups {
                 let commands = of.iter().map(command).collect();
                 let stage = Stage::Connections {
                     connection_count,
+                    unix_ms,
                     of,
                 };
                 self.begin(request, stage, commands, desk);
@@ -201,11 +186,12 @@ impl Lookups {
             }
             Stage::Connections {
                 connection_count,
+                unix_ms,
                 of,
             } => {
                 let connections = of.into_iter().zip(&replies);
                 let connections = connections
-                    .filter_map(|((instance, id), reply)| connection(&instance, id, reply, now_ms))
+                    .filter_map(|((instance, id), reply)| connection(&instance, id, reply, unix_ms))
                     .collect();
                 Some(ClusterReply::User {
                     connection_count,
@@ -247,9 +233,22 @@ impl Lookups {
     }
 }
 
-/// The references in a user's set that are alive, `count_max` at most.
-fn references(key: &str, alive: &str, count_max: &str) -> Vec<Vec<u8>> {
-    words(&["ZRANGEBYSCORE", key, alive, "+inf", "LIMIT", "0", count_max])
+fn count(key: &str) -> Vec<Vec<u8>> {
+    eval(COUNT, &[key.to_owned()], &[])
+}
+
+fn which(key: &str, count_max: &str) -> Vec<Vec<u8>> {
+    eval(WHICH, &[key.to_owned()], &[count_max.as_bytes()])
+}
+
+/// What [`WHICH`] answers: its server's clock, and connections.
+fn found(reply: &Reply) -> (u64, Vec<(Instance, ConnectionId)>) {
+    let mut all = texts(reply);
+    let unix_ms = all.next().and_then(|text| text.parse().ok());
+    (
+        unix_ms.unwrap_or_default(),
+        all.filter_map(parse_reference).collect(),
+    )
 }
 
 fn online(user: UserName, with_nodes: bool, reply: &Reply) -> OnlineUser {
@@ -262,7 +261,7 @@ fn online(user: UserName, with_nodes: bool, reply: &Reply) -> OnlineUser {
             nodes,
         };
     }
-    let of: Vec<_> = texts(reply).filter_map(parse_reference).collect();
+    let (_, of) = found(reply);
     let mut nodes: Vec<String> = of
         .iter()
         .map(|(instance, _)| instance.node().to_owned())
@@ -281,7 +280,7 @@ fn connection(
     instance: &Instance,
     id: ConnectionId,
     reply: &Reply,
-    now_ms: u64,
+    unix_ms: u64,
 ) -> Option<UserConnection> {
     let Reply::List(fields) = reply else {
         return None;
@@ -291,7 +290,7 @@ fn connection(
     };
     let ago = |field| {
         let at = text(field)?.parse::<u64>().ok()?;
-        Some(now_ms.saturating_sub(at))
+        Some(unix_ms.saturating_sub(at))
     };
     Some(UserConnection {
         id,
@@ -306,9 +305,9 @@ fn connection(
 #[derive(Debug)]
 pub struct Roll {
     /// Redis' clock.
-    pub unix_ms: u64,
+    unix_ms: u64,
     /// When each was heard, on the same clock.
-    pub heard: Vec<(Instance, u64)>,
+    heard: Vec<(Instance, u64)>,
 }
 
 impl Roll {

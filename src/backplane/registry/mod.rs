@@ -20,21 +20,23 @@ mod lookups;
 mod notes;
 mod options;
 mod reaper;
+mod refusals;
 mod scripts;
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 pub use self::desk::Command;
 use self::desk::{Asked, Desk, words};
 use self::keys::{Instance, Keys};
-use self::lookups::{Lookups, RedisClock, Roll};
+use self::lookups::{Lookups, Roll};
 use self::notes::{Desired, Notes, QUEUE_MAX};
 pub use self::options::{Kept, Options};
 use self::reaper::{Reaped, Reaper};
+use self::refusals::{Refusals, reason};
 pub use self::scripts::GRANT;
 use self::scripts::{BEAT, ROLL, eval};
 use super::resp::Reply;
@@ -63,6 +65,14 @@ enum Leaving {
     Left,
 }
 
+/// Why there is no heartbeat.
+#[derive(Debug)]
+struct Away {
+    reason: String,
+    /// Redis has answered, and refused it.
+    is_refusal: bool,
+}
+
 /// The state machine. After each input, drain [`Self::poll_command`], [`Self::poll_announce`] and [`Self::poll_answer`].
 #[derive(Debug)]
 pub struct Registry {
@@ -78,13 +88,16 @@ pub struct Registry {
     /// The last heartbeat that was answered.
     beaten: Option<Tick>,
     beat_flying: bool,
-    /// Why Redis cannot be asked; `None`: the last heartbeat was answered.
-    away: Option<String>,
-    /// A command was lost: notes wait until then.
-    paused: Option<Tick>,
+    /// The server that has this node's hash.
+    beat_server: Option<u16>,
+    /// Why there is no heartbeat; `None`: the last was answered.
+    away: Option<Away>,
+    /// What single servers refuse.
+    refusals: Refusals,
+    /// Servers that have lost news of connections, and have carried nothing out since.
+    missed_by: BTreeSet<u16>,
     /// When all was last told of anew because something was lost.
     made_up: Option<Tick>,
-    clock: Option<RedisClock>,
     /// What this node tells of itself, JSON.
     state: String,
     connection_count: u64,
@@ -114,10 +127,14 @@ impl Registry {
             beat_due: now,
             beaten: None,
             beat_flying: false,
-            away: Some("Redis has not answered yet".to_owned()),
-            paused: None,
+            beat_server: None,
+            away: Some(Away {
+                reason: "Redis has not answered yet".to_owned(),
+                is_refusal: false,
+            }),
+            refusals: Refusals::default(),
+            missed_by: BTreeSet::new(),
             made_up: None,
-            clock: None,
             state: String::new(),
             connection_count: 0,
             started: now,
@@ -139,7 +156,7 @@ impl Registry {
                 Kept::All => true,
             };
             if kept {
-                self.notes.push(note, self.away.is_none(), now);
+                self.notes.push(note, !self.state.is_empty(), now);
             }
         }
         self.progress(now);
@@ -160,22 +177,27 @@ impl Registry {
 
     /// A question of the admin API: [`Self::poll_answer`] has the answer under the same number.
     pub fn ask(&mut self, request: u64, question: ClusterQuestion, now: Tick) {
-        let answer = match (&self.away, self.clock) {
-            (None, Some(clock)) => {
-                let (lookups, own, desk) = (&mut self.lookups, &self.own, &mut self.desk);
-                lookups.ask(request, question, clock, own, desk, now)
+        let refused = self.away.as_ref().filter(|away| away.is_refusal);
+        let answer = match refused {
+            None => {
+                let (own, desk) = (&self.own, &mut self.desk);
+                self.lookups.ask(request, question, own, desk)
             }
-            (away, _) => {
-                let reason = away.as_deref().unwrap_or("Redis has not told the time yet");
-                Some(ClusterReply::Away(reason.to_owned()))
-            }
+            Some(away) => Some(ClusterReply::Away(away.reason.clone())),
         };
         self.answers.extend(answer.map(|answer| (request, answer)));
+        self.progress(now);
+    }
+
+    /// The command with this number is given to this server: where there are several, what one of them loses or refuses
+    /// says nothing of the others.
+    pub fn given(&mut self, ticket: u64, server: u16) {
+        self.desk.given(ticket, server);
     }
 
     /// A command has come to its end; without a reply nobody knows whether it was carried out.
     pub fn answered(&mut self, ticket: u64, reply: Option<Reply>, now: Tick) {
-        let Some(asked) = self.desk.take(ticket) else {
+        let Some((asked, server)) = self.desk.take(ticket) else {
             debug_assert!(false, "an answer to what was not asked");
             return;
         };
@@ -183,17 +205,19 @@ impl Registry {
         let is_lost = reply.is_none();
         let is_done = match &reply {
             Some(Reply::Error(error)) => {
-                self.refused(&asked, error, now);
+                self.refused(&asked, server, error, now);
                 false
             }
             reply => reply.is_some(),
         };
-        if is_lost {
-            self.lost(&asked, now);
+        if is_done {
+            self.carried_out(&asked, server, now);
+        } else if is_lost {
+            self.lost(&asked, server, now);
         }
         let (own, desk) = (&self.own, &mut self.desk);
         match asked {
-            Asked::Touch(_) => self.notes.touched(is_done),
+            Asked::Touch { .. } => self.notes.touched(is_done),
             Asked::Forget(note, noted) => self.notes.forgotten(note, noted, is_done, is_lost),
             Asked::Enrol | Asked::See => self.notes.batch_ended(Vec::new()),
             Asked::Withdraw(members) => {
@@ -215,10 +239,13 @@ impl Registry {
             Asked::Leave if is_lost => self.leave_for(Leaving::Left),
             Asked::Leave => self.signed_off(),
             Asked::Lookup { request, part } => {
-                let at = Tick(0);
-                let clock = self.clock.unwrap_or(RedisClock { unix_ms: 0, at });
-                let lookups = &mut self.lookups;
-                let answer = lookups.answered(request, part, reply, clock.now_ms(now), own, desk);
+                let reply = match (reply, self.untrusted(server, now)) {
+                    (None, why) => Err(why.unwrap_or("the link to Redis was lost").to_owned()),
+                    (Some(reply), None) => Ok(reply),
+                    (Some(_), Some(why)) => Err(why.to_owned()),
+                };
+                let (own, desk) = (&self.own, &mut self.desk);
+                let answer = self.lookups.answered(request, part, reply, own, desk);
                 self.answers.extend(answer.map(|answer| (request, answer)));
             }
         }
@@ -246,8 +273,7 @@ impl Registry {
             Some((_, until)) => Some(until),
             None => beat,
         };
-        let paused = self.paused.filter(|_| self.notes.has_more());
-        due.into_iter().chain(paused).min()
+        due.into_iter().chain(self.notes.next_due()).min()
     }
 
     /// The node ends, and its clients have gone: what it has at Redis is removed, for a second at most.
@@ -255,11 +281,7 @@ impl Registry {
         if self.leaving.is_some() {
             return;
         }
-        let stage = match self.away {
-            None => Leaving::Flushing,
-            Some(_) => Leaving::Left,
-        };
-        self.leaving = Some((stage, now.after(CLOSE_TIME)));
+        self.leaving = Some((Leaving::Flushing, now.after(CLOSE_TIME)));
         self.reaper.give_up();
         self.progress(now);
     }
@@ -293,7 +315,7 @@ impl Registry {
     pub fn snapshot(&self, now: Tick) -> RegistrySnapshot {
         let oldest = self.notes.oldest(&self.desk);
         RegistrySnapshot {
-            up: self.away.is_none(),
+            up: self.away.is_none() && !self.refusals.is_any(now),
             beat_age_us: now.since(self.beaten.unwrap_or(self.started)),
             written: self.notes.written,
             dropped: self.notes.dropped,
@@ -322,11 +344,16 @@ impl Registry {
     /// Writes what may be written by now.
     fn progress(&mut self, now: Tick) {
         let (own, desk) = (&self.own, &mut self.desk);
-        self.paused = self.paused.filter(|until| *until > now);
-        if self.away.is_none() && self.paused.is_none() {
+        self.refusals.pass(now);
+        if !self.state.is_empty() {
             self.notes.send(own, desk, now);
         }
-        if matches!(self.leaving, Some((Leaving::Flushing, _))) && self.notes.is_idle() {
+        let is_away = self.away.is_some();
+        let is_flushing = matches!(self.leaving, Some((Leaving::Flushing, _)));
+        if is_flushing && self.notes.is_idle(!is_away) {
+            if is_away {
+                return self.leave_for(Leaving::Left);
+            }
             self.leave_for(Leaving::Signing);
             let (own, desk) = (&self.own, &mut self.desk);
             let node = own.keys.node(&own.instance);
@@ -365,41 +392,68 @@ impl Registry {
         }
     }
 
-    /// Nobody knows what became of a command. Its server may be one of several: only the heartbeat tells whether Redis
-    /// is away.
-    fn lost(&mut self, asked: &Asked, now: Tick) {
-        self.paused = Some(now.after(RETRY));
-        self.beat_due = self.beat_due.min(now.after(RETRY));
+    /// Why what a server answers does not tell who is online.
+    fn untrusted(&self, server: u16, now: Tick) -> Option<&str> {
+        let beats = self.beat_server.is_none_or(|of| of == server);
+        let away = self.away.as_ref().filter(|away| beats || away.is_refusal);
+        let away = away.map(|away| away.reason.as_str());
+        away.or_else(|| self.refusals.of_server(server, now))
+    }
+
+    fn carried_out(&mut self, asked: &Asked, server: u16, now: Tick) {
         if matches!(asked, Asked::Beat) {
-            self.lose("its server cannot be reached".to_owned(), false);
+            self.beat_server = Some(server);
+        }
+        let was_refused = self.refusals.carried_out(server, asked);
+        let was_lost = self.missed_by.remove(&server);
+        if was_lost || was_refused {
+            self.notes.has_missed = true;
+        }
+        let is_back = matches!(asked, Asked::Beat) && self.away.is_some();
+        if is_back || was_lost {
+            self.notes.back(now);
+        }
+    }
+
+    /// Nobody knows what became of a command. Its server may be one of several: what the others have goes on.
+    fn lost(&mut self, asked: &Asked, server: u16, now: Tick) {
+        match asked {
+            Asked::Touch { .. } | Asked::Enrol => _ = self.missed_by.insert(server),
+            Asked::Beat => {
+                self.beat_server = Some(server);
+                self.beat_due = self.beat_due.min(now.after(RETRY));
+                self.lose("its server cannot be reached".to_owned(), false);
+            }
+            _ => {}
         }
     }
 
     /// Redis cannot be asked. At the start nothing is said of a server that is not reached: its links do.
     fn lose(&mut self, reason: String, is_refusal: bool) {
         let was_up = self.beaten.is_some() && self.away.is_none();
-        if was_up || is_refusal && self.away.as_deref() != Some(&reason) {
+        let is_known = |away: &Away| away.is_refusal == is_refusal && away.reason == reason;
+        if was_up || is_refusal && !self.away.as_ref().is_some_and(is_known) {
             tracing::warn!(reason, "the registry at Redis is not kept up");
         }
-        if self.away.replace(reason).is_none() {
-            self.notes.lose();
-        }
+        self.away = Some(Away { reason, is_refusal });
         if self.leaving.is_some() {
             self.leave_for(Leaving::Left);
         }
     }
 
-    fn refused(&mut self, asked: &Asked, error: &str, now: Tick) {
+    fn refused(&mut self, asked: &Asked, server: u16, error: &str, now: Tick) {
         self.counts.errors += 1;
+        let prefix = &self.options.prefix;
         if matches!(asked, Asked::Beat) {
+            self.beat_server = Some(server);
             self.beat_due = self.beat_due.min(now.after(RETRY));
-            let cure = match error.starts_with("NOPERM") {
-                true => format!(": grant the user ~{}:* {GRANT}", self.options.prefix),
-                false => String::new(),
-            };
-            let reason = format!("Redis refuses what the registry asks ({error}){cure}");
-            self.lose(reason, true);
+            self.lose(reason(error, prefix), true);
+            return;
         }
+        // Every connection is told of once in a refresh: what is not refused for two is not asked any more.
+        let hold = Duration::from_millis(2 * u64::from(self.options.refresh_ms()));
+        self.refusals
+            .refused(server, asked, error, prefix, hold, now);
     }
 
     // --- the heartbeat ----------------------------------------------------------------------------------------------
@@ -469,8 +523,6 @@ impl Registry {
         let Some(roll) = reply.and_then(Roll::read) else {
             return;
         };
-        let unix_ms = roll.unix_ms;
-        self.clock = Some(RedisClock { unix_ms, at: now });
         let own = &self.own.instance;
         let silent_ms = u64::from(INTERVALS_MAX * self.options.interval_ms);
         let dead_ms = silent_ms.max(u64::from(self.options.refresh_ms()));

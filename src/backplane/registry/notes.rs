@@ -1,9 +1,11 @@
 //! News of connections on their way to Redis: queued within a bound, written in batches, a bounded number at a time.
 //!
 //! A note that a connection is here may be dropped: the next refresh brings it. A note that it has gone is kept while Redis
-//! is away, as long as there is room: nothing would bring it but the end of its entry's life.
+//! is away, as long as there is room, and tried again and again: nothing would bring it but the end of its entry's life.
+//! What waits for a server that is away stands aside, so that what the others have goes on.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use super::desk::{Asked, Desk, words};
 use super::keys::{Instance, Keys, Member, reference};
@@ -15,6 +17,9 @@ use crate::time::Tick;
 pub const QUEUE_MAX: usize = 65_536;
 /// Notes on their way to Redis at most.
 const FLYING_MAX: usize = 1_024;
+/// What was lost is tried again so often, and so much of it at once until something is carried out.
+const AGAIN: Duration = Duration::from_millis(250);
+const AGAIN_COUNT: usize = 16;
 /// Members in one command on a node's set, and users in one count.
 const BATCH_MAX: usize = 128;
 
@@ -68,7 +73,10 @@ impl Desired {
         ];
         let arguments = arguments.map(str::as_bytes);
         desk.ask(
-            Asked::Touch(noted),
+            Asked::Touch {
+                noted,
+                is_lone: user.is_none(),
+            },
             &keys[0],
             eval(TOUCH, &keys, &arguments),
         );
@@ -90,9 +98,16 @@ impl Desired {
 }
 
 /// The queue.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Notes {
     waiting: VecDeque<(PresenceNote, Tick)>,
+    /// Who has gone, and their server did not say that it knows.
+    again: VecDeque<(PresenceNote, Tick)>,
+    /// The same of this node's set.
+    withdrawn_again: VecDeque<String>,
+    /// When the next of those are tried, and how many.
+    again_due: Tick,
+    again_count: usize,
     flying: usize,
     /// To be added to this node's set.
     enrolled: Vec<String>,
@@ -108,10 +123,30 @@ pub struct Notes {
     pub dropped: u64,
 }
 
+impl Default for Notes {
+    fn default() -> Self {
+        Self {
+            waiting: VecDeque::new(),
+            again: VecDeque::new(),
+            withdrawn_again: VecDeque::new(),
+            again_due: Tick(0),
+            again_count: FLYING_MAX,
+            flying: 0,
+            enrolled: Vec::new(),
+            users: Vec::new(),
+            withdrawn: Vec::new(),
+            batches: 0,
+            has_missed: false,
+            written: 0,
+            dropped: 0,
+        }
+    }
+}
+
 impl Notes {
-    /// Takes a note in. `up`: Redis answers.
-    pub fn push(&mut self, note: PresenceNote, up: bool, now: Tick) {
-        if self.waiting.len() >= QUEUE_MAX || !up && !note.is_gone {
+    /// Takes a note in. `begun`: the node has begun to write.
+    pub fn push(&mut self, note: PresenceNote, begun: bool, now: Tick) {
+        if self.waits() >= QUEUE_MAX || !begun && !note.is_gone {
             self.drop_note(note.is_gone);
             return;
         }
@@ -125,6 +160,7 @@ impl Notes {
 
     /// Gives as many notes to Redis as may be on their way.
     pub fn send(&mut self, to: &Desired, desk: &mut Desk, now: Tick) {
+        self.try_again(now);
         while self.flying < FLYING_MAX
             && let Some((note, noted)) = self.waiting.pop_front()
         {
@@ -143,6 +179,24 @@ impl Notes {
             }
         }
         self.send_batches(to, desk);
+    }
+
+    fn try_again(&mut self, now: Tick) {
+        if self.next_due().is_none_or(|due| due > now) {
+            return;
+        }
+        let count = self.again_count.min(self.again.len());
+        self.waiting.extend(self.again.drain(..count));
+        let count = self.again_count.min(self.withdrawn_again.len());
+        self.withdrawn.extend(self.withdrawn_again.drain(..count));
+        self.again_due = now.after(AGAIN);
+        self.again_count = AGAIN_COUNT;
+    }
+
+    /// Redis is back: what was lost is tried again at once.
+    pub fn back(&mut self, now: Tick) {
+        self.again_due = now;
+        self.again_count = FLYING_MAX;
     }
 
     /// Who comes is added before who goes is taken off: no connection comes back once it has gone.
@@ -178,7 +232,7 @@ impl Notes {
         if carried_out {
             self.written += 1;
         } else {
-            self.drop_note(false);
+            self.dropped += 1;
         }
     }
 
@@ -187,8 +241,9 @@ impl Notes {
         self.flying -= 1;
         if carried_out {
             self.written += 1;
-        } else if again && self.waiting.len() < QUEUE_MAX {
-            self.waiting.push_back((note, noted)); // nothing else of this connection is behind it
+            self.again_count = FLYING_MAX;
+        } else if again && self.waits() < QUEUE_MAX {
+            self.again.push_back((note, noted)); // nothing else of this connection is behind it
         } else {
             self.drop_note(true);
         }
@@ -197,45 +252,42 @@ impl Notes {
     /// A batch has come to its end; what is to be taken off once more.
     pub fn batch_ended(&mut self, again: Vec<String>) {
         self.batches -= 1;
-        let room = QUEUE_MAX.saturating_sub(self.withdrawn.len());
-        self.withdrawn.extend(again.into_iter().take(room));
+        let room = QUEUE_MAX.saturating_sub(self.withdrawn_again.len());
+        self.withdrawn_again.extend(again.into_iter().take(room));
     }
 
-    /// Redis is away: only who has gone is still of interest.
-    pub fn lose(&mut self) {
-        let before = self.waiting.len();
-        self.waiting.retain(|(note, _)| note.is_gone);
-        let lost = before - self.waiting.len();
-        self.dropped += lost as u64;
-        self.has_missed |= lost > 0;
+    /// When something that was lost is tried again.
+    pub fn next_due(&self) -> Option<Tick> {
+        let is_none = self.again.is_empty() && self.withdrawn_again.is_empty();
+        (!is_none).then_some(self.again_due)
     }
 
-    /// Something waits to be sent.
-    pub fn has_more(&self) -> bool {
-        !self.waiting.is_empty() || !self.withdrawn.is_empty()
-    }
-
-    /// Nothing waits, and nothing is on its way.
-    pub fn is_idle(&self) -> bool {
+    /// Nothing waits, and nothing is on its way. What was lost counts only where it is waited for.
+    pub fn is_idle(&self, waits_for_lost: bool) -> bool {
         self.waiting.is_empty()
             && self.flying == 0
             && self.batches == 0
-            && self.withdrawn.is_empty()
+            && !(waits_for_lost && self.next_due().is_some())
+    }
+
+    fn waits(&self) -> usize {
+        self.waiting.len() + self.again.len()
     }
 
     /// Notes that wait or are on their way.
     pub fn queued(&self) -> usize {
-        self.waiting.len() + self.flying
+        self.waits() + self.flying
     }
 
     /// When the oldest of those was noted.
     pub fn oldest(&self, desk: &Desk) -> Option<Tick> {
         let flying = desk.asked().find_map(|asked| match asked {
-            Asked::Touch(noted) | Asked::Forget(_, noted) => Some(*noted),
+            Asked::Touch { noted, .. } | Asked::Forget(_, noted) => Some(*noted),
             _ => None,
         });
         let waiting = self.waiting.front().map(|(_, noted)| *noted);
-        flying.into_iter().chain(waiting).min()
+        let again = self.again.iter().map(|(_, noted)| *noted).min();
+        flying.into_iter().chain(waiting).chain(again).min()
     }
 
     /// For tests.
@@ -243,8 +295,10 @@ impl Notes {
     /// # Panics
     /// When a bound is broken.
     pub fn check_invariants(&self) {
-        assert!(self.waiting.len() <= QUEUE_MAX && self.flying <= FLYING_MAX);
-        assert!(self.enrolled.is_empty() && self.users.is_empty());
+        let again = self.again.len().max(self.withdrawn_again.len());
+        assert!(self.waits() <= QUEUE_MAX && again <= QUEUE_MAX);
+        assert!(self.flying <= FLYING_MAX);
+        assert!(self.enrolled.is_empty() && self.users.is_empty() && self.withdrawn.is_empty());
     }
 }
 

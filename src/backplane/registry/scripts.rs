@@ -83,6 +83,20 @@ if #left==0 and string.sub(KEYS[1],-#own)==own then redis.call('DEL',KEYS[1]) en
 table.insert(left,1,#left==0 and 'done' or 'more')
 return left";
 
+/// How many connections a user has: what has expired is not counted, though it may still stand in the set. Key: the user's set.
+pub const COUNT: &str = "\
+local t=redis.call('TIME')
+local now=t[1]*1000+math.floor(t[2]/1000)
+return redis.call('ZCOUNT',KEYS[1],string.format('(%.0f',now),'+inf')";
+
+/// Which those are: the time, milliseconds, then references. Key: the user's set. Argument: references at most.
+pub const WHICH: &str = "\
+local t=redis.call('TIME')
+local now=string.format('%.0f',t[1]*1000+math.floor(t[2]/1000))
+local all=redis.call('ZRANGEBYSCORE',KEYS[1],'('..now,'+inf','LIMIT',0,ARGV[1])
+table.insert(all,1,now)
+return all";
+
 /// The words of an `EVAL`.
 pub fn eval(script: &str, keys: &[String], arguments: &[&[u8]]) -> Vec<Vec<u8>> {
     let mut words = Vec::with_capacity(3 + keys.len() + arguments.len());

@@ -231,11 +231,7 @@ impl Fleet {
 
     /// Gives a command that names `key`, or none, to the server that has it; [`Effect::Answered`] says what became of it.
     pub fn command(&mut self, key: &[u8], words: &[&[u8]], ticket: u64, now: Tick) {
-        let server = match &self.placement {
-            Placement::Single => Some(0),
-            Placement::Several(servers) => Some(servers.of(tag_of(key))),
-            Placement::Cluster(cluster) => cluster.server_of(key),
-        };
+        let server = self.server_of(key);
         let found = server.and_then(|server| Some((server, self.remote_mut(server)?)));
         if let Some((server, remote)) = found {
             remote.command(words, ticket, now);
@@ -243,6 +239,16 @@ impl Fleet {
         } else {
             let reply = None;
             self.effects.push_back(Effect::Answered { ticket, reply });
+        }
+    }
+
+    /// The server that has a key, as far as that is known.
+    #[must_use]
+    pub fn server_of(&self, key: &[u8]) -> Option<u16> {
+        match &self.placement {
+            Placement::Single => Some(0),
+            Placement::Several(servers) => Some(servers.of(tag_of(key))),
+            Placement::Cluster(cluster) => cluster.server_of(key),
         }
     }
 

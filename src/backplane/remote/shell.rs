@@ -82,6 +82,12 @@ impl Backplane {
         self.settle();
     }
 
+    /// The server that has a key, as far as that is known.
+    #[must_use]
+    pub fn server_of(&self, key: &[u8]) -> Option<u16> {
+        self.remote.as_ref()?.remote.server_of(key)
+    }
+
     /// The next command that has come to its end, and its answer; `None`: its link was lost, and nobody knows whether it
     /// was carried out.
     pub fn poll_answered(&mut self) -> Option<(u64, Option<Reply>)> {

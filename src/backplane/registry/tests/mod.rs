@@ -143,8 +143,8 @@ fn all_is_told_anew_when_the_hash_was_gone_and_when_something_was_missed() {
     redis.lose_all();
     serve(&mut one, &mut redis, Tick::from_ms(1_000));
     assert_eq!(one.poll_announce(), Some(1_000), "Redis is empty");
-    lose(&mut one, Tick::from_ms(1_500));
     one.note(vec![note(1, Some("ann"), false)], Tick::from_ms(1_500));
+    lose(&mut one, Tick::from_ms(1_500));
     serve(&mut one, &mut redis, Tick::from_ms(1_750));
     assert_eq!(one.poll_announce(), Some(1_000), "a note was dropped");
     assert_eq!(one.snapshot(Tick::from_ms(1_750)).dropped, 1);
@@ -174,7 +174,7 @@ fn who_goes_while_redis_is_away_is_kept_in_mind_and_others_are_not() {
     lose(&mut one, Tick::from_ms(500));
     let notes = vec![note(0, Some("ann"), true), note(9, Some("ann"), false)];
     one.note(notes, Tick::from_ms(500));
-    assert_eq!(one.poll_command(), None);
+    lose(&mut one, Tick::from_ms(500));
     assert_eq!(one.snapshot(Tick::from_ms(600)).oldest_us, 100_000);
     serve(&mut one, &mut redis, Tick::from_ms(750));
     assert_eq!(redis.connections().len(), 2);
@@ -210,25 +210,27 @@ fn without_redis_a_question_is_answered_with_why() {
         with_nodes: false,
     };
     one.ask(1, users.clone(), Tick(0));
+    lose(&mut one, Tick(0));
     let away = |one: &mut Registry| match one.poll_answer() {
         Some((1, ClusterReply::Away(reason))) => reason,
         other => panic!("{other:?}"),
     };
     assert!(away(&mut one).contains("not answered yet"));
     let mut redis = FakeRedis::default();
-    serve(&mut one, &mut redis, Tick(0));
-    one.ask(1, users.clone(), Tick(1));
+    serve(&mut one, &mut redis, Tick::from_ms(250));
+    one.ask(1, users.clone(), Tick::from_ms(251));
     let command = one.poll_command().unwrap();
-    one.answered(command.ticket, None, Tick(1));
+    one.answered(command.ticket, None, Tick::from_ms(251));
     assert!(away(&mut one).contains("link to Redis was lost"));
-    lose(&mut one, Tick::from_ms(500));
-    one.ask(1, users.clone(), Tick::from_ms(500));
+    lose(&mut one, Tick::from_ms(750));
+    one.ask(1, users.clone(), Tick::from_ms(750));
+    lose(&mut one, Tick::from_ms(750));
     assert!(away(&mut one).contains("cannot be reached"));
-    serve(&mut one, &mut redis, Tick::from_ms(750));
-    one.ask(1, users, Tick::from_ms(750));
+    serve(&mut one, &mut redis, Tick::from_ms(1_000));
+    one.ask(1, users, Tick::from_ms(1_000));
     let command = one.poll_command().unwrap();
     let error = Reply::Error("WRONGTYPE it is a text".into());
-    one.answered(command.ticket, Some(error), Tick::from_ms(750));
+    one.answered(command.ticket, Some(error), Tick::from_ms(1_000));
     assert!(away(&mut one).contains("WRONGTYPE"));
     assert_eq!(one.snapshot(Tick(0)).errors, 1);
 }
@@ -321,4 +323,230 @@ fn registries_come_to_the_truth_after_any_faults() {
     for seed in 0..60 {
         world::World::new(seed).run();
     }
+}
+
+/// Several servers by hand: what a command names decides which of them has it.
+struct Servers {
+    of: Vec<FakeRedis>,
+    /// These answer nothing.
+    away: Vec<u16>,
+    /// This one refuses these scripts.
+    refusing: Option<(u16, Vec<&'static str>)>,
+}
+
+const BEATS: u16 = 0;
+const ANNS: u16 = 1;
+const BOBS: u16 = 2;
+
+impl Servers {
+    fn new() -> Self {
+        Self {
+            of: (0..3).map(|_| FakeRedis::default()).collect(),
+            away: Vec::new(),
+            refusing: None,
+        }
+    }
+
+    fn serve(&mut self, registry: &mut Registry, now_ms: u64) {
+        let now = Tick::from_ms(now_ms);
+        registry.handle_deadline(now);
+        while let Some(command) = registry.poll_command() {
+            let server = match command.place.as_slice() {
+                b"{ann}" => ANNS,
+                b"{bob}" => BOBS,
+                _ => BEATS,
+            };
+            registry.given(command.ticket, server);
+            let redis = &mut self.of[usize::from(server)];
+            redis.now_ms = 1_000_000 + now_ms;
+            let script = std::str::from_utf8(&command.words[1]).unwrap();
+            let is_refused = |(of, scripts): &(u16, Vec<&str>)| {
+                *of == server && scripts.contains(&script) && command.words[0] == b"EVAL"
+            };
+            let reply = if self.away.contains(&server) {
+                None
+            } else if self.refusing.as_ref().is_some_and(is_refused) {
+                let error = "NOPERM User x has no permissions to run the 'zadd' command script";
+                Some(Reply::Error(error.into()))
+            } else {
+                Some(redis.command(&command.words))
+            };
+            registry.answered(command.ticket, reply, now);
+        }
+        registry.check_invariants();
+    }
+
+    /// How many connections a user has, or why nobody knows.
+    fn count(&mut self, registry: &mut Registry, user: &str, now_ms: u64) -> Result<u64, String> {
+        let question = ClusterQuestion::Online {
+            users: vec![user.into()],
+            with_nodes: false,
+        };
+        registry.ask(5, question, Tick::from_ms(now_ms));
+        self.serve(registry, now_ms);
+        match registry.poll_answer().unwrap() {
+            (5, ClusterReply::Online(users)) => Ok(users[0].connection_count),
+            (5, ClusterReply::Away(reason)) => Err(reason),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_server_that_is_away_takes_only_what_it_has_along_whichever_it_is() {
+    for dead in [BEATS, ANNS, BOBS] {
+        let mut servers = Servers::new();
+        let mut one = registry("a", 1);
+        servers.serve(&mut one, 0);
+        let both = || vec![note(1, Some("ann"), false), note(2, Some("bob"), false)];
+        one.note(both(), Tick(0));
+        servers.serve(&mut one, 0);
+        servers.away = vec![dead];
+        // Longer than any entry lives: who has a server that answers is told of again and again.
+        for step in 1..40 {
+            let now_ms = step * 500;
+            if step % 6 == 0 {
+                one.note(both(), Tick::from_ms(now_ms));
+            }
+            servers.serve(&mut one, now_ms);
+            for (user, server) in [("ann", ANNS), ("bob", BOBS)] {
+                let found = servers.count(&mut one, user, now_ms);
+                match server == dead {
+                    true => assert!(found.is_err(), "{dead} {user} {found:?}"),
+                    false => assert_eq!(found, Ok(1), "{dead} {user} at {now_ms}"),
+                }
+            }
+        }
+        assert_eq!(one.snapshot(Tick(0)).up, dead != BEATS);
+        _ = one.poll_announce();
+        // Who leaves is forgotten at once where the server answers, and elsewhere when it is back.
+        one.note(vec![note(1, Some("ann"), true)], Tick::from_ms(20_000));
+        servers.serve(&mut one, 20_000);
+        if dead != ANNS {
+            assert!(servers.of[usize::from(ANNS)].connections().is_empty());
+        }
+        servers.away.clear();
+        one.note(vec![note(2, Some("bob"), false)], Tick::from_ms(20_500));
+        for step in 0..3 {
+            servers.serve(&mut one, 20_500 + 500 * step);
+        }
+        assert_eq!(servers.count(&mut one, "ann", 21_500), Ok(0), "{dead}");
+        assert_eq!(servers.count(&mut one, "bob", 21_500), Ok(1), "{dead}");
+        assert!(one.poll_announce().is_some(), "{dead} missed some");
+    }
+}
+
+#[test]
+fn who_has_gone_is_not_told_to_a_server_that_is_away_all_the_time() {
+    let (mut one, mut redis) = (registry("a", 1), FakeRedis::default());
+    serve(&mut one, &mut redis, Tick(0));
+    let gone = (0..20_000).map(|id| note(id, Some("ann"), true));
+    one.note(gone.collect(), Tick(0));
+    lose(&mut one, Tick(0));
+    lose(&mut one, Tick::from_ms(250));
+    let mut asked = 0;
+    for step in 2..42 {
+        one.handle_deadline(Tick::from_ms(250 * step));
+        while let Some(command) = one.poll_command() {
+            asked += 1;
+            one.answered(command.ticket, None, Tick::from_ms(250 * step));
+        }
+    }
+    assert!(asked < 40 * 30, "{asked} in ten seconds");
+    assert_eq!(one.snapshot(Tick(0)).queued, 20_000);
+    for step in 42..66 {
+        serve(&mut one, &mut redis, Tick::from_ms(250 * step));
+    }
+    assert_eq!(one.snapshot(Tick(0)).queued, 0, "within six seconds");
+}
+
+#[test]
+fn what_one_server_refuses_is_said_once_and_nobody_there_is_called_offline() {
+    let mut servers = Servers::new();
+    let mut one = registry("a", 1);
+    servers.refusing = Some((ANNS, vec![scripts::TOUCH]));
+    servers.serve(&mut one, 0);
+    _ = one.poll_announce();
+    let both = || vec![note(1, Some("ann"), false), note(2, Some("bob"), false)];
+    one.note(both(), Tick(0));
+    servers.serve(&mut one, 0);
+    assert!(!one.snapshot(Tick(0)).up);
+    let why = servers.count(&mut one, "ann", 10).unwrap_err();
+    assert!(why.contains("NOPERM") && why.contains("+zadd"), "{why}");
+    assert_eq!(servers.count(&mut one, "bob", 10), Ok(1));
+    servers.serve(&mut one, 1_000);
+    assert!(!one.snapshot(Tick::from_ms(1_000)).up, "it goes on");
+    servers.refusing = None;
+    one.note(both(), Tick::from_ms(3_000));
+    servers.serve(&mut one, 3_000);
+    assert!(one.snapshot(Tick::from_ms(3_000)).up);
+    assert_eq!(servers.count(&mut one, "ann", 3_000), Ok(1));
+    servers.serve(&mut one, 3_500);
+    assert!(one.poll_announce().is_some(), "others may have been missed");
+}
+
+#[test]
+fn every_script_that_is_refused_shows_and_passes() {
+    for script in [
+        scripts::TOUCH,
+        scripts::ENROL,
+        scripts::SEE,
+        scripts::ROLL,
+        scripts::COUNT,
+        scripts::FORGET,
+    ] {
+        let mut servers = Servers::new();
+        let mut one = registry("a", 1);
+        servers.serve(&mut one, 0);
+        servers.refusing = Some((BEATS, vec![script]));
+        one.note(vec![note(1, Some("eve"), false)], Tick(0));
+        one.note(vec![note(1, Some("eve"), true)], Tick(0));
+        servers.serve(&mut one, 500);
+        _ = servers.count(&mut one, "eve", 500);
+        assert!(!one.snapshot(Tick::from_ms(500)).up, "{script}");
+        servers.refusing = None;
+        // A refresh is 3 s: what is not asked any more is not refused any more.
+        servers.serve(&mut one, 6_500);
+        assert!(one.snapshot(Tick::from_ms(6_500)).up, "{script}");
+        assert!(servers.count(&mut one, "eve", 6_500).is_ok(), "{script}");
+    }
+}
+
+#[test]
+fn what_stands_under_one_users_key_spoils_nobody_else() {
+    let mut one = registry("a", 1);
+    let mut redis = FakeRedis::default();
+    serve(&mut one, &mut redis, Tick(0));
+    one.note(vec![note(1, Some("ann"), false)], Tick(0));
+    while let Some(command) = one.poll_command() {
+        let error = "ERR Error running script: WRONGTYPE Operation against a key";
+        one.answered(command.ticket, Some(Reply::Error(error.into())), Tick(0));
+    }
+    let snapshot = one.snapshot(Tick(0));
+    assert!(snapshot.up && snapshot.errors > 0);
+}
+
+#[test]
+fn a_server_counts_by_its_own_clock() {
+    let mut servers = Servers::new();
+    let mut one = registry("a", 1);
+    servers.serve(&mut one, 0);
+    one.note(vec![note(1, Some("ann"), false)], Tick(0));
+    servers.serve(&mut one, 0);
+    servers.of[usize::from(BEATS)].now_ms += 3_600_000;
+    one.note(Vec::new(), Tick(0));
+    let question = ClusterQuestion::User {
+        user: "ann".into(),
+        connection_count_max: 10,
+    };
+    one.ask(5, question, Tick(0));
+    while let Some(command) = one.poll_command() {
+        let server = usize::from(command.place == b"{ann}");
+        let reply = servers.of[server].command(&command.words);
+        one.answered(command.ticket, Some(reply), Tick(0));
+    }
+    let Some((5, ClusterReply::User { connections, .. })) = one.poll_answer() else {
+        panic!("another answer");
+    };
+    assert_eq!(connections[0].since_ms_ago, 70);
 }

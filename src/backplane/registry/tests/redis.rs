@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::backplane::registry::keys::{Instance, parse_reference};
-use crate::backplane::registry::scripts::{BEAT, ENROL, FORGET, REAP, ROLL, SEE, SEEN, TOUCH};
+use crate::backplane::registry::scripts::{
+    BEAT, COUNT, ENROL, FORGET, REAP, ROLL, SEE, SEEN, TOUCH, WHICH,
+};
 use crate::backplane::resp::Reply;
 
 #[derive(Debug, Clone)]
@@ -65,12 +67,6 @@ impl FakeRedis {
             }
             ["DEL", key] => flag(self.keys.remove(key).is_some()),
             ["PUBLISH", ..] => flag(false),
-            ["ZCOUNT", key, least, "+inf"] => Reply::Number(self.alive(key, least).len() as i64),
-            ["ZRANGEBYSCORE", key, least, "+inf", "LIMIT", "0", count] => {
-                let alive = self.alive(key, least);
-                let count: usize = count.parse().unwrap();
-                list(alive.iter().take(count).map(String::as_str))
-            }
             ["HMGET", key, ..] => Reply::List(
                 words[2..]
                     .iter()
@@ -129,6 +125,12 @@ impl FakeRedis {
                 flag(true)
             }
             SEEN => Reply::Number(0),
+            COUNT => Reply::Number(self.alive(keys[0]).len() as i64),
+            WHICH => {
+                let alive = self.alive(keys[0]);
+                let alive = alive.iter().take(number(0) as usize).map(String::as_str);
+                list(std::iter::once(&*now_ms.to_string()).chain(alive))
+            }
             BEAT => {
                 let known = self.keys.contains_key(keys[0]);
                 let hash = [("state".to_owned(), arguments[4].to_owned())];
@@ -227,12 +229,11 @@ impl FakeRedis {
         }
     }
 
-    fn alive(&self, key: &str, least: &str) -> Vec<String> {
-        let least: u64 = least.strip_prefix('(').unwrap().parse().unwrap();
+    fn alive(&self, key: &str) -> Vec<String> {
         let Some((Value::Scores(scores), _)) = self.keys.get(key) else {
             return Vec::new();
         };
-        let alive = scores.iter().filter(|(_, score)| **score > least);
+        let alive = scores.iter().filter(|(_, score)| **score > self.now_ms);
         alive.map(|(member, _)| member.clone()).collect()
     }
 
