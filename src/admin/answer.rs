@@ -15,6 +15,10 @@ pub struct Request {
     pub query: String,
     /// What follows `Bearer ` in `Authorization`.
     pub bearer: Option<String>,
+    /// Whom it was meant for: the authority of an absolute target, else `Host`; several are joined by `, `.
+    pub host: Option<String>,
+    /// Whether there is an `Origin`, which browsers write for a page.
+    pub has_origin: bool,
     /// `Accept`.
     pub accept: Option<String>,
     /// `Content-Type`.
@@ -96,6 +100,16 @@ impl Answer {
             )
         };
         Self::error(401, "unauthorized", message).with_header("WWW-Authenticate", challenge)
+    }
+
+    /// 403 where no key is set: a page in a browser on this host could have sent it.
+    #[cold]
+    pub(super) fn from_browser(because: &str) -> Self {
+        let message = format!(
+            "{because}: a page in a browser may be behind it. Ask without Origin and by an IP address or localhost, or set \
+             THRONG_ADMIN_KEY and send it"
+        );
+        Self::error(403, "browser_refused", &message)
     }
 
     /// 405 with the methods that the path takes.

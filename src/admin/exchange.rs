@@ -201,12 +201,14 @@ impl Exchange {
                 shards,
             } => Answer::json(
                 200,
-                &json::room(room, shards, *member_count_max as usize, &stalled),
+                &json::room(node, room, shards, *member_count_max as usize, &stalled),
             ),
             Purpose::Connection { .. } | Purpose::Disconnect { .. } if !stalled.is_empty() => {
                 Answer::shards_stalled(&stalled)
             }
-            Purpose::Connection { info: Some(info) } => Answer::json(200, &json::connection(info)),
+            Purpose::Connection { info: Some(info) } => {
+                Answer::json(200, &json::connection(node, info))
+            }
             Purpose::Disconnect { found: true } => {
                 Answer::json(200, &serde_json::json!({ "disconnected": true }))
             }

@@ -28,8 +28,9 @@ pub fn rooms(
     json!({ "rooms": list, "truncated": truncated || rooms.len() > count_max, "stalled_shards": stalled })
 }
 
-/// `/v1/rooms/{room}`: members by shard, and the ids of the first `member_count_max`.
+/// `/v1/rooms/{room}`: members by shard, and the ids of the first `member_count_max`, which count on `node`.
 pub fn room(
+    node: &str,
     name: &RoomName,
     shards: &BTreeMap<CoreId, RoomInfo>,
     member_count_max: usize,
@@ -52,6 +53,7 @@ pub fn room(
         })
         .collect();
     json!({
+        "node": node,
         "room": **name,
         "members": member_count,
         "shards": by_shard,
@@ -61,9 +63,10 @@ pub fn room(
     })
 }
 
-/// `/v1/connections/{id}`.
-pub fn connection(info: &ConnectionInfo) -> Value {
+/// `/v1/connections/{id}` of `node`.
+pub fn connection(node: &str, info: &ConnectionInfo) -> Value {
     json!({
+        "node": node,
         "id": info.id.to_string(),
         "shard": info.id.core().0,
         "peer": info.peer.to_string(),

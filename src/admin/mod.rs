@@ -16,10 +16,11 @@
 //! | `POST /v1/users/online?nodes=` | who of those in the body is online, on whatever node |
 //! | `GET /v1/users/{id}?limit=` | the user's connections, on whatever node |
 //! | `GET /v1/cluster` | the state of all nodes |
-//! | `GET /v1/connections/{id}` | what its shard knows of it |
-//! | `DELETE /v1/connections/{id}` | closes it with code 4001 |
+//! | `GET /v1/connections/{id}?node=` | what its shard knows of it |
+//! | `DELETE /v1/connections/{id}?node=` | closes it with code 4001 |
 //!
-//! Everything under `/v1` wants `Authorization: Bearer KEY` when a key is set. Errors are JSON:
+//! Everything under `/v1` wants `Authorization: Bearer KEY` when a key is set; without one it is for programs on this host,
+//! not for pages of their browsers. A connection's id counts on its node only, which `node` names: others answer 409. Errors are JSON:
 //! `{"error":{"code":"…","message":"what to do"}}`.
 #![forbid(unsafe_code)]
 

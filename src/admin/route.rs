@@ -61,9 +61,12 @@ pub enum Route {
     },
     Connection {
         id: ConnectionId,
+        /// The node whose connection it is, if the query says.
+        node: Option<String>,
     },
     Disconnect {
         id: ConnectionId,
+        node: Option<String>,
     },
 }
 
@@ -109,12 +112,8 @@ pub fn route(method: &str, path: &str, query: &str) -> Result<Route, Answer> {
             .and_then(|()| no_parameters(query))
             .map(|()| Route::Cluster),
         ["v1", "connections", id] => match method {
-            "GET" => Ok(Route::Connection {
-                id: connection_id(id, query)?,
-            }),
-            "DELETE" => Ok(Route::Disconnect {
-                id: connection_id(id, query)?,
-            }),
+            "GET" => connection(id, query).map(|(id, node)| Route::Connection { id, node }),
+            "DELETE" => connection(id, query).map(|(id, node)| Route::Disconnect { id, node }),
             _ => Err(Answer::method_not_allowed("GET, HEAD, DELETE")),
         },
         _ => Err(Answer::error(
@@ -217,15 +216,17 @@ fn route_user(user: &str, query: &str) -> Result<Route, Answer> {
     })
 }
 
-fn connection_id(id: &str, query: &str) -> Result<ConnectionId, Answer> {
-    no_parameters(query)?;
-    ConnectionId::parse(id).ok_or_else(|| {
+/// A connection's id, and the node on which it counts.
+fn connection(id: &str, query: &str) -> Result<(ConnectionId, Option<String>), Answer> {
+    let [node] = parameters(query, ["node"])?;
+    let id = ConnectionId::parse(id).ok_or_else(|| {
         Answer::error(
             400,
             "id_invalid",
             "a connection's id has 16 hexadecimal digits, as /v1/rooms/{room} shows them",
         )
-    })
+    })?;
+    Ok((id, node))
 }
 
 /// The rules of the client port hold: [`RoomName`].
@@ -436,13 +437,22 @@ mod tests {
                 "GET",
                 "/v1/connections/00000a0000000001",
                 "",
-                Route::Connection { id },
+                Route::Connection { id, node: None },
             ),
             (
                 "DELETE",
                 "/v1/connections/00000A0000000001",
                 "",
-                Route::Disconnect { id },
+                Route::Disconnect { id, node: None },
+            ),
+            (
+                "DELETE",
+                "/v1/connections/00000a0000000001",
+                "node=web%201",
+                Route::Disconnect {
+                    id,
+                    node: Some("web 1".into()),
+                },
             ),
         ] {
             assert_eq!(

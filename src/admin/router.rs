@@ -1,6 +1,7 @@
 //! The admin core's state machine: requests and shards' answers in, answers out.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -306,6 +307,11 @@ impl Admin {
                 let batch = message::close_batch(code, &reason, reconnect, now);
                 return Err(publish(node, &room, &batch, now));
             }
+            Route::Connection { node: Some(of), .. } | Route::Disconnect { node: Some(of), .. }
+                if of != self.options.node_id =>
+            {
+                return Err(other_node(&self.options.node_id, &of));
+            }
             // Before the figures are taken: a refusal costs nothing.
             _ if self.exchanges.len() >= ADMIN_EXCHANGE_COUNT_MAX => {
                 return Err(Answer::busy(
@@ -396,12 +402,12 @@ impl Admin {
                 return Ok(self.begin_cluster(Purpose::Cluster, question, node, now));
             }
             Route::Cluster => return Err(cluster::alone(&self.state, &self.options, None)),
-            Route::Connection { id } => (
+            Route::Connection { id, .. } => (
                 Purpose::Connection { info: None },
                 Question::Connection { id },
                 Some(self.owner(id)?),
             ),
-            Route::Disconnect { id } => (
+            Route::Disconnect { id, .. } => (
                 Purpose::Disconnect { found: false },
                 Question::Disconnect { id },
                 Some(self.owner(id)?),
@@ -420,6 +426,7 @@ impl Admin {
                 Err(Answer::unauthorized(true))
             }
             (Some(_), None) if guarded => Err(Answer::unauthorized(false)),
+            (None, _) if guarded => not_from_page(request),
             _ => Ok(()),
         }
     }
@@ -639,6 +646,46 @@ impl Admin {
     fn count(&mut self, answer: &Answer) {
         *self.answers.entry(answer.status).or_default() += 1;
     }
+}
+
+/// Without a key only loopback is listened at, which pages of a browser on this host reach too. They come with an `Origin`,
+/// or by a name of their own that was made to lead here (DNS rebinding).
+///
+/// # Errors
+/// 403.
+fn not_from_page(request: &Request) -> Result<(), Answer> {
+    if request.has_origin {
+        return Err(Answer::from_browser(
+            "no key is set, and the request has an Origin",
+        ));
+    }
+    match &request.host {
+        Some(host) if !is_own_name(host) => Err(Answer::from_browser(
+            "no key is set, and the request's Host is a name",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Whether `host`, with a port or without, is an IP address or `localhost`: no page has another's such name.
+fn is_own_name(host: &str) -> bool {
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    if let Some(rest) = host.strip_prefix('[') {
+        return rest.split_once(']').is_some_and(|(address, rest)| {
+            let is_rest = rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port);
+            is_rest && address.parse::<Ipv6Addr>().is_ok()
+        });
+    }
+    let (name, port) = host.split_once(':').unwrap_or((host, ""));
+    is_port(port) && (name.eq_ignore_ascii_case("localhost") || name.parse::<Ipv4Addr>().is_ok())
+}
+
+/// 409: an id counts on its node only, and here it may be somebody else's.
+fn other_node(here: &str, of: &str) -> Answer {
+    let message = format!(
+        "a connection's id counts on its node only: this is {here}; ask the admin listener of {of}"
+    );
+    Answer::error(409, "other_node", &message)
 }
 
 /// Publishes, and says what became of it.

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use crate::backplane::remote::SERVER_COUNT_MAX;
 use crate::config::capacity;
 use crate::config::effective::Effective;
+use crate::config::load::default;
 use crate::config::mistake::{Mistake, Source};
 use crate::config::settings::{Machine, Settings};
 use crate::config::value::Value;
@@ -72,6 +73,13 @@ impl Found<'_> {
 
     fn value(&self, key: &str) -> Option<Value> {
         self.effective.entry(key).map(|entry| entry.value.clone())
+    }
+
+    /// Whether `key` has a value of its own: one that is not the default, wherever it came from.
+    fn is_given(&self, key: &str) -> bool {
+        self.effective
+            .entry(key)
+            .is_some_and(|entry| entry.value != default(entry.definition))
     }
 
     fn is_auto(&self, key: &str) -> bool {
@@ -153,12 +161,48 @@ fn edge(settings: &Settings, found: &mut Found<'_>) {
             }
         }
     }
+    if edge.auth == Auth::None && found.is_given("identity_header") {
+        found.add(
+            &["identity_header", "auth"],
+            "the header is not read, and everybody says by ?user= who they are".into(),
+            "write auth = \"header\", or leave identity_header out".into(),
+        );
+    }
+    let trusts_everybody = edge
+        .trusted_proxies
+        .iter()
+        .any(|network| network.is_everybody());
+    if edge.auth != Auth::None && trusts_everybody {
+        found.add(
+            &["auth", "trusted_proxies"],
+            "everybody is trusted to say who they are".into(),
+            "write the balancers' own addresses there".into(),
+        );
+    }
     affinity(found);
 }
 
-/// What browsers would not take (draft-ietf-httpbis-rfc6265bis §4.1.3, §5.7).
+/// Settings that mean nothing without the cookie.
+const OF_THE_COOKIE: [&str; 6] = [
+    "affinity_value",
+    "affinity_path",
+    "affinity_domain",
+    "affinity_max_age_s",
+    "affinity_same_site",
+    "affinity_secure",
+];
+
+/// A cookie's settings without it, and what browsers would not take (draft-ietf-httpbis-rfc6265bis §4.1.3, §5.7).
 fn affinity(found: &mut Found<'_>) {
     let Some(Value::Text(name)) = found.value("affinity_cookie") else {
+        let of_none = OF_THE_COOKIE.map(|key| found.is_given(key).then_some(key));
+        for key in of_none.into_iter().flatten() {
+            found.add(
+                &[key, "affinity_cookie"],
+                "no cookie is set that this could be of".into(),
+                format!("write affinity_cookie = \"throng_node\", or leave {key} out"),
+            );
+        }
         return;
     };
     let is_secure = found.value("affinity_secure") == Some(Value::Boolean(true));

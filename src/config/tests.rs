@@ -556,6 +556,15 @@ fn nobody_is_believed_where_nobody_is_trusted() {
         let expected = format!("{key} (line 1) and trusted_proxies (default)");
         assert!(mistake.contains(&expected), "{mistake}");
     }
+    for everybody in ["0.0.0.0/0", "::/0"] {
+        let file = format!("auth = \"header\"\ntrusted_proxies = [\"10.0.0.1\", {everybody:?}]");
+        let mistake = mistake_of(&file);
+        let expected = "auth (line 1) and trusted_proxies (line 2): everybody is trusted";
+        assert!(mistake.starts_with(expected), "{mistake}");
+        from_file(&format!(
+            "forwarded_for = \"on\"\ntrusted_proxies = [{everybody:?}]"
+        ));
+    }
     for wrong in ["10.0.0.1/8", "balancer", "10.0.0.0/33"] {
         let mistake = mistake_of(&format!("trusted_proxies = {wrong:?}"));
         assert!(
@@ -564,6 +573,35 @@ fn nobody_is_believed_where_nobody_is_trusted() {
         );
     }
     assert!(mistake_of("identity_header = \"X User\"").contains("X User"));
+}
+
+#[test]
+fn a_users_header_that_is_not_read_is_a_contradiction() {
+    let mistake = mistake_of("identity_header = \"X-Who\"");
+    let expected = "identity_header (line 1) and auth (default): the header is not read";
+    assert!(mistake.starts_with(expected), "{mistake}");
+    from_file("auth = \"header\"\nidentity_header = \"X-Who\"\ntrusted_proxies = [\"10.0.0.1\"]");
+    from_file("identity_header = \"X-User-Id\"");
+}
+
+#[test]
+fn settings_of_a_cookie_that_is_not_set_are_a_contradiction() {
+    for line in [
+        "affinity_value = \"a\"",
+        "affinity_path = \"/rooms\"",
+        "affinity_domain = \"a.example\"",
+        "affinity_max_age_s = 60",
+        "affinity_same_site = \"none\"",
+        "affinity_secure = true",
+    ] {
+        let mistake = mistake_of(line);
+        let (key, _) = line.split_once(' ').unwrap();
+        let expected = format!("{key} (line 1) and affinity_cookie (default): no cookie is set");
+        assert!(mistake.starts_with(&expected), "{mistake}");
+        if key != "affinity_same_site" {
+            from_file(&format!("{line}\naffinity_cookie = \"node\""));
+        }
+    }
 }
 
 #[test]
@@ -627,10 +665,6 @@ fn a_cookie_that_no_browser_takes_is_a_contradiction() {
             "{mistake}"
         );
     }
-    assert!(
-        load_all(&args(&[("affinity_same_site", "none")]), &[], "").is_ok(),
-        "without a cookie it does not count"
-    );
     for wrong in [
         "affinity_cookie = \"a b\"",
         "affinity_value = \"a;b\"",

@@ -23,12 +23,12 @@ use glommio::sync::Semaphore;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::header::{
-    ACCEPT, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName,
-    HeaderValue,
+    ACCEPT, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST,
+    HeaderName, HeaderValue, ORIGIN,
 };
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{HeaderMap, Method, Response, StatusCode};
+use hyper::{HeaderMap, Method, Response, StatusCode, Uri};
 
 use crate::admin::{Answer, Request};
 use acceptor::Acceptor;
@@ -169,6 +169,8 @@ async fn take_request(
         path: head.uri.path().to_owned(),
         query: head.uri.query().unwrap_or("").to_owned(),
         bearer: bearer(&head.headers),
+        host: host(&head.uri, &head.headers),
+        has_origin: head.headers.contains_key(ORIGIN),
         accept: text(&head.headers, &ACCEPT),
         content_type: text(&head.headers, &CONTENT_TYPE),
         body: body.into(),
@@ -177,6 +179,17 @@ async fn take_request(
 
 fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
     headers.get(name)?.to_str().ok().map(str::to_owned)
+}
+
+/// Whom the request is meant for: an absolute target counts over `Host` (RFC 9112 §3.2.2). Several are not made out to be one.
+fn host(target: &Uri, headers: &HeaderMap) -> Option<String> {
+    if let Some(authority) = target.authority() {
+        return Some(authority.to_string());
+    }
+    let hosts = headers.get_all(HOST).into_iter();
+    hosts
+        .map(|host| String::from_utf8_lossy(host.as_bytes()).into_owned())
+        .reduce(|all, host| format!("{all}, {host}"))
 }
 
 /// The token behind `Bearer` (RFC 6750 §2.1); the scheme's case does not count (RFC 9110 §11.1).

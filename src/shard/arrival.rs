@@ -8,6 +8,8 @@
 //!
 //! A connection is counted by one address, once it is known that nobody speaks for another there. A trusted proxy's own
 //! connections are not counted: it has as many as its clients.
+//!
+//! Who writes a PROXY header passes bytes on: what is behind it is a client's, also where the header names none.
 
 use super::Shard;
 use super::connection::flag;
@@ -63,6 +65,12 @@ impl Shard {
         self.count_address(index);
     }
 
+    /// From here on the connection is that of a client whose address nobody knows: it keeps the proxy's, which is not
+    /// counted, and its headers are not the proxy's.
+    fn spoken_by_nobody(&mut self, index: u32) {
+        self.connections[index].clear(flag::FROM_PROXY);
+    }
+
     /// Takes the PROXY header from the front of `bytes`, the first of a connection that may have one.
     ///
     /// Gives what is behind it; `None`: there is no more to be done with these bytes now.
@@ -91,7 +99,10 @@ impl Shard {
                         self.learned(ClientAddress::ProxyHeader);
                         self.spoken_for(index, client);
                     }
-                    None => self.learned(ClientAddress::ProxyOwn),
+                    None => {
+                        self.learned(ClientAddress::ProxyOwn);
+                        self.spoken_by_nobody(index);
+                    }
                 }
                 Ok(&bytes[header_bytes..])
             }

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from balancers.render import DEPLOY, REPOSITORY
 from confined import ConfinedServer
-from harness import Server, eventually, run
+from harness import Server, eventually, free_port, run
 from metric_names import samples
 from settings import keys, seconds
 
@@ -118,6 +118,23 @@ def test_probes_say_yes_to_a_node_that_is_well_and_only_readiness_says_no_while_
         eventually(lambda: probed(server, probes["readiness"]) == 503, "it is not ready")
         assert probed(server, probes["liveness"]) == 200
         assert server.wait() == 0
+
+
+def missed(server):
+    try:
+        return server.admin("/readyz").status == 503
+    except OSError:
+        return False
+
+
+def test_pods_stay_in_the_service_while_redis_is_away(tmp_path):
+    """Members of one node hear each other then (redis_degraded), so nobody gains by a Service without pods."""
+    assert "redis_degraded" not in server_settings(), "local, by default"
+    settings = f'redis = "redis://127.0.0.1:{free_port()}"\nredis_at_start = "wait"\n'
+    server = Server(tmp_path, settings, env={"THRONG_ADMIN_KEY": "a-key-of-the-test"}, ready=False)
+    with server:
+        eventually(lambda: missed(server), "Redis is missed")
+        assert probed(server, container()["readinessProbe"]) == 200
 
 
 def test_everything_that_selects_selects_the_pods():

@@ -18,7 +18,7 @@ SHORT = {
         "replacements": {
             "timeout client 30s": "timeout client 1s",
             "timeout server 30s": "timeout server 1s",
-            "timeout server 5s": "timeout server 1s",
+            "timeout server 15s": "timeout server 1s",
             "timeout tunnel 90s": "timeout tunnel 2s",
         }
     },
@@ -93,6 +93,22 @@ def test_the_files_leave_the_heartbeat_time_to_decide():
     for span in spans:
         assert seconds(span) >= 2 * heartbeat_s, span
     assert f"{heartbeat_s:.0f} s" in nginx and f"{heartbeat_s:.0f} s" in haproxy, "the comments name the heartbeat"
+
+
+def test_a_join_that_waits_for_redis_is_waited_for_and_does_not_wait_elsewhere_anew():
+    join_s = defaults()["redis_join_timeout_ms"] / 1000
+    nginx = (DEPLOY / "nginx/throng-server.conf").read_text()
+    haproxy = (DEPLOY / "haproxy/haproxy.cfg").read_text()
+    ways = haproxy.split("defaults ways from common\n")[1].split("\nfrontend ")[0]
+    assert seconds(re.search(r"^ +timeout server (\w+)", ways, re.MULTILINE)[1]) > join_s + 2
+    assert "response-timeout" not in re.search(r"^ +retry-on (.*)$", ways, re.MULTILINE)[1]
+    answers = re.findall(r"http-error status (\d+) .* hdr Retry-After \d+$", ways, re.MULTILINE)
+    assert answers == ["502", "503", "504"]
+    rooms = nginx.split("location /rooms/ {")[1].split("\n    }")[0]
+    assert seconds(re.search(r"proxy_read_timeout (\w+);", rooms)[1]) > join_s + 2
+    assert seconds(re.search(r"proxy_next_upstream_timeout (\w+);", rooms)[1]) < join_s
+    for text in (nginx, haproxy):
+        assert f"(redis_join_timeout_ms, {join_s:.0f} s)" in text or f"redis_join_timeout_ms ({join_s:.0f} s)" in text
 
 
 def test_haproxy_sees_a_node_that_stops_before_its_delay_is_over():

@@ -6,7 +6,7 @@ import subprocess
 from urllib.parse import quote
 
 import pytest
-from harness import Metrics, Server, Wire, eventually, free_port, frozen
+from harness import Metrics, Server, Wire, eventually, free_port, frozen, raw_exchange
 from harness.wire import BINARY, TEXT
 
 KEY = "correct-horse-battery-staple"
@@ -188,7 +188,7 @@ def test_a_connection_can_be_looked_at_and_disconnected(server):
         by_port = {}
         for connection in connections:
             about = server.admin(f"/v1/connections/{connection}").json
-            assert about["id"] == connection
+            assert (about["id"], about["node"]) == (connection, server.stats()["node"])
             assert about["room"] == "looked-at"
             assert about["state"] == "open"
             by_port[int(about["peer"].rsplit(":", 1)[1])] = connection
@@ -200,6 +200,50 @@ def test_a_connection_can_be_looked_at_and_disconnected(server):
         assert server.admin(f"/v1/connections/{victim}", "DELETE").status == 404
         bob.send_text("unhurt")
         assert bob.read_text() == "unhurt"
+
+
+def test_an_id_of_another_node_closes_nobody_here(serve):
+    """Both nodes give their first connection the same id: it counts on its own node only."""
+    one, other = (serve(flags=["--node-id", name], shards=1) for name in ("one", "other"))
+    with one.join("r") as ada, other.join("r") as bob:
+        of_one, of_other = (node.admin("/v1/rooms/r").json for node in (one, other))
+        assert (of_one["node"], of_other["node"]) == ("one", "other")
+        assert of_one["connections"] == of_other["connections"]
+        path = f"/v1/connections/{of_other['connections'][0]}?node=other"
+        for method in ("GET", "DELETE"):
+            answer = one.admin(path, method)
+            assert (answer.status, answer.json["error"]["code"]) == (409, "other_node")
+        assert other.admin(path, "DELETE").status == 200
+        assert bob.read_close().code == 4001
+        ada.send_text("unhurt")
+        assert ada.read_text() == "unhurt"
+        bob.cut()
+        with other.join("r") as eve:
+            assert eventually(lambda: other.admin(path).status == 404, "the id is not used again")
+            eve.send_text("unhurt")
+            assert eve.read_text() == "unhurt"
+
+
+def test_without_a_key_a_page_in_a_browser_on_this_host_is_refused(server):
+    port = server.admin_address[1]
+    with server.join("everybody") as ada:
+        for headers in (["Origin: https://evil.example"], ["Origin: null"]):
+            answer = server.admin("/v1/broadcast", "POST", headers, b"forged")
+            assert (answer.status, answer.json["error"]["code"]) == (403, "browser_refused")
+        for host in (f"evil.example:{port}", "localhost.evil.example"):
+            head = f"POST /v1/broadcast HTTP/1.1\r\nHost: {host}\r\nContent-Length: 6\r\nConnection: close\r\n\r\n"
+            assert raw_exchange(server.admin_address, head.encode() + b"forged").startswith(b"HTTP/1.1 403 ")
+        for host in (f"localhost:{port}", f"[::1]:{port}"):
+            head = f"POST /v1/broadcast HTTP/1.1\r\nHost: {host}\r\nContent-Length: 4\r\nConnection: close\r\n\r\n"
+            assert raw_exchange(server.admin_address, head.encode() + b"real").startswith(b"HTTP/1.1 202 ")
+            assert ada.read_text() == "real"
+        assert server.admin("/readyz", headers=["Origin: https://evil.example"]).status == 200
+
+
+def test_with_a_key_it_is_the_key_that_counts(serve):
+    server = serve(shards=1, admin_key=KEY)
+    assert server.admin("/v1/broadcast", "POST", ["Origin: https://ops.example"], b"x").status == 202
+    assert anonymous(server, "/v1/broadcast", "POST").status == 401
 
 
 @pytest.mark.parametrize("identity", ["zz", "0", "ffffffffffffffff", "0" * 16, "-1", "%00"])

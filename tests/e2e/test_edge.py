@@ -169,6 +169,17 @@ def test_only_a_trusted_proxy_names_users_by_the_header(serve):
     assert server.metric("throng_handshakes_total", outcome="identity_forbidden") == 3
 
 
+def test_behind_a_proxy_header_that_names_nobody_no_header_is_believed(serve):
+    server = serve(TRUSTED + 'proxy_protocol = "require"\nforwarded_for = "on"\nauth = "header"\n', admin_key=KEY)
+    for header in (b"PROXY UNKNOWN\r\n", v2(), v2(tlvs=b"anything"), SIGNATURE + b"\x21\x00\0\0", SIGNATURE + b"\x21\x31\0\xd8" + bytes(216)):
+        with Through(server, header) as wire:
+            with pytest.raises(AssertionError, match="403 .*[Uu]ser"):
+                wire.upgrade(headers=["X-User-Id: anna"])
+        with Through(server, header).upgrade(headers=["X-Forwarded-For: 203.0.113.9"]):
+            assert [peer.partition(":")[0] for peer in peers(server)] == [PROXY]
+        server.await_open(0)
+
+
 def test_a_user_of_the_query_keeps_its_rules(server):
     with server.join(query="?user=anna%2F%C3%A9"):
         assert user(server) == "anna/é"
@@ -211,6 +222,9 @@ async def test_without_settings_no_cookie_is_set_and_the_node_can_be_left_unname
         (["--affinity-cookie", "a", "--affinity-same-site", "none"], "affinity_secure = true"),
         (["--affinity-cookie", "a", "--affinity-value", "a;b"], "without"),
         (["--identity-header", "X User"], "header's name"),
+        (["--identity-header", "X-Who"], 'auth = "header"'),
+        (["--auth", "header", "--trusted-proxies", "0.0.0.0/0"], "everybody is trusted"),
+        (["--affinity-secure", "true"], "affinity_cookie"),
     ],
     ids=str,
 )

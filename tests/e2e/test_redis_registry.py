@@ -72,7 +72,9 @@ def test_who_is_online_is_known_on_every_node(node):
     seen = sorted((one["node"], one["room"]) for one in ann["connections"])
     assert seen == [("a", "r"), ("b", "r")]
     on_b = next(one for one in ann["connections"] if one["node"] == "b")
-    assert b.admin(f"/v1/connections/{on_b['id']}").json["room"] == "r"
+    path = f"/v1/connections/{on_b['id']}?node={on_b['node']}"
+    assert b.admin(path).json["room"] == "r"
+    assert (a.admin(path).status, a.admin(path, "DELETE").status) == (409, 409)
     assert 0 <= on_b["opened_ms_ago"] < 10_000 and 0 <= on_b["heard_ms_ago"] < 10_000
     limited = a.admin("/v1/users/ann?limit=1").json
     assert (limited["connection_count"], len(limited["connections"]), limited["truncated"]) == (2, 1, True)

@@ -359,6 +359,7 @@ fn a_room_shows_members_by_shard_and_is_not_found_only_when_all_shards_say_so() 
     admin.handle_reply(CoreId(0), id, Reply::Room(None), Tick(0));
     let (_, answer) = admin.poll_answer().unwrap();
     let expected = json!({
+        "node": "n1",
         "room": "r",
         "members": 2,
         "shards": [{ "shard": 1, "members": 2, "messages_delivered": 5 }],
@@ -410,6 +411,7 @@ fn a_connection_is_asked_of_its_own_shard_only() {
     );
     let (_, answer) = admin.poll_answer().unwrap();
     assert_eq!(parsed(&answer)["id"], "0100000200000003");
+    assert_eq!(parsed(&answer)["node"], "n1");
     assert_eq!(parsed(&answer)["room"], "r");
 
     let delete = request("DELETE", &format!("/v1/connections/{id}"));
@@ -428,6 +430,98 @@ fn a_connection_is_asked_of_its_own_shard_only() {
         .status,
         404
     );
+}
+
+#[test]
+fn an_id_of_another_node_is_not_taken_for_one_of_this() {
+    let (mut admin, mut node) = (admin(2, None), FakeNode::new());
+    let id = ConnectionId::new(CoreId(1), 2, 3);
+    for method in ["GET", "DELETE"] {
+        let elsewhere = request(method, &format!("/v1/connections/{id}?node=n2"));
+        let answer = answered(admin.handle_request(&elsewhere, &mut node, Tick(0)));
+        assert_eq!(answer.status, 409);
+        let error = &parsed(&answer)["error"];
+        assert_eq!(error["code"], "other_node");
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains("this is n1") && message.contains("of n2"));
+        assert!(node.asked.is_empty(), "no shard hears of it");
+        let here = request(method, &format!("/v1/connections/{id}?node=n1"));
+        pending(admin.handle_request(&here, &mut node, Tick(0)));
+        assert_eq!(node.asked.drain(..).count(), 1);
+    }
+}
+
+fn addressed(host: Option<&str>, has_origin: bool) -> Request {
+    Request {
+        host: host.map(str::to_owned),
+        has_origin,
+        ..request("POST", "/v1/broadcast")
+    }
+}
+
+#[test]
+fn without_a_key_pages_of_a_browser_are_refused() {
+    let (mut admin, mut node) = (admin(1, None), FakeNode::new());
+    let mut ask = |request: Request| answered(admin.handle_request(&request, &mut node, Tick(0)));
+    for host in [
+        None,
+        Some("127.0.0.1:8081"),
+        Some("127.0.0.1"),
+        Some("[::1]:8081"),
+        Some("[::1]"),
+        Some("LocalHost:8081"),
+        Some("localhost"),
+    ] {
+        assert_eq!(ask(addressed(host, false)).status, 202, "{host:?}");
+        let answer = ask(addressed(host, true));
+        assert_eq!(answer.status, 403, "{host:?}");
+        let error = &parsed(&answer)["error"];
+        assert_eq!(error["code"], "browser_refused");
+        assert!(error["message"].as_str().unwrap().contains("Origin"));
+    }
+    for host in [
+        "evil.example:8081",
+        "evil.example",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example:8081",
+        "127.0.0.1, evil.example",
+        "localhost, evil.example",
+        "localhost:8081@evil.example",
+        "user@localhost",
+        "[::1].evil.example",
+        "[evil.example]:8081",
+        "::1",
+        "2130706433",
+        "",
+    ] {
+        let answer = ask(addressed(Some(host), false));
+        assert_eq!(answer.status, 403, "{host}");
+        let message = parsed(&answer)["error"]["message"].to_string();
+        assert!(message.contains("Host is a name") && message.contains("THRONG_ADMIN_KEY"));
+    }
+    for path in ["/livez", "/readyz"] {
+        let probe = Request {
+            host: Some("throng.example".into()),
+            has_origin: true,
+            ..request("GET", path)
+        };
+        assert_eq!(ask(probe).status, 200);
+    }
+    assert_eq!(node.published.len(), 7);
+}
+
+#[test]
+fn with_a_key_it_is_the_key_that_counts() {
+    let (mut admin, mut node) = (admin(1, Some("secret")), FakeNode::new());
+    let mut asked = Request {
+        bearer: Some("secret".into()),
+        ..addressed(Some("throng.example"), true)
+    };
+    let answer = answered(admin.handle_request(&asked, &mut node, Tick(0)));
+    assert_eq!(answer.status, 202);
+    asked.bearer = None;
+    let answer = answered(admin.handle_request(&asked, &mut node, Tick(0)));
+    assert_eq!(answer.status, 401);
 }
 
 #[test]

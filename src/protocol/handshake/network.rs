@@ -1,6 +1,6 @@
 //! Lists of networks: whose word about a client is taken.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The bits of an IPv4-mapped IPv6 address before the IPv4 address.
 const MAPPED_PREFIX_BITS: u32 = 96;
@@ -49,6 +49,17 @@ impl Network {
         }
     }
 
+    /// Whether all of IPv4, or all of IPv6 that is given out (2000::/3, IANA), lies in it.
+    #[must_use]
+    pub fn is_everybody(self) -> bool {
+        let ends = |first: u128, last: u128| {
+            first & self.mask() == self.bits && last & self.mask() == self.bits
+        };
+        let v4 = Ipv4Addr::UNSPECIFIED.to_ipv6_mapped().to_bits();
+        let v6 = 0x2 << 124;
+        ends(v4, v4 | u128::from(u32::MAX)) || ends(v6, v6 | u128::MAX >> 3)
+    }
+
     /// Whether `address` lies in it.
     #[must_use]
     pub fn contains(self, address: IpAddr) -> bool {
@@ -82,6 +93,30 @@ mod tests {
 
     fn address(text: &str) -> IpAddr {
         text.parse().expect(text)
+    }
+
+    #[test]
+    fn everybody_is_all_of_a_family() {
+        for text in [
+            "0.0.0.0/0",
+            "::/0",
+            "::/1",
+            "::ffff:0:0/96",
+            "2000::/3",
+            "::/2",
+        ] {
+            assert!(network(text).is_everybody(), "{text}");
+        }
+        for text in [
+            "0.0.0.0/1",
+            "10.0.0.0/8",
+            "2000::/4",
+            "fc00::/7",
+            "::/97",
+            "::1",
+        ] {
+            assert!(!network(text).is_everybody(), "{text}");
+        }
     }
 
     #[test]

@@ -35,7 +35,8 @@ pub enum ProxyHeader {
     Whole {
         /// Its bytes.
         header_bytes: usize,
-        /// The client. `None`: the proxy speaks for itself (`LOCAL`), or of no TCP connection over IP.
+        /// The client. `None`: the proxy says that it speaks for itself (`LOCAL`), or for no TCP connection over IP. Its
+        /// address stands, and what is behind the header is a client's all the same.
         client: Option<SocketAddr>,
     },
 }

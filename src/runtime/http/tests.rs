@@ -31,6 +31,8 @@ fn with_server(options: Options, client: impl FnOnce(SocketAddr)) {
                 Box::pin(async move {
                     let text = if request.path == "/large" {
                         "x".repeat(8 << 20)
+                    } else if request.path == "/host" {
+                        format!("{:?} {}", request.host, request.has_origin)
                     } else {
                         let body = String::from_utf8_lossy(&request.body).into_owned();
                         let (method, path, query) = (request.method, request.path, request.query);
@@ -105,6 +107,33 @@ fn read_to_end(client: &mut Client) -> String {
         );
     }
     String::from_utf8_lossy(&rest).into_owned()
+}
+
+#[test]
+fn whom_a_request_is_meant_for_is_told_whatever_it_says() {
+    with_server(Options::new(100), |address| {
+        for (request, expected) in [
+            (
+                "GET /host HTTP/1.1\r\nHost: a:1\r\n\r\n",
+                "Some(\"a:1\") false",
+            ),
+            ("GET /host HTTP/1.0\r\n\r\n", "None false"),
+            (
+                "POST /host HTTP/1.1\r\nHost: a\r\nOrigin: null\r\n\r\n",
+                "Some(\"a\") true",
+            ),
+            (
+                "GET http://b:2/host HTTP/1.1\r\nHost: a\r\n\r\n",
+                "Some(\"b:2\") false",
+            ),
+            (
+                "GET /host HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+                "Some(\"a, b\") false",
+            ),
+        ] {
+            assert_eq!(ask(address, request).2, expected, "{request}");
+        }
+    });
 }
 
 #[test]

@@ -145,6 +145,49 @@ fn a_proxy_speaks_for_itself_as_often_as_it_likes() {
 }
 
 #[test]
+fn behind_a_proxy_header_that_names_nobody_no_header_is_believed() {
+    let v2 = |command: u8, family: u8, body: &[u8]| {
+        let length = u16::try_from(body.len()).unwrap().to_be_bytes();
+        [
+            &b"\r\n\r\n\0\r\nQUIT\n"[..],
+            &[command, family],
+            &length,
+            body,
+        ]
+        .concat()
+    };
+    let headers = [
+        b"PROXY UNKNOWN\r\n".to_vec(),
+        b"PROXY UNKNOWN 10.0.0.2 10.0.0.1 1 2\r\n".to_vec(),
+        v2(0x20, 0x00, &[]),
+        v2(0x20, 0x11, &[10, 0, 0, 2, 10, 0, 0, 1, 0, 1, 0, 2]),
+        v2(0x21, 0x00, &[]),
+        v2(0x21, 0x12, &[10, 0, 0, 2, 10, 0, 0, 1, 0, 1, 0, 2]),
+        v2(0x21, 0x31, &[b'/'; 216]),
+    ];
+    for mode in [ProxyProtocol::Accept, ProxyProtocol::Require] {
+        let mut world = world(Edge {
+            proxy_protocol: mode,
+            forwarded_for: true,
+            auth: Auth::Header("X-User-Id".into()),
+            ..Edge::default()
+        });
+        for front in &headers {
+            let forged = [&front[..], &with_header("X-User-Id: anna")].concat();
+            let (index, answer) = status_of(&mut world, PROXY, &forged);
+            assert_eq!(answer, "403", "{mode:?} {front:?}");
+            world.ended(index, false);
+            let forged = [&front[..], &with_header("X-Forwarded-For: 203.0.113.77")].concat();
+            assert_eq!(status(&mut world, PROXY, &forged), "101");
+        }
+        let expected = vec!["10.0.0.1:4000"; headers.len()];
+        assert_eq!(members(&mut world), expected, "as often as it likes");
+        let learned = learned(&world, ClientAddress::ProxyOwn);
+        assert_eq!(learned, 2 * headers.len() as u64);
+    }
+}
+
+#[test]
 fn where_a_proxy_header_is_required_nobody_comes_without() {
     let mut world = with_proxy(ProxyProtocol::Require);
     let stranger = world.open_from(STRANGER);
