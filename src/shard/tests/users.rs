@@ -293,7 +293,10 @@ fn who_is_refused_for_its_room_leaves_its_users_as_if_it_had_never_been() {
 
 #[test]
 fn a_users_room_that_is_refused_keeps_nobody_out_and_its_members_are_told_when_it_stands() {
-    let mut world = World::on_bus(options());
+    let mut world = World::on_bus(Options {
+        heartbeat: HeartbeatMode::Tcp,
+        ..options()
+    });
     let member = join(&mut world, "one");
     stands(&mut world, "one");
     assert!(is_in(&mut world, member));
@@ -406,8 +409,12 @@ fn nobody_is_let_in_before_everybodys_room_stands() {
 #[test]
 fn everybodys_room_that_is_refused_keeps_nobody_out_and_all_are_told_when_it_stands() {
     for leased in [false, true] {
-        let node = node(&options());
-        let mut world = World::begun(options(), Delivery::Bus, 0, node);
+        let options = Options {
+            heartbeat: HeartbeatMode::Tcp,
+            ..options()
+        };
+        let node = node(&options);
+        let mut world = World::begun(options, Delivery::Bus, 0, node);
         let waited = join(&mut world, "one");
         let of_user = join(&mut world, "two?user=ann");
         stands(&mut world, "one");
