@@ -241,7 +241,8 @@ pub enum Downstream {
         batch: Arc<Batch>,
     },
     /// The answer to an interest that does not hold: the room cannot be followed now. Whoever waits for it is refused,
-    /// and with the last of them the shard's [`Upstream::Disinterest`] goes up.
+    /// and with the last of them the shard's [`Upstream::Disinterest`] goes up. Who waits for a hidden room is let in
+    /// without it, and after a while it goes up with the next [`Upstream::Interest`] behind it.
     JoinRefused {
         /// The room.
         room: RoomName,

@@ -254,12 +254,13 @@ impl Shard {
             return;
         }
         room.order = if leased { Order::Here } else { Order::Bus };
-        let waiting = if room_index == self.everybody {
-            self.waiting()
-        } else {
-            room.members.clone()
-        };
-        for index in waiting {
+        self.tell_absence(room_index);
+        self.let_in(room_index);
+    }
+
+    /// Answers those who have waited for the room and wait for nothing else.
+    pub(super) fn let_in(&mut self, room_index: RoomIndex) {
+        for index in self.waiting(room_index) {
             // Who was let in before this one may have taken it along: a delivery has met its budget.
             if self.connections[index].state != State::Joining || self.must_wait(index) {
                 continue;
@@ -313,6 +314,7 @@ impl Shard {
         if !room.members.is_empty() {
             return;
         }
+        self.absent.remove(room_index);
         if let Some(gathered) = room.incoming.take() {
             self.gathered_bytes -= gathered.weight_bytes() as u64; // nobody is left to get it
         }

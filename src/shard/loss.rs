@@ -3,7 +3,7 @@
 use super::Shard;
 use super::connection::{State, flag};
 use super::outbox::Reserve;
-use super::room::Order;
+use super::room::{Order, Reach, RoomIndex};
 use crate::bus::{Batch, RoomName};
 use crate::metrics::RefusalKind;
 use crate::protocol::dialect::raw::{notice_backplane, notice_gap, notice_gap_unknown};
@@ -11,7 +11,8 @@ use crate::protocol::handshake::Refusal;
 use crate::protocol::{Encoded, Piece};
 
 impl Shard {
-    /// The backplane answered our interest: the room cannot be followed. Whoever waited is answered 503.
+    /// The backplane answered our interest: the room cannot be followed. Whoever waited is answered 503, or let in
+    /// without it if it is a hidden one.
     pub(super) fn join_refused(&mut self, name: &RoomName) {
         let Some(room_index) = self.rooms.find(name) else {
             return;
@@ -21,23 +22,18 @@ impl Shard {
         if room.answers_due > 0 || room.order != Order::Pending {
             return; // the answer to an interest that was given up since
         }
-        if room_index == self.everybody {
-            self.everybody_refused();
+        if room.members.is_empty() && room_index != self.everybody {
+            self.rooms.close(room_index);
             return;
         }
-        if room.members.is_empty() {
-            self.rooms.close(room_index);
+        if room.reach != Reach::Members {
+            self.go_without(room_index);
             return;
         }
         // The last one that leaves takes the interest back, and closes the room.
         for index in room.members.clone() {
-            self.refuse_join(index);
+            self.refuse(index, &Refusal::of(RefusalKind::Backplane));
         }
-    }
-
-    /// Answers 503 to somebody who is to be in a room that cannot be followed.
-    pub(super) fn refuse_join(&mut self, index: u32) {
-        self.refuse(index, &Refusal::of(RefusalKind::Backplane));
     }
 
     /// Messages of the room were lost on their way here: every member is told, between what came before and what comes
@@ -53,6 +49,11 @@ impl Shard {
         if !self.rooms.is_open(room_index) {
             return; // delivering has closed the last member
         }
+        self.tell_gap(room_index, missed);
+    }
+
+    /// Tells everybody whom the room reaches that messages of it are missing here.
+    pub(super) fn tell_gap(&mut self, room_index: RoomIndex, missed: Option<u64>) {
         let notice = missed.map_or_else(notice_gap_unknown, notice_gap);
         let notice = Encoded::metered(notice, self.ledger.meter());
         for index in self.reached(room_index) {

@@ -11,6 +11,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod absent;
 mod answer;
 mod arrival;
 mod connection;
@@ -36,6 +37,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use absent::Absent;
 use connection::{Connections, State, flag};
 use ledger::Ledger;
 use presence::PresenceNotes;
@@ -226,6 +228,7 @@ pub struct Shard {
     /// The hidden room that reaches everybody.
     everybody: RoomIndex,
     users: Users,
+    absent: Absent,
     presence: PresenceNotes,
     /// Rooms that gathered something in this turn. May name rooms that were closed since.
     rooms_dirty: Vec<RoomIndex>,
@@ -276,6 +279,7 @@ impl Shard {
             rooms: RoomTable::new(options.rooms.clone(), options.room_count_max, seed),
             everybody: RoomIndex::NONE,
             users: Users::new(seed),
+            absent: Absent::new(seed),
             presence: PresenceNotes::default(),
             rooms_dirty: Vec::new(),
             spare_gathered: SpareGathered::default(),
@@ -341,7 +345,7 @@ impl Shard {
     /// Does what is due by time.
     pub fn handle_deadline(&mut self, now: Tick) {
         self.now = now;
-        self.retry_everybody();
+        self.retry_absent();
         self.run_sweep();
     }
 
@@ -353,7 +357,7 @@ impl Shard {
         // Nobody tells when there is room again for publishers, or notes, that wait.
         let waits = !self.paused.is_empty() || !self.presence.is_empty();
         let retry = waits.then(|| Tick(self.now.0 + PAUSE_RETRY_US));
-        [sweep, retry, self.users.everybody_retry]
+        [sweep, retry, self.absent.next_deadline()]
             .into_iter()
             .flatten()
             .min()
@@ -517,6 +521,7 @@ impl Shard {
         assert_eq!(members, in_rooms + users);
         assert_eq!(users, self.users.identity_count());
         self.check_users();
+        self.check_absent();
         assert_eq!(self.gathered_bytes, 0);
     }
 }

@@ -15,10 +15,6 @@ use super::{Delivery, Shard};
 use crate::bus::{EVERYBODY, RoomName, Upstream, UserInfo, UserName, user_room};
 use crate::protocol::CloseReason;
 use crate::protocol::dialect::raw::notice_reconnect;
-use crate::time::Tick;
-
-/// How long everybody's room rests when the backplane could not follow it.
-const EVERYBODY_RETRY_US: u64 = 1_000_000;
 
 /// Whose a connection is.
 #[derive(Debug)]
@@ -45,15 +41,12 @@ impl Identity {
 #[derive(Debug)]
 pub(super) struct Users {
     identities: HashMap<u32, Identity, FixedState>,
-    /// When everybody's room is to be asked for again.
-    pub everybody_retry: Option<Tick>,
 }
 
 impl Users {
     pub(super) fn new(seed: u64) -> Self {
         Self {
             identities: HashMap::with_hasher(FixedState::with_seed(seed)),
-            everybody_retry: None,
         }
     }
 
@@ -109,27 +102,6 @@ impl Shard {
         self.forward(Upstream::Interest { room }, 0);
     }
 
-    /// Everybody's room cannot be followed now: nobody is let in meanwhile, and it is asked for again soon.
-    pub(super) fn everybody_refused(&mut self) {
-        self.users.everybody_retry = Some(Tick(self.now.0 + EVERYBODY_RETRY_US));
-        for index in self.waiting() {
-            self.refuse_join(index);
-        }
-    }
-
-    pub(super) fn retry_everybody(&mut self) {
-        if self
-            .users
-            .everybody_retry
-            .is_some_and(|retry| retry <= self.now)
-        {
-            self.users.everybody_retry = None;
-            let room = RoomName::clone(&self.rooms[self.everybody].name);
-            self.forward(Upstream::Disinterest { room }, 0);
-            self.send_interest(self.everybody);
-        }
-    }
-
     /// Makes the connection a member of the user's hidden room. The caller has charged for it.
     pub(super) fn join_user(&mut self, index: u32, user: &str) {
         let name = user_room(user);
@@ -177,10 +149,11 @@ impl Shard {
         self.leave_room(identity.room, identity.member_index);
     }
 
-    /// Whether some room that the connection is to be in is not followed yet.
+    /// Whether some room that the connection is to be in is not followed yet, and it is not let in without it.
     pub(super) fn must_wait(&self, index: u32) -> bool {
         let connection = &self.connections[index];
-        let is_pending = |room: RoomIndex| self.rooms[room].order == Order::Pending;
+        let is_pending =
+            |room: RoomIndex| self.rooms[room].order == Order::Pending && !self.absent.has(room);
         is_pending(connection.room)
             || is_pending(self.everybody)
             || connection.has(flag::USER)
@@ -190,8 +163,11 @@ impl Shard {
                     .is_some_and(|identity| is_pending(identity.room))
     }
 
-    /// Connections whose upgrade waits for a room, in the order of their places.
-    pub(super) fn waiting(&self) -> Vec<u32> {
+    /// Connections whose upgrade may wait for the room, everybody's in the order of their places.
+    pub(super) fn waiting(&self, room_index: RoomIndex) -> Vec<u32> {
+        if room_index != self.everybody {
+            return self.rooms[room_index].members.clone();
+        }
         let mut waiting: Vec<u32> = self.joining.keys().copied().collect();
         waiting.sort_unstable();
         waiting

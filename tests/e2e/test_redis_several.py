@@ -91,6 +91,57 @@ def test_a_lost_server_takes_only_its_own_rooms_along(node, two):
     assert any('"gap"' in text for text in heard), "what it may have missed is told"
 
 
+def test_a_node_that_starts_without_everybodys_server_takes_joins_and_tells_them_when_it_is_back(node, two):
+    a = node("a")
+
+    def subscribers(server, channel):
+        return server.command("PUBSUB", "NUMSUB", f"throng:{channel}")[1]
+
+    eventually(lambda: sum(subscribers(one, "all") for one in two) == 1, "a follows everybody's channel")
+    lost, kept = two if subscribers(two[0], "all") else two[::-1]
+
+    def at(server, kind):
+        """A room or a user at the server, and a member on node a."""
+        for index in range(64):
+            name = f"{kind}-{index}"
+            wire = a.join(name) if kind == "room" else a.join("lobby", f"?user={name}")
+            if subscribers(server, f"{kind}:{name}"):
+                return name, wire
+            wire.cut()
+        raise AssertionError("nothing is at the server")
+
+    (room, other), (near, _), (far, _) = at(kept, "room"), at(kept, "user"), at(lost, "user")
+    lost.kill()
+    b = node("b", settings="redis_join_timeout_ms = 1000\n", ready=False)
+
+    def runs():
+        try:
+            return b.admin("/readyz").status == 503
+        except OSError:
+            return False
+
+    eventually(runs, "it runs, and is not ready")
+    members = [b.join(room, query) for query in ("", f"?user={near}", f"?user={far}")]
+    other.send_text("in the room")
+    for member in members:
+        assert member.read_text() == "in the room"
+    lost.start()
+    for each in (a, b):
+        eventually(lambda each=each: each.admin("/readyz").status == 200, "it is back", timeout_s=15)
+    eventually(lambda: subscribers(lost, "all") == 2, "everybody's channel stands", timeout_s=15)
+    eventually(lambda: subscribers(lost, f"user:{far}") == 2, "so does the user's", timeout_s=15)
+    assert a.admin("/v1/broadcast", "POST", body=b"to all").status == 202
+    for user in (near, far):
+        assert a.admin(f"/v1/users/{user}/send", "POST", body=f"to {user}".encode()).status == 202
+    for member, user in zip(members, (None, near, far)):
+        wanted, heard = {"to all"} | ({f"to {user}"} if user else set()), []
+        while not wanted <= set(heard):
+            heard.append(member.read_text())
+        # Broadcasts and the user's messages were not followed before: it is told so ahead of the first of them.
+        assert heard[0] == '{"type":"gap","missed":null}', heard
+        assert set(heard) - wanted == {heard[0]}
+
+
 def test_what_cannot_be_together_is_refused(tmp_path):
     for urls, wanted in [
         (["redis://h:1", "redis://h:1/2"], "h:1 stands there twice"),

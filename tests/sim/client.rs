@@ -27,6 +27,8 @@ pub enum Phase {
 pub enum Heard {
     Message(MessageId),
     Gap(u32),
+    /// Something may be missing, nobody knows how much.
+    Unknown,
 }
 
 #[derive(Debug)]
@@ -54,6 +56,8 @@ pub struct Client {
     pub heard: Vec<Heard>,
     pub heard_ids: HashSet<MessageId>,
     pub gaps_told: u32,
+    /// The run's event number when it was last told that something may be missing.
+    pub told_unknown_at: Option<u64>,
     /// The run's event number when its upgrade was answered.
     pub joined_at: Option<u64>,
     /// By topic: how many messages somebody on its shard had received when it asked.
@@ -105,6 +109,7 @@ impl Client {
             heard: Vec::new(),
             heard_ids: HashSet::new(),
             gaps_told: 0,
+            told_unknown_at: None,
             joined_at: None,
             old_counts: [0; TOPIC_COUNT],
             close_code: None,
@@ -206,10 +211,10 @@ impl Client {
                 }
             }
         }
-        while self.phase == Phase::Open && self.read_frame(random) {}
+        while self.phase == Phase::Open && self.read_frame(event, random) {}
     }
 
-    fn read_frame(&mut self, random: &mut Random) -> bool {
+    fn read_frame(&mut self, event: u64, random: &mut Random) -> bool {
         let header =
             decode_header(&self.incoming, Role::Client).expect("a server's frames are good");
         let Some(header) = header else { return false };
@@ -222,7 +227,7 @@ impl Client {
         self.incoming.drain(..end);
         assert!(header.fin, "a server's messages are whole");
         match header.opcode {
-            OpCode::Text | OpCode::Binary => self.message(header.opcode, &payload),
+            OpCode::Text | OpCode::Binary => self.message(header.opcode, &payload, event),
             OpCode::Ping => self.frame(true, OpCode::Pong, &payload, random),
             OpCode::Pong => {
                 assert_eq!(payload, b"are you there");
@@ -247,11 +252,15 @@ impl Client {
         true
     }
 
-    fn message(&mut self, opcode: OpCode, payload: &[u8]) {
+    fn message(&mut self, opcode: OpCode, payload: &[u8], event: u64) {
         if payload.first() == Some(&b'{') {
             assert!(self.notices, "it asked not to be told");
             let notice: serde_json::Value = serde_json::from_slice(payload).unwrap();
             match notice["type"].as_str() {
+                Some("gap") if notice["missed"].is_null() => {
+                    self.told_unknown_at = Some(event);
+                    self.heard.push(Heard::Unknown);
+                }
                 Some("gap") => {
                     let missed = u32::try_from(notice["missed"].as_u64().unwrap()).unwrap();
                     assert!(missed > 0);

@@ -141,8 +141,9 @@ impl Run {
         }
     }
 
-    /// No faults any more: everybody reads.
+    /// No faults any more: everybody reads, and every room can be followed.
     fn calm(&mut self) {
+        self.world.refuses = false;
         for client in &mut self.world.clients {
             client.reads = true;
             if client.is_faulty && client.phase != Phase::Gone {

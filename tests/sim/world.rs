@@ -69,6 +69,10 @@ pub struct World {
     pub present: Vec<HashSet<ConnectionId>>,
     /// By shard and topic: interests without an answer, and whether the last one still holds.
     interests: BTreeMap<(usize, usize), (u32, bool)>,
+    /// Some shards are told that a hidden room cannot be followed, whatever the backplane says.
+    pub refuses: bool,
+    /// By shard and topic: hidden rooms that were refused, and are to be asked for again.
+    refused: HashSet<(usize, usize)>,
     pub stop_asked: Vec<bool>,
     pub stopped: Vec<bool>,
     pub drained: Vec<bool>,
@@ -173,6 +177,8 @@ impl World {
             holders: [None; TOPIC_COUNT],
             present: vec![HashSet::new(); count],
             interests: BTreeMap::new(),
+            refuses: plan.has_bus && random.one_in(2),
+            refused: HashSet::new(),
             stop_asked: vec![false; count],
             stopped: vec![false; count],
             drained: vec![false; count],
@@ -396,7 +402,7 @@ impl World {
             let Some(envelope) = self.down[shard].pop() else {
                 break;
             };
-            self.note_lease(shard, &envelope);
+            let envelope = self.note_answer(shard, envelope);
             self.shards[shard].handle(Input::Downstream(envelope), self.now);
         }
         let mut tokens: Vec<u32> = self.sockets[shard].keys().copied().collect();
@@ -430,16 +436,22 @@ impl World {
         }
     }
 
-    fn note_lease(&mut self, shard: usize, envelope: &Downstream) {
-        let Downstream::Joined { room, leased } = envelope else {
-            return;
+    /// An answer to an interest; the shard may get another one, as if the room's server were lost.
+    fn note_answer(&mut self, shard: usize, envelope: Downstream) -> Downstream {
+        let Downstream::Joined { room, leased } = &envelope else {
+            return envelope;
         };
         let topic = topic_index(room);
         let (unanswered, holds) = self.interests.get_mut(&(shard, topic)).expect("asked");
         *unanswered -= 1;
         if *unanswered > 0 || !*holds {
-            return; // the answer to an interest that was given up
+            return envelope; // the answer to an interest that was given up
         }
+        if self.refuses && topic >= ROOMS.len() && self.random.one_in(3) {
+            self.refused.insert((shard, topic));
+            return Downstream::JoinRefused { room: room.clone() };
+        }
+        self.refused.remove(&(shard, topic));
         assert_eq!(
             self.holders[topic], None,
             "shard {shard} is told that it is in {room:?}"
@@ -447,6 +459,7 @@ impl World {
         if *leased {
             self.holders[topic] = Some(shard);
         }
+        envelope
     }
 
     /// What a shard says of its interests.
@@ -464,6 +477,7 @@ impl World {
                 let topic = topic_index(room);
                 let (_, holds) = self.interests.get_mut(&(shard, topic)).expect("interested");
                 assert!(std::mem::replace(holds, false), "left twice");
+                self.refused.remove(&(shard, topic));
                 if self.holders[topic] == Some(shard) {
                     self.holders[topic] = None;
                 }
@@ -745,6 +759,7 @@ impl World {
         let lanes = self.up.iter().all(Lane::is_empty)
             && self.down.iter().all(Lane::is_empty)
             && self.held.iter().all(VecDeque::is_empty)
+            && self.refused.is_empty()
             && self.backplane.as_ref().is_none_or(|b| !b.has_stalled());
         let mut sockets = self.sockets.iter().flat_map(BTreeMap::values);
         lanes && sockets.all(|socket| self.is_at_rest(socket))

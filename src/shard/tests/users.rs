@@ -11,6 +11,8 @@ use crate::protocol::{CloseReason, OpCode, close_frame, encode_header};
 use crate::shard::{Delivery, HeartbeatMode, Options};
 use crate::time::Tick;
 
+const UNKNOWN: &str = r#"{"type":"gap","missed":null}"#;
+
 fn batch(messages: &[&str]) -> Arc<Batch> {
     let mut bytes = Vec::new();
     let messages = messages.iter().map(|payload| {
@@ -65,6 +67,11 @@ fn join(world: &mut World, path: &str) -> u32 {
 fn stands(world: &mut World, room: &str) {
     let (room, leased) = (RoomName::from(room), false);
     world.downstream(Downstream::Joined { room, leased });
+}
+
+fn refuses(world: &mut World, room: &str) {
+    let room = RoomName::from(room);
+    world.downstream(Downstream::JoinRefused { room });
 }
 
 fn is_in(world: &mut World, index: u32) -> bool {
@@ -257,32 +264,103 @@ fn what_was_gathered_before_it_is_let_in_is_not_for_it() {
 }
 
 #[test]
-fn who_is_refused_for_its_user_leaves_its_room_as_if_it_had_never_been() {
+fn who_is_refused_for_its_room_leaves_its_users_as_if_it_had_never_been() {
     let mut world = World::on_bus(options());
+    let tab = join(&mut world, "one?user=bob");
+    stands(&mut world, "one");
+    stands(&mut world, "\u{1}bob");
+    assert!(is_in(&mut world, tab));
+    interests(&mut world);
+    let refused = join(&mut world, "two?user=bob");
+    refuses(&mut world, "two");
+    assert!(world.http(refused).starts_with("HTTP/1.1 503 "));
+    assert_eq!(interests(&mut world), ["+two", "-two"]);
+    deliver(&mut world, "\u{1}bob", &["to bob"]);
+    assert_eq!(world.texts(tab), ["to bob"]);
+    // Also where its user's was refused before.
+    let refused = join(&mut world, "two?user=ann");
+    refuses(&mut world, "\u{1}ann");
+    assert!(world.peer(refused).received.is_empty(), "its room is owed");
+    refuses(&mut world, "two");
+    assert!(world.http(refused).starts_with("HTTP/1.1 503 "));
+    assert_eq!(
+        interests(&mut world),
+        ["+two", "+user ann", "-two", "-user ann"]
+    );
+    world.pass(2_000);
+    assert!(interests(&mut world).is_empty(), "nobody wants it any more");
+}
+
+#[test]
+fn a_users_room_that_is_refused_keeps_nobody_out_and_its_members_are_told_when_it_stands() {
+    let mut world = World::on_bus(Options {
+        heartbeat: HeartbeatMode::Tcp,
+        ..options()
+    });
     let member = join(&mut world, "one");
     stands(&mut world, "one");
     assert!(is_in(&mut world, member));
-    let refused = join(&mut world, "one?user=ann");
+    let (early, silent) = (
+        join(&mut world, "one?user=ann"),
+        join(&mut world, "one?user=ann&notices=0"),
+    );
     assert_eq!(interests(&mut world), ["+one", "+user ann"]);
-    let room = user_room("ann");
-    world.downstream(Downstream::JoinRefused { room });
-    assert!(world.http(refused).starts_with("HTTP/1.1 503 "));
-    assert_eq!(interests(&mut world), ["-user ann"]);
+    refuses(&mut world, "\u{1}ann");
+    assert!(is_in(&mut world, early) && is_in(&mut world, silent));
+    let late = join(&mut world, "one?user=ann");
+    assert!(is_in(&mut world, late), "nobody waits for it now");
     deliver(&mut world, "one", &["in one"]);
-    assert_eq!(world.texts(member), ["in one"]);
-    assert!(world.texts(refused).is_empty());
-    assert_eq!(world.shard.snapshot().gauges.users, 0);
-    // And the other way round: its room is refused, its user's stands.
-    let tab = join(&mut world, "one?user=bob");
-    stands(&mut world, "\u{1}bob");
-    assert!(is_in(&mut world, tab));
-    let refused = join(&mut world, "two?user=bob");
-    let room = "two".into();
-    world.downstream(Downstream::JoinRefused { room });
-    assert!(world.http(refused).starts_with("HTTP/1.1 503 "));
-    assert_eq!(interests(&mut world), ["+user bob", "+two", "-two"]);
-    deliver(&mut world, "\u{1}bob", &["to bob"]);
-    assert_eq!(world.texts(tab), ["to bob"]);
+    deliver(&mut world, "\u{1}ann", &["unheard"]);
+    for index in [member, early, silent, late] {
+        assert_eq!(world.texts(index), ["in one"]);
+    }
+    assert!(interests(&mut world).is_empty());
+    for _ in 0..3 {
+        world.pass(1_000);
+        assert_eq!(interests(&mut world), ["-user ann", "+user ann"]);
+        world.pass(1_500);
+        assert!(interests(&mut world).is_empty(), "the answer is due");
+        refuses(&mut world, "\u{1}ann");
+    }
+    world.pass(1_000);
+    stands(&mut world, "\u{1}ann");
+    deliver(&mut world, "\u{1}ann", &["to ann"]);
+    for index in [early, late] {
+        assert_eq!(world.texts(index), [UNKNOWN, "to ann"]);
+    }
+    assert_eq!(world.texts(silent), ["to ann"]);
+    assert!(world.texts(member).is_empty());
+    // Once; and who comes now has missed nothing.
+    let after = join(&mut world, "one?user=ann");
+    assert!(is_in(&mut world, after));
+    world.pass(1_500);
+    for index in [early, silent, late, after] {
+        assert!(world.texts(index).is_empty());
+    }
+    assert_eq!(interests(&mut world), ["-user ann", "+user ann"]);
+}
+
+#[test]
+fn who_comes_after_all_have_left_an_absent_room_waits_for_it_as_the_first_did() {
+    let mut world = World::on_bus(options());
+    let gone = join(&mut world, "one?user=ann");
+    stands(&mut world, "one");
+    refuses(&mut world, "\u{1}ann");
+    assert!(is_in(&mut world, gone));
+    world.pass(1_000);
+    world.ended(gone, true);
+    interests(&mut world);
+    // Its answer is still due when the next one comes.
+    let next = join(&mut world, "one?user=ann");
+    stands(&mut world, "one");
+    refuses(&mut world, "\u{1}ann");
+    assert!(
+        world.peer(next).received.is_empty(),
+        "the answer was the given up one's"
+    );
+    stands(&mut world, "\u{1}ann");
+    assert!(is_in(&mut world, next));
+    assert!(world.texts(next).is_empty(), "it has missed nothing");
 }
 
 #[test]
@@ -329,25 +407,50 @@ fn nobody_is_let_in_before_everybodys_room_stands() {
 }
 
 #[test]
-fn everybodys_room_is_asked_for_again_when_it_was_refused() {
-    let node = node(&options());
-    let mut world = World::begun(options(), Delivery::Bus, 0, node);
-    let waits = join(&mut world, "one");
-    stands(&mut world, "one");
-    assert_eq!(interests(&mut world), ["+all", "+one"]);
-    let room = RoomName::from(EVERYBODY);
-    world.downstream(Downstream::JoinRefused { room });
-    assert!(world.http(waits).starts_with("HTTP/1.1 503 "));
-    assert_eq!(interests(&mut world), ["-one"]);
-    world.pass(900);
-    assert!(interests(&mut world).is_empty());
-    world.pass(200);
-    assert_eq!(interests(&mut world), ["-all", "+all"]);
-    let index = join(&mut world, "one");
-    stands(&mut world, "one");
-    assert!(world.peer(index).received.is_empty());
-    stands(&mut world, EVERYBODY);
-    assert!(is_in(&mut world, index));
+fn everybodys_room_that_is_refused_keeps_nobody_out_and_all_are_told_when_it_stands() {
+    for leased in [false, true] {
+        let options = Options {
+            heartbeat: HeartbeatMode::Tcp,
+            ..options()
+        };
+        let node = node(&options);
+        let mut world = World::begun(options, Delivery::Bus, 0, node);
+        let waited = join(&mut world, "one");
+        let of_user = join(&mut world, "two?user=ann");
+        stands(&mut world, "one");
+        stands(&mut world, "\u{1}ann");
+        assert_eq!(interests(&mut world), ["+all", "+one", "+two", "+user ann"]);
+        refuses(&mut world, EVERYBODY);
+        assert!(is_in(&mut world, waited));
+        assert!(
+            world.peer(of_user).received.is_empty(),
+            "its own room is owed"
+        );
+        world.pass(900);
+        assert!(interests(&mut world).is_empty());
+        stands(&mut world, "two");
+        assert!(is_in(&mut world, of_user));
+        world.pass(200);
+        assert_eq!(interests(&mut world), ["-all", "+all"]);
+        let late = join(&mut world, "one");
+        assert!(is_in(&mut world, late), "nor does anybody wait meanwhile");
+        let waits = join(&mut world, "three");
+        let room = RoomName::from(EVERYBODY);
+        world.downstream(Downstream::Joined { room, leased });
+        stands(&mut world, "three");
+        assert!(is_in(&mut world, waits));
+        if leased {
+            publish(&mut world, EVERYBODY, &["to all"]);
+        } else {
+            deliver(&mut world, EVERYBODY, &["to all"]);
+        }
+        for index in [waited, of_user, late] {
+            assert_eq!(world.texts(index), [UNKNOWN, "to all"]);
+        }
+        assert_eq!(world.texts(waits), ["to all"], "it came behind that");
+        world.pass(3_000);
+        assert_eq!(interests(&mut world), ["+three"]);
+    }
 }
 
 #[test]
@@ -511,7 +614,7 @@ fn a_gap_reaches_a_user_or_everybody_and_unknown_ones_of_several_rooms_are_told_
     gap(&mut world, "\u{1}ann", Some(3));
     assert_eq!(world.texts(ann), [r#"{"type":"gap","missed":3}"#]);
     assert!(world.texts(other).is_empty());
-    let unknown = r#"{"type":"gap","missed":null}"#;
+    let unknown = UNKNOWN;
     // All in one turn.
     for room in ["one", "\u{1}ann", EVERYBODY] {
         let (room, missed) = (RoomName::from(room), None);
