@@ -28,7 +28,7 @@ fn text(text: &str) -> Vec<u8> {
 /// The words of all commands.
 fn commands(mut bytes: &[u8]) -> Vec<Vec<Vec<u8>>> {
     let mut all = Vec::new();
-    let mut number = |bytes: &mut &[u8]| {
+    let number = |bytes: &mut &[u8]| {
         let end = bytes.iter().position(|byte| *byte == b'\r').unwrap();
         let digits = std::str::from_utf8(&bytes[1..end]).unwrap();
         *bytes = &bytes[end + 2..];
