@@ -452,10 +452,21 @@ fn servers(settings: &Settings, found: &mut Found<'_>) {
         return;
     }
     for (index, late) in all.iter().enumerate() {
-        let mut early = all[..index].iter();
-        if early.any(|early| early.endpoint == late.endpoint) {
+        let name = late.endpoint.placement_name();
+        let mut earlier = all[..index].iter();
+        let same = earlier.find(|early| early.endpoint.placement_name() == name);
+        let Some(same) = same else { continue };
+        if same.endpoint == late.endpoint {
             let problem = format!("{} stands there twice", late.endpoint);
             found.add(&["redis"], problem, "leave one of the two out".into());
+        } else {
+            let problem = format!(
+                "{} and {} have the same name, and names say which rooms are where",
+                same.endpoint, late.endpoint
+            );
+            let instead =
+                "leave one of the two out, or give each master a name of its own at its Sentinels";
+            found.add(&["redis"], problem, instead.into());
         }
     }
     if all.len() > SERVER_COUNT_MAX {

@@ -238,7 +238,8 @@ fn encode_bus(families: &mut Families<'_, '_>, node: &NodeSnapshot) -> fmt::Resu
 
 fn encode_redis(families: &mut Families<'_, '_>, redis: &RedisSnapshot) -> fmt::Result {
     families.gauge(&names::REDIS_READY, u64::from(redis.ready))?;
-    let modes = ["pubsub", "sharded", "streams"].map(|mode| (mode, u64::from(mode == redis.mode)));
+    let modes = ["pubsub", "sharded", "sharded-by-pubsub", "streams"];
+    let modes = modes.map(|mode| (mode, u64::from(mode == redis.mode)));
     families.labelled_gauge(&names::REDIS_MODE, "mode", modes)?;
     families.labelled_gauge(
         &names::REDIS_SERVER_READY,

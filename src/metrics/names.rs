@@ -97,7 +97,7 @@ names! {
     PUBLISHER_PAUSES: Counter "throng_publisher_pauses", "Times a publisher had to wait because the bus, the memory budget or its room's batch of the turn was full, by shard.";
 
     REDIS_READY: Gauge "throng_redis_ready", "1 when a probe has come through both links to every Redis since they came up last; 0 without Redis, too.";
-    REDIS_MODE: Gauge "throng_redis_mode", "1 for the mode in use, by mode: pubsub, sharded, streams.";
+    REDIS_MODE: Gauge "throng_redis_mode", "1 for the mode in use, by mode: pubsub, sharded, sharded-by-pubsub (a fallback), streams.";
     REDIS_SERVER_READY: Gauge "throng_redis_server_ready", "The same as throng_redis_ready for each server, by server.";
     REDIS_SERVER_SUBSCRIPTIONS: Gauge "throng_redis_server_subscriptions", "Rooms whose subscription stands there, by server.";
     REDIS_SERVER_BUFFER_BYTES: Gauge "throng_redis_server_buffer_bytes", "Messages that it has not acknowledged, by server.";

@@ -383,7 +383,17 @@ impl BackplaneCore {
             return false;
         }
         self.backplane.close_redis(now);
-        self.backplane.has_left_redis(now)
+        if !self.backplane.has_left_redis(now) {
+            return false;
+        }
+        let unacknowledged = self.backplane.unacknowledged();
+        if unacknowledged > 0 {
+            tracing::warn!(
+                unacknowledged,
+                "messages that Redis has not acknowledged are lost with this node"
+            );
+        }
+        true
     }
 
     fn end_shards(&self, around: &Surroundings) {

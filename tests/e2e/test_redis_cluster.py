@@ -207,7 +207,7 @@ def test_where_sharded_channels_are_forbidden_it_says_so_and_goes_on_without(nod
         members[0].send_text("hello")
         assert [member.read_text() for member in members] == ["hello"] * 2
         for one in nodes:
-            assert one.stats()["backplane"]["redis"]["mode"] == "pubsub"
+            assert one.stats()["backplane"]["redis"]["mode"] == "sharded-by-pubsub"
             log = one.log()
             assert "+spublish +ssubscribe +sunsubscribe" in log and "WARN" in log, log
 

@@ -145,6 +145,7 @@ def test_a_node_that_starts_without_everybodys_server_takes_joins_and_tells_them
 def test_what_cannot_be_together_is_refused(tmp_path):
     for urls, wanted in [
         (["redis://h:1", "redis://h:1/2"], "h:1 stands there twice"),
+        (["redis-sentinel://h:1/m", "redis-sentinel://h:2/m"], "have the same name"),
         (["redis://h:1", "redis-cluster://h:2"], "a cluster and servers by themselves"),
         (["redis://h:1", "redis://u:hunter2@h:x"], "number 2"),
     ]:

@@ -46,6 +46,18 @@ pub enum Endpoint {
     },
 }
 
+impl Endpoint {
+    /// The name that draws rooms where several servers stand by themselves. Sentinels may be others: their master's
+    /// name stays. No two servers may have the same.
+    #[must_use]
+    pub fn placement_name(&self) -> String {
+        match self {
+            Self::Master { name, .. } => name.clone(),
+            endpoint => endpoint.to_string(),
+        }
+    }
+}
+
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

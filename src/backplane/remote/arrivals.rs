@@ -1,6 +1,7 @@
 //! Sequences as they arrive on one channel: what is missing, what came twice.
 
-/// Nodes that one channel remembers; beyond them the one that was remembered first is forgotten, and starts afresh.
+/// Nodes that one channel remembers; beyond them the one that was not heard for longest is forgotten, and starts
+/// afresh.
 const NODE_COUNT_MAX: usize = 64;
 
 /// One node's sequence.
@@ -15,6 +16,7 @@ struct Sequence {
 /// All nodes' sequences on one channel, from the moment its subscription stood.
 #[derive(Debug, Default)]
 pub struct Arrivals {
+    /// Who was heard last stands last.
     sequences: Vec<Sequence>,
 }
 
@@ -33,14 +35,16 @@ impl Arrivals {
     /// `count` messages have come, the first with the number `first`.
     pub fn arrive(&mut self, node: u64, epoch: u32, first: u64, count: u32) -> Arrival {
         let next = first + u64::from(count);
-        let known = self.sequences.iter_mut().find(|known| known.node == node);
-        let Some(known) = known else {
+        // Mostly the last one again.
+        let mut places = self.sequences.iter();
+        let Some(place) = places.rposition(|known| known.node == node) else {
             if self.sequences.len() == NODE_COUNT_MAX {
                 self.sequences.remove(0);
             }
             self.sequences.push(Sequence { node, epoch, next });
             return Arrival::Next;
         };
+        let known = self.sequences[place];
         if is_before(epoch, known.epoch) {
             return Arrival::Duplicate;
         }
@@ -49,7 +53,8 @@ impl Arrivals {
         if first < expected {
             return Arrival::Duplicate;
         }
-        *known = Sequence { node, epoch, next };
+        self.sequences[place] = Sequence { node, epoch, next };
+        self.sequences[place..].rotate_left(1);
         match first - expected {
             0 => Arrival::Next,
             missed => Arrival::Hole(missed),
@@ -111,5 +116,15 @@ mod tests {
         assert_eq!(arrivals.sequences.len(), NODE_COUNT_MAX);
         assert_eq!(arrivals.arrive(999, 1, 3, 1), Arrival::Duplicate);
         assert_eq!(arrivals.arrive(0, 1, 3, 1), Arrival::Next, "starts afresh");
+    }
+
+    #[test]
+    fn a_node_that_is_heard_again_and_again_is_not_forgotten() {
+        let mut arrivals = Arrivals::default();
+        for round in 1..1_000 {
+            assert_eq!(arrivals.arrive(7, 1, round, 1), Arrival::Next);
+            assert_eq!(arrivals.arrive(1_000 + round, 1, 3, 1), Arrival::Next);
+        }
+        assert_eq!(arrivals.arrive(7, 1, 1_002, 1), Arrival::Hole(2));
     }
 }

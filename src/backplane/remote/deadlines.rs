@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::link::Role;
-use super::{Degraded, Effect, Expected, LinkOrder, Remote, wire};
+use super::{Effect, Expected, LinkOrder, Remote, wire};
 use crate::time::Tick;
 
 impl Remote {
@@ -38,9 +38,12 @@ impl Remote {
             let age = Duration::from_millis(u64::from(self.options.buffer_age_ms));
             let limit = Tick(now.0.saturating_sub(age.as_micros() as u64));
             while let Some(entry) = self.outgoing.expire(limit) {
-                let local = self.options.degraded == Degraded::Local;
-                self.refuse(entry.from, &entry.batch, local);
+                self.refuse(entry.from, &entry.batch, entry.local);
             }
+        }
+        if self.publishing.refused().is_some() && self.outgoing.is_empty() {
+            self.publishing.forgive();
+            self.pulse.lost();
         }
         self.outgoing.forget_idle(now);
         self.send(now);

@@ -19,7 +19,7 @@ use super::placement::{Rendezvous, tag_of};
 use super::transit::Transit;
 use super::watching::{self, Watched};
 use super::{
-    Effect, Endpoint, LinkId, LinkOrder, LinkTrouble, Mode, Options, Published, Remote, Role,
+    Effect, FALLEN_BACK, LinkId, LinkOrder, LinkTrouble, Mode, Options, Published, Remote, Role,
 };
 use crate::bus::{Batch, CoreId, RoomName};
 use crate::metrics::{RedisServerSnapshot, RedisSnapshot};
@@ -66,10 +66,7 @@ impl Fleet {
         } else {
             let names: Vec<String> = options
                 .addresses()
-                .map(|address| match &address.endpoint {
-                    Endpoint::Master { name, .. } => name.clone(),
-                    endpoint => endpoint.to_string(),
-                })
+                .map(|address| address.endpoint.placement_name())
                 .collect();
             Placement::Several(Rendezvous::new(names.iter().map(String::as_str)))
         };
@@ -487,8 +484,10 @@ impl Fleet {
         }
         tracing::warn!(
             error,
-            "Redis does not let us use sharded channels; going on with backplane_mode = pubsub. Redis 7.0 has them, and \
-             the user needs +spublish +ssubscribe +sunsubscribe"
+            "Redis does not let us use sharded channels; going on with PUBLISH and SUBSCRIBE on the same channels until this \
+             node is restarted. Leave backplane_mode = sharded on all nodes: with pubsub they would not hear this one. \
+             Sharded channels need Redis 7.0, and the user +spublish +ssubscribe +sunsubscribe; then restart the nodes \
+             together"
         );
         self.fallen_back = Some(error.to_owned());
         self.options.mode = Mode::Pubsub;
@@ -512,10 +511,13 @@ impl Fleet {
         self.orders.pop_front()
     }
 
-    /// The mode in use, which need not be the one that was wished for.
+    /// The mode in use, which need not be the one that was wished for: nodes that say the same hear each other.
     #[must_use]
-    pub fn mode(&self) -> Mode {
-        self.options.mode
+    pub fn mode_label(&self) -> &'static str {
+        match self.fallen_back {
+            Some(_) => FALLEN_BACK,
+            None => self.options.mode.label(),
+        }
     }
 
     /// The links that are not proven to work, and why.
@@ -559,7 +561,7 @@ impl Fleet {
             link.up = up && !all.servers.is_empty();
         }
         all.configured = true;
-        all.mode = self.options.mode.label();
+        all.mode = self.mode_label();
         all.ready = ready && self.cluster_trouble(now).is_none();
         all.buffer_bytes += self.transit.bytes();
         all.buffer_bytes_max = self.options.buffer_bytes_max;
@@ -599,6 +601,14 @@ impl Fleet {
     pub fn is_closed(&self, now: Tick) -> bool {
         let mut servers = self.servers.iter().flatten();
         servers.all(|remote| remote.is_closed(now))
+    }
+
+    /// Messages that were taken and that no Redis has acknowledged: they end with the node.
+    #[must_use]
+    pub fn unacknowledged(&self) -> usize {
+        let servers = self.servers.iter().flatten();
+        let waiting = servers.map(|remote| remote.unacknowledged());
+        waiting.sum::<usize>() + self.transit.message_count()
     }
 
     pub(super) fn options(&self) -> &Options {

@@ -97,6 +97,10 @@ pub struct Link {
     trouble_since: Option<Tick>,
     /// Why it failed last.
     reason: String,
+    /// What Redis has refused, and nothing has shown yet that it would not again.
+    refused: Option<String>,
+    /// That it is up was told since the reason is another one.
+    is_told: bool,
     decoder: Decoder,
     out: BytesMut,
     /// Nothing was written before this is due.
@@ -119,6 +123,8 @@ impl Link {
             failures: 0,
             trouble_since: Some(now),
             reason: "it was not connected yet".into(),
+            refused: None,
+            is_told: false,
             decoder: Decoder::new(Version::Resp3),
             out: BytesMut::new(),
             flush_at: now,
@@ -171,6 +177,22 @@ impl Link {
         self.trouble_since = None;
         self.failures = 0;
         self.reason.clear();
+        self.refused = None;
+    }
+
+    /// Redis takes commands and refuses what they are for: it is not proven before one was carried out.
+    pub fn refuse(&mut self, reason: &str) {
+        self.refused = Some(reason.to_owned());
+    }
+
+    /// What was refused last.
+    pub fn refused(&self) -> Option<&str> {
+        self.refused.as_deref()
+    }
+
+    /// What was refused waits no more: a probe may prove it.
+    pub fn forgive(&mut self) {
+        self.refused = None;
     }
 
     /// Its figures.
@@ -238,6 +260,7 @@ impl Link {
                 "Redis cannot be used; trying again"
             );
             self.reason = reason;
+            self.is_told = false;
         }
         self.trouble_since.get_or_insert(now);
         self.out.clear();
@@ -297,12 +320,14 @@ impl Link {
             Step::Done => {
                 let server = greeting.server().to_string();
                 self.is_resp3 = greeting.server().is_resp3;
-                tracing::info!(
-                    link = self.role.label(),
-                    place = self.place,
-                    server,
-                    "connected to Redis"
-                );
+                if !std::mem::replace(&mut self.is_told, true) {
+                    tracing::info!(
+                        link = self.role.label(),
+                        place = self.place,
+                        server,
+                        "connected to Redis"
+                    );
+                }
                 self.state = State::Up { since: now };
                 self.counts.connects += 1;
                 return Ok(Wants::Ready);

@@ -46,6 +46,8 @@ mod sentinel;
 mod sharded;
 mod shell;
 mod streams;
+#[cfg(test)]
+mod tests;
 mod transit;
 mod watching;
 pub mod wire;
@@ -62,7 +64,7 @@ pub use address::{Access, Address, Endpoint, Kind, Source, without_password};
 pub use fleet::Fleet;
 pub(crate) use greeting::{Greeting, Step};
 pub use link::{LinkId, Role};
-pub use options::{AtStart, Degraded, Mode, Options, SERVER_COUNT_MAX};
+pub use options::{AtStart, Degraded, FALLEN_BACK, Mode, Options, SERVER_COUNT_MAX};
 pub(super) use outlets::Outlets;
 pub(crate) use refusal::{Grant, explain, explain_junk, explain_silence};
 pub(crate) use sentinel::{master_of, unknown_master};
@@ -359,6 +361,7 @@ impl Remote {
         }
         let entry = self.outgoing.push(room, batch, from, now);
         if degraded {
+            entry.local = true;
             let entry = entry.clone();
             self.deliver_here(&entry);
         }
@@ -491,7 +494,13 @@ impl Remote {
     }
 
     fn link_failed(&mut self, role: Role, reason: String, now: Tick) {
-        if self.options.at_start == AtStart::Fail && !self.started && self.closing.is_none() {
+        // Another mode may be let in.
+        let falls_back = |news: &News| matches!(news, News::Forbidden(_));
+        if self.options.at_start == AtStart::Fail
+            && !self.started
+            && self.closing.is_none()
+            && !self.news.iter().any(falls_back)
+        {
             self.orders.push_back(LinkOrder::Fatal(format!(
                 "Redis at {} cannot be used ({} link): {reason}",
                 self.options.address.endpoint,
@@ -540,6 +549,7 @@ impl Remote {
             for entry in &waiting {
                 self.deliver_here(entry);
             }
+            self.outgoing.mark_local(|_| true);
         }
     }
 
@@ -556,7 +566,9 @@ impl Remote {
                 self.ask(now);
             }
             Role::Commands => {
-                self.commands.proven();
+                if self.streams.is_none() || self.is_scout {
+                    self.commands.proven(); // else its clock proves it
+                }
                 self.streams_commands_ready(now);
             }
         }
@@ -640,7 +652,13 @@ impl Remote {
                         self.channels.missing_count()
                     )
                 }
-                true => "its first probe has not come back".to_owned(),
+                true => match link.refused() {
+                    Some(reason) => reason.to_owned(),
+                    None if link.role() == Role::Commands => {
+                        "its clock has not been written".to_owned()
+                    }
+                    None => "its first probe has not come back".to_owned(),
+                },
                 false => reason.to_owned(),
             };
             Some(LinkTrouble {
@@ -689,14 +707,6 @@ impl Remote {
             return;
         }
         self.closing = Some(now.after(CLOSE_TIME));
-        let unsent = self.outgoing.iter().map(|entry| entry.batch.messages.len());
-        let unsent = unsent.sum::<usize>();
-        if unsent > 0 && !self.publishing.is_up() {
-            tracing::warn!(
-                unsent,
-                "messages that waited for Redis are lost with this node"
-            );
-        }
         if self.subscription.is_up() {
             self.counts.commands_unsubscribe += 1;
             let unsubscribe = self.words().unsubscribe;
@@ -713,6 +723,13 @@ impl Remote {
             || self.subscription.is_up() && self.channels.standing_count() > 0
             || self.commands.is_up() && !self.asked.is_empty();
         self.closing.is_some_and(|until| !left || until <= now)
+    }
+
+    /// Messages that Redis has not acknowledged.
+    #[must_use]
+    pub fn unacknowledged(&self) -> usize {
+        let entries = self.outgoing.iter();
+        entries.map(|entry| entry.batch.messages.len()).sum()
     }
 
     fn close_progress(&mut self) {

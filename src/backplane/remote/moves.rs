@@ -93,6 +93,9 @@ impl Remote {
         for entry in &waiting {
             self.deliver_here(entry);
         }
+        if refused.is_none() {
+            self.outgoing.mark_local(goes);
+        }
     }
 
     /// Takes a room in that another server has let go.
@@ -135,8 +138,9 @@ impl Remote {
             self.refuse(from, batch, local);
             return Err(Published::Refused { local });
         }
-        let entry = self.outgoing.number(room, batch, from, now);
+        let mut entry = self.outgoing.number(room, batch, from, now);
         if degraded {
+            entry.local = true;
             self.deliver_here(&entry);
         }
         Ok(entry)
@@ -144,8 +148,7 @@ impl Remote {
 
     /// Says of what nobody sends any more that other nodes will not see it.
     pub fn give_up(&mut self, entry: &Entry) {
-        let local = self.options.degraded == Degraded::Local;
-        self.refuse(entry.from, &entry.batch, local);
+        self.refuse(entry.from, &entry.batch, entry.local);
     }
 
     /// Whether something of a room that has gone is on its way still, or has come back and was not taken over.
@@ -255,6 +258,9 @@ impl Remote {
         self.options.buffer_bytes_max = buffer_bytes_max;
         self.counts.buffer_bytes_max = buffer_bytes_max;
         self.channels.set_waiting_max(joins_waiting_max);
+        if let Some(streams) = &mut self.streams {
+            streams.retained.set_bytes_max(buffer_bytes_max);
+        }
     }
 
     /// Messages travel another way from now on: both links begin anew.
@@ -262,7 +268,7 @@ impl Remote {
         self.options.mode = mode;
         for role in [Role::Publishing, Role::Subscription] {
             if self.link(role).is_up() {
-                self.link_failed(role, format!("going on with {}", mode.label()), now);
+                self.end_link(role, format!("going on with {}", mode.label()), now);
             }
         }
     }

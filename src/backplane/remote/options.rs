@@ -31,6 +31,10 @@ pub enum Mode {
     Streams,
 }
 
+/// What [`Mode::Sharded`] is called where a server does not let us use it: its channels, by the commands of
+/// [`Mode::Pubsub`]. Nodes with that mode by their settings have other channels.
+pub const FALLEN_BACK: &str = "sharded-by-pubsub";
+
 impl Mode {
     /// The name in settings, answers and logs.
     #[must_use]

@@ -32,6 +32,8 @@ pub struct Entry {
     pub from: Option<CoreId>,
     /// When it was taken.
     pub taken: Tick,
+    /// Members on this node have it already.
+    pub local: bool,
 }
 
 impl Entry {
@@ -101,10 +103,11 @@ impl Outgoing {
         batch: &Arc<Batch>,
         from: Option<CoreId>,
         now: Tick,
-    ) -> &Entry {
+    ) -> &mut Entry {
         let entry = self.number(room, batch, from, now);
         self.resume(entry);
-        &self.queue[self.queue.len() - 1]
+        let last = self.queue.len() - 1;
+        &mut self.queue[last]
     }
 
     /// Numbers a batch that is kept elsewhere until [`Self::resume`].
@@ -143,6 +146,7 @@ impl Outgoing {
             stamp,
             from,
             taken: now,
+            local: false,
         }
     }
 
@@ -270,6 +274,14 @@ impl Outgoing {
     /// When [`Self::forget_idle`] is due.
     pub fn idle_deadline(&self) -> Option<Tick> {
         self.idle.front().map(|(due, _)| *due)
+    }
+
+    /// Members on this node have what waits of these rooms.
+    pub fn mark_local(&mut self, rooms: impl Fn(&str) -> bool) {
+        let entries = self.queue.iter_mut();
+        for entry in entries.filter(|entry| rooms(&entry.room)) {
+            entry.local = true;
+        }
     }
 
     /// What waits, oldest first.

@@ -78,6 +78,9 @@ impl Remote {
     fn acknowledged(&mut self, now: Tick) -> Result<(), String> {
         match self.expected.pop_front() {
             Some((Expected::Batch, _)) => {
+                if self.publishing.refused().is_some() {
+                    self.publishing.proven();
+                }
                 if let Some(entry) = self.outgoing.acknowledge() {
                     self.note_left(&entry.room);
                     if let Some(streams) = &mut self.streams {
@@ -158,8 +161,11 @@ impl Remote {
             );
         }
         self.started = true;
-        self.publishing.proven();
         self.subscription.proven();
+        // A probe is no publish in a room, which may be refused all the same.
+        if self.publishing.refused().is_none() || self.outgoing.is_empty() {
+            self.publishing.proven();
+        }
     }
 
     /// Messages of a room, each of which is delivered once. Whether these are.

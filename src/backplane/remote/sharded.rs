@@ -11,7 +11,7 @@ use super::moves::News;
 use super::naming::Naming;
 use super::placement::{Slot, Tag};
 use super::refusal::{Grant, explain};
-use super::{Expected, Mode, Remote, Role};
+use super::{Degraded, Expected, Mode, Remote, Role};
 use crate::bus::RoomName;
 use crate::time::Tick;
 
@@ -255,17 +255,41 @@ impl Remote {
                 }
                 Ok(())
             }
+            (Role::Publishing, None) => self.unpublished(error),
             _ => Err(explain(error, &Grant::at_redis(&self.options))),
         }
+    }
+
+    /// Redis has refused the oldest that it was sent.
+    ///
+    /// # Errors
+    /// It would refuse others, too.
+    fn unpublished(&mut self, error: &str) -> Result<(), String> {
+        let reason = explain(error, &Grant::at_redis(&self.options));
+        if !matches!(self.expected.front(), Some((Expected::Batch, _))) {
+            return Err(reason);
+        }
+        if !concerns_one_key(error) {
+            self.publishing.refuse(&reason);
+            return Err(reason);
+        }
+        self.expected.pop_front();
+        if let Some(entry) = self.outgoing.acknowledge() {
+            tracing::warn!(room = &*entry.room, reason, "a room cannot be published to");
+            self.refuse(entry.from, &entry.batch, entry.local);
+            self.note_left(&entry.room);
+        }
+        Ok(())
     }
 
     /// Redis has not taken the oldest that it was sent: it does not serve its slot.
     fn displaced(&mut self) -> Result<(), String> {
         match self.expected.pop_front() {
             Some((Expected::Batch, _)) => {
-                if let Some(entry) = self.outgoing.acknowledge() {
+                if let Some(mut entry) = self.outgoing.acknowledge() {
                     let room = entry.room.clone();
                     self.deliver_leaving(Some(&entry), |other| other == &*room);
+                    entry.local |= self.options.degraded == Degraded::Local;
                     self.news.push_back(News::Displaced(entry));
                     self.note_left(&room);
                 }
@@ -283,6 +307,14 @@ impl Remote {
             _ => Err("Redis refuses what no slot has to do with".into()),
         }
     }
+}
+
+/// Whether an error is about what a key holds, and says nothing of others. Up to Redis 6.2 a script's errors come inside
+/// another one.
+pub(super) fn concerns_one_key(error: &str) -> bool {
+    let refused = ["OOM ", "MISCONF ", "NOPERM ", "READONLY "];
+    !refused.iter().any(|code| error.contains(code))
+        && (error.contains("WRONGTYPE ") || error.contains("The ID specified in XADD"))
 }
 
 /// Whether a server does not let us use the sharded commands, or has none.

@@ -108,6 +108,13 @@ impl Backplane {
         side.is_none_or(|side| side.remote.is_closed(now))
     }
 
+    /// Messages that were taken and that no Redis has acknowledged: they end with the node.
+    #[must_use]
+    pub fn unacknowledged(&self) -> usize {
+        let side = self.remote.as_ref();
+        side.map_or(0, |side| side.remote.unacknowledged())
+    }
+
     /// Checks what must hold between inputs. For tests: O(rooms).
     ///
     /// # Panics

@@ -125,6 +125,12 @@ impl Transit {
         fronts.map(|entry| entry.taken).min()
     }
 
+    /// Messages that wait. O(what waits).
+    pub fn message_count(&self) -> usize {
+        let entries = self.rooms.values().flat_map(|passage| &passage.entries);
+        entries.map(|entry| entry.batch.messages.len()).sum()
+    }
+
     /// Bytes that wait.
     pub fn bytes(&self) -> u64 {
         self.bytes
@@ -169,6 +175,7 @@ mod tests {
         transit.admit(b, 3);
         assert_eq!(transit.from(3).count(), 1);
         assert_eq!(transit.oldest(), Some(Tick(0)));
+        assert_eq!(transit.message_count(), 4);
         assert_eq!(transit.expire(Tick(1)).unwrap().stamp.sequence, 1);
         assert!(transit.expire(Tick(1)).is_none());
         let numbers = transit

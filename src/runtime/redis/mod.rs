@@ -88,6 +88,8 @@ pub(super) struct RedisSockets {
     wake: WakeHandle,
     /// By [`place_of`].
     lines: Vec<Line>,
+    /// By [`place_of`], the address that was tried last and has not said anything: the next attempt begins behind it.
+    tried: Vec<Option<SocketAddr>>,
     resolved: Receiver<Resolved>,
     resolver: Sender<Resolved>,
     lookups: u64,
@@ -109,6 +111,7 @@ impl RedisSockets {
             epoll,
             wake: wake.clone(),
             lines: Vec::new(),
+            tried: Vec::new(),
             resolved,
             resolver,
             lookups: 0,
@@ -139,6 +142,7 @@ impl RedisSockets {
         let place = place_of(link);
         if self.lines.len() <= place {
             self.lines.resize_with(place + 1, Line::default);
+            self.tried.resize(place + 1, None);
         }
         &mut self.lines[place]
     }
@@ -233,6 +237,7 @@ impl RedisSockets {
                     return self.fail(link, reason, backplane, now);
                 }
                 Ok(count) => {
+                    self.tried[place_of(link)] = None;
                     backplane.link_received(link, &self.buffer[..count], now);
                     backplane.settle();
                     self.carry_out(backplane, now); // the link may have been given up
@@ -380,6 +385,10 @@ impl RedisSockets {
         backplane: &mut Backplane,
         now: Tick,
     ) {
+        let tried = self.tried.get(place_of(link)).copied().flatten();
+        if let Some(place) = addresses.iter().position(|other| Some(*other) == tried) {
+            addresses.rotate_left(place + 1);
+        }
         addresses.reverse();
         let none = io::Error::other("the name has no address");
         self.connect_next(link, addresses, target, &none, backplane, now);
@@ -397,6 +406,8 @@ impl RedisSockets {
     ) {
         let mut last = None;
         while let Some(address) = others.pop() {
+            self.line(link); // there is a place for it
+            self.tried[place_of(link)] = Some(address);
             match connect_tcp(address) {
                 Ok(socket) => {
                     self.register(link, &socket);
@@ -563,6 +574,36 @@ mod tests {
             peer.read_exact(&mut hello).unwrap();
             assert!(hello.starts_with(b"*4\r\n$5\r\nHELL"), "{hello:?}");
         }
+    }
+
+    #[test]
+    fn an_address_that_says_nothing_is_tried_last_the_next_time() {
+        let listeners = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let addresses = listeners.each_ref().map(|listener| {
+            listener.set_nonblocking(true).unwrap();
+            listener.local_addr().unwrap()
+        });
+        let (mut backplane, mut sockets) = world("redis://127.0.0.1:1");
+        let link = LinkId {
+            server: 0,
+            role: Role::Publishing,
+        };
+        let mut attempt = |sockets: &mut RedisSockets| {
+            let target = Target::default();
+            sockets.connect_any(link, addresses.to_vec(), target, &mut backplane, Tick(0));
+            *sockets.line(link) = Line::Closed; // the link's time is over
+            let met = |listener: &TcpListener| listener.accept().is_ok();
+            loop {
+                if let Some(place) = listeners.iter().position(met) {
+                    return place;
+                }
+                std::thread::yield_now();
+            }
+        };
+        let met: Vec<usize> = (0..5).map(|_| attempt(&mut sockets)).collect();
+        assert_eq!(met, [0, 1, 2, 0, 1]);
+        sockets.tried[place_of(link)] = None; // it has spoken
+        assert_eq!(attempt(&mut sockets), 0);
     }
 
     #[test]

@@ -35,6 +35,7 @@ use super::directory::Elsewhere;
 use super::link::{Link, Random};
 use super::outgoing::Entry;
 use super::refusal::{Grant, explain};
+use super::sharded::concerns_one_key;
 use super::wire::{self, Parcel};
 use super::{Effect, Expected, Options, Remote, moves};
 use crate::backplane::ShardSet;
@@ -398,6 +399,7 @@ impl Remote {
                     Some(Reply::Text(_)) => {
                         streams.clock_acknowledged = sent;
                         streams.clock_stands = true;
+                        self.commands.proven();
                     }
                     Some(_) => return Err("Redis answers SET with something else".into()),
                 }
@@ -437,8 +439,17 @@ impl Remote {
                 streams.clock_read = false;
                 streams.clock_stands = true;
                 streams.clock_acknowledged = None;
+                self.commands.proven();
             }
             CLOCK_READ | CLOCK_WRITTEN => {}
+            // Something else is kept there: nothing is, for this room.
+            _ if concerns_one_key(error) => {
+                let reply = streams.places.nothing_kept(ticket & !OWN);
+                return match reply {
+                    Some(reply) => self.streams_answered(ticket, Some(reply), now),
+                    None => Ok(()),
+                };
+            }
             _ => {
                 let ticket = ticket & !OWN;
                 if is_elsewhere && let Some(room) = streams.places.asked_for(ticket) {
@@ -450,7 +461,11 @@ impl Remote {
         }
         match is_elsewhere {
             true => Ok(()),
-            false => Err(explain(error, &Grant::at_redis(&self.options))),
+            false => {
+                let reason = explain(error, &Grant::at_redis(&self.options));
+                self.commands.refuse(&reason);
+                Err(reason)
+            }
         }
     }
 

@@ -295,6 +295,18 @@ impl Places {
         self.asked.get(&ticket)
     }
 
+    /// What a server would answer that keeps nothing of the room; `None`: nobody waits for the answer.
+    pub fn nothing_kept(&self, ticket: u64) -> Option<Reply> {
+        let room = self.rooms.get(self.asked.get(&ticket)?)?;
+        match room.phase {
+            Phase::Asked {
+                step: Step::Known, ..
+            } => Some(Reply::List(vec![Reply::Nil, Reply::Nil])),
+            Phase::Asked { .. } => Some(Reply::List(Vec::new())),
+            _ => None,
+        }
+    }
+
     /// Redis has lost what it had: whoever has missed something may have missed more than is told.
     pub fn data_lost(&mut self, now: Tick) {
         self.lost_at = Some(now);

@@ -26,10 +26,20 @@ impl Retained {
         }
     }
 
+    /// Sets how much may be kept; the oldest make room.
+    pub fn set_bytes_max(&mut self, bytes: u64) {
+        self.bytes_max = bytes;
+        self.trim();
+    }
+
     /// Keeps an entry that was acknowledged now; the oldest make room.
     pub fn keep(&mut self, entry: Entry, now: Tick) {
         self.bytes += entry.bytes();
         self.entries.push_back((now, entry));
+        self.trim();
+    }
+
+    fn trim(&mut self) {
         while self.bytes > self.bytes_max {
             self.drop_oldest();
         }
@@ -105,6 +115,7 @@ mod tests {
             stamp,
             from: None,
             taken: Tick(0),
+            local: false,
         }
     }
 
@@ -123,8 +134,11 @@ mod tests {
             (sequences(&retained), retained.bytes()),
             (vec![2, 3, 4], 3 * bytes)
         );
+        retained.set_bytes_max(2 * bytes);
+        assert_eq!(sequences(&retained), [3, 4], "its share is smaller");
+        retained.set_bytes_max(3 * bytes);
         retained.expire(Tick::from_ms(6_999));
-        assert_eq!(sequences(&retained), [2, 3, 4]);
+        assert_eq!(sequences(&retained), [3, 4]);
         retained.expire(Tick::from_ms(8_000));
         assert_eq!(sequences(&retained), [4]);
         assert_eq!(retained.release(|room| room != "r").len(), 0);
