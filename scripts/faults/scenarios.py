@@ -9,7 +9,7 @@ import signal
 import time
 from dataclasses import dataclass, field
 
-from worlds import Cluster, Narrow, Proxied, Sentinels, World
+from worlds import Cluster, Narrow, Proxied, Sentinels, Several, World
 
 
 class Absent(Exception):
@@ -21,6 +21,10 @@ class Marks:
     began: float
     repaired: float
     wall: float = field(default_factory=time.time)
+
+    def wall_of(self, moment):
+        """A moment of the monotonic clock as time of day, as logs have it."""
+        return self.wall + moment - self.began
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,10 @@ class Scenario:
     node_count: int = 3
     # Whether a node that still runs has lost its link to Redis, and has to say so.
     finds_links: bool = True
+    # From when a node could find it: `began`, `repaired` (it was held still before), or `None`: there is nothing for a node to find.
+    found_from: str | None = "began"
+    # What the table says beside the time, or in its place.
+    found_words: str = ""
 
 
 async def redis_killed(world, _traffic):
@@ -80,6 +88,8 @@ async def output_cut(world, traffic):
     while name in await asyncio.to_thread(world.redis.clients):
         assert time.monotonic() < deadline, "Redis does not cut it"
         await asyncio.sleep(0.1)
+    cut = (await asyncio.to_thread(world.redis.command, "INFO", "stats")).split(b"client_output_buffer_limit_disconnections:")
+    assert len(cut) < 2 or int(cut[1].split()[0]) > 0, "Redis has cut it for another reason"
     traffic.filler_bytes = 0
     await asyncio.sleep(1)  # what is heavy has left the publishers, and does not cut it once more
     node.signal(signal.SIGCONT)
@@ -163,12 +173,37 @@ SCENARIOS = [
         "a node is held still until Redis cuts it (output-buffer limit), then goes on",
         Narrow,
         output_cut,
-        finds_links=False,
+        found_from="repaired",
+        found_words="after it goes on",
     ),
     Scenario("link-stalled", "a node's links pass nothing any more, and do not end", Proxied, link_stalled),
-    Scenario("node-killed", "kill -9 of a node", World, node_killed, finds_links=False),
-    Scenario("node-stopped", "a node is stopped (SIGSTOP) for 10 s and goes on", World, node_stopped, finds_links=False),
+    Scenario(
+        "node-killed",
+        "kill -9 of a node",
+        World,
+        node_killed,
+        finds_links=False,
+        found_from=None,
+        found_words="by no node: its clients are cut off",
+    ),
+    Scenario(
+        "node-stopped",
+        "a node is stopped (SIGSTOP) for 10 s and goes on",
+        World,
+        node_stopped,
+        finds_links=False,
+        found_from=None,
+        found_words="by no node: its links stay",
+    ),
+    Scenario("one-of-two", "kill -9 of one of two Redis servers, started again after 3 s", Several, redis_killed, detect_s=1),
     Scenario("sentinel-failover", "kill -9 of the master, Sentinels promote a replica", Sentinels, sentinel_failover, detect_s=1),
     Scenario("cluster-failover", "kill -9 of a master of a Redis Cluster, its replica takes over", Cluster, cluster_failover, detect_s=1),
-    Scenario("slots-moved", "a quarter of all slots moves to another master of a Redis Cluster", Cluster, slots_moved, finds_links=False),
+    Scenario(
+        "slots-moved",
+        "a quarter of all slots moves to another master of a Redis Cluster",
+        Cluster,
+        slots_moved,
+        finds_links=False,
+        found_words="from the beginning of the resharding",
+    ),
 ]

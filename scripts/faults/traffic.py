@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import random
 import time
 from collections import Counter
@@ -15,6 +16,8 @@ EVERY_S = 0.1
 BACK_FIRST_S, BACK_MAX_S = 0.1, 2.0
 # What was sent so shortly before a connection ended may have died with it: its end says so.
 EDGE_S = 0.5
+# A gap of unknown size speaks of what the fault took, and of this much after everything was found healed.
+AFTER_HEALED_S = 1.0
 
 
 class Member:
@@ -25,7 +28,6 @@ class Member:
         self.heard = {}  # (publisher, number) -> when, in the order in which they came
         self.twice = 0
         self.notices = []
-        self.refused = 0
         self.away = []  # [from, to] of each absence, `to` None while it lasts
         self.close_codes = []
         self.sent = {}  # number -> when
@@ -64,8 +66,6 @@ class Member:
         if message.startswith('{"type":'):
             notice = json.loads(message)
             self.notices.append((now, notice))
-            if notice["type"] == "backplane":
-                self.refused += notice["refused"]
             return
         publisher, number = message.split(":", 2)[:2]
         key = int(publisher), int(number)
@@ -88,6 +88,10 @@ class Member:
                 await self.socket.send(text)
             except ConnectionClosed:
                 pass
+
+    def told(self, kind, key):
+        """When it was told so, and what: `[(when, value)]`, the earliest first."""
+        return [(when, notice[key]) for when, notice in self.notices if notice["type"] == kind]
 
     def is_away(self, at):
         """Whether what was sent at that moment may have missed it because it was not connected."""
@@ -148,33 +152,22 @@ class Traffic:
         return [member for member in self.members if member.publisher is not None and node in (None, member.node)]
 
     async def crosses(self, since, timeout_s):
-        """Awaits that something sent after `since` from every node is heard on every other; returns when that was so."""
+        """Awaits that in every room something that each publisher sent after `since` has come to each member; returns when that was so."""
         deadline = time.monotonic() + timeout_s
-        while (at := self._crossed(since)) is None:
+        open_pairs = {(sender, mate) for sender in self.publishers() for mate in self.mates(sender)}
+        latest = since
+        while True:
+            for sender, mate in list(open_pairs):
+                fresh = [number for number, at in reversed(sender.sent.items()) if at >= since]
+                heard = [at for number in fresh if (at := mate.heard.get((sender.publisher, number))) is not None]
+                if heard:
+                    latest = max(latest, min(heard))
+                    open_pairs.discard((sender, mate))
+            if not open_pairs:
+                return latest
             if time.monotonic() > deadline:
                 return None
             await asyncio.sleep(0.02)
-        return at
-
-    def _crossed(self, since):
-        latest = since
-        nodes = {member.node for member in self.members if member.socket}
-        for source in nodes:
-            for target in nodes - {source}:
-                first = None
-                for sender in self.publishers(source):
-                    fresh = {number for number, at in sender.sent.items() if at >= since}
-                    for mate in self.mates(sender):
-                        if mate.node != target:
-                            continue
-                        for number in fresh:
-                            at = mate.heard.get((sender.publisher, number))
-                            if at is not None and (first is None or at < first):
-                                first = at
-                if first is None:
-                    return None
-                latest = max(latest, first)
-        return latest
 
     async def fall_silent(self, timeout_s=10):
         """Ends the publishing, and awaits that everything that can come has come."""
@@ -188,18 +181,19 @@ class Traffic:
             await asyncio.sleep(0.1)
 
     def not_accepted(self, sender):
-        """Numbers of which the publisher was told that they go to nobody elsewhere: none elsewhere has them."""
+        """Numbers of which the publisher was told that they go to nobody elsewhere: none elsewhere has them, and they were sent before it
+        was told."""
         elsewhere = [mate for mate in self.mates(sender) if mate.node != sender.node]
-        nobody = [number for number in sender.sent if not any((sender.publisher, number) in mate.heard for mate in elsewhere)]
-        return set(nobody[: sender.refused])
+        nobody = {number: at for number, at in sender.sent.items() if not any((sender.publisher, number) in mate.heard for mate in elsewhere)}
+        return set(nobody) - set(counted_out(nobody, sender.told("backplane", "refused")))
 
-    def verdict(self):
-        """What was published, heard, missed, told."""
-        found = Counter()
+    def verdict(self, began=0.0, healed=math.inf):
+        """What was published, heard, missed, told, of a fault that began and was healed then; and what each room lost."""
+        found, rooms = Counter(), Counter()
         codes, told = Counter(), Counter()
         refused = {sender: self.not_accepted(sender) for sender in self.publishers()}
         for member in self.members:
-            missing = 0
+            missing = {}
             for sender in self.mates(member):
                 if sender.publisher is None:
                     continue
@@ -212,16 +206,28 @@ class Traffic:
                     elif number in refused[sender]:
                         found["refused"] += 1
                     else:
-                        missing += 1
-            found["lost"] += missing
+                        missing[sender.publisher, number] = at
+            found["lost"] += len(missing)
+            rooms[member.room] += len(missing)
             found["twice"] += member.twice
             found["disordered"] += not member.order_is_kept()
-            gaps = [notice["missed"] for _, notice in member.notices if notice["type"] == "gap"]
-            for missed in gaps:
+            gaps = member.told("gap", "missed")
+            for _, missed in gaps:
                 told["a gap of unknown size" if missed is None else "a gap with its size"] += 1
-            told["messages refused to their publishers"] += member.refused
-            if missing and None not in gaps and sum(filter(None, gaps)) < missing:
-                found["silent"] += missing
+            told["messages refused to their publishers"] += sum(count for _, count in member.told("backplane", "refused"))
+            unknown = max((when for when, missed in gaps if missed is None), default=-math.inf)
+            until = min(unknown, healed + AFTER_HEALED_S)
+            missing = {key: at for key, at in missing.items() if not began - EDGE_S <= at <= until}
+            found["silent"] += len(counted_out(missing, [gap for gap in gaps if gap[1] is not None]))
             codes.update(code for code in member.close_codes if code is not None)
         found["published"] = sum(len(member.sent) for member in self.publishers())
-        return found, told, codes
+        return found, told, codes, +rooms
+
+
+def counted_out(missing, notices):
+    """What is left of `{key: when it was sent}` after notices `(when, count)`: each covers so many of what was sent before it."""
+    left = sorted(missing, key=missing.get)
+    for when, count in sorted(notices):
+        sent = sum(missing[key] <= when for key in left)
+        left = left[min(count, sent) :]
+    return left

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import subprocess
 import time
 from contextlib import ExitStack
@@ -55,7 +56,8 @@ class Watch:
         return spent
 
     def first_not_ready(self, since):
-        return next((at for at, status in self.changes if at >= since and status != 200), None)
+        """When the node itself first said so; that it does not answer is nothing that a node has found."""
+        return next((at for at, status in self.changes if at >= since and status == 503), None)
 
     def last_ready(self):
         return self.changes[-1][0] if self.status == 200 else None
@@ -77,7 +79,7 @@ class World:
         try:
             self.start_redis()
             for index in range(self.node_count):
-                flags = ["--redis", self.url(index), "--node-id", f"node-{index + 1}"]
+                flags = [word for url in self.redis_urls(index) for word in ("--redis", url)] + ["--node-id", f"node-{index + 1}"]
                 if self.mode != "pubsub":
                     flags += ["--backplane-mode", self.mode]
                 node = Server(self.directory, QUICK + self.settings, flags=flags, shards=1)
@@ -99,6 +101,14 @@ class World:
 
     def url(self, _index):
         return self.redis.url
+
+    def redis_urls(self, index):
+        """What a node is given."""
+        return [self.url(index)]
+
+    def untouched(self):
+        """Rooms that no fault of this world may take anything from."""
+        return set()
 
     def urls(self):
         return [f"ws://{node.host_port}" for node in self.nodes]
@@ -144,10 +154,26 @@ class Proxied(World):
         return "redis://127.0.0.1:%d" % self.proxy.address[1] if index == 1 else self.redis.url
 
 
+class Several(World):
+    """Two Redis servers by themselves; rooms are spread over them. Faults are for the first one."""
+
+    def start_redis(self):
+        super().start_redis()
+        self.other = self.stack.enter_context(Redis(self.directory))
+
+    def redis_urls(self, index):
+        return [self.redis.url, self.other.url]
+
+    def untouched(self):
+        """The rooms of the second server."""
+        listed = {"pubsub": ("PUBSUB", "CHANNELS"), "sharded": ("PUBSUB", "SHARDCHANNELS"), "streams": ("KEYS", "*")}[self.mode]
+        first, second = (set(re.findall(r"room-\d+", b" ".join(one.command(*listed)).decode())) for one in (self.redis, self.other))
+        assert first ^ second == first | second != set(), f"rooms of the first server: {first}, of the second: {second}"
+        return second
+
+
 class Sentinels(World):
     """A master, two replicas, three Sentinels."""
-
-    modes = ("pubsub", "streams")
 
     def start_redis(self):
         self.redis = self.stack.enter_context(Redis(self.directory))
@@ -175,9 +201,7 @@ class Sentinels(World):
 
 
 class Cluster(World):
-    """Three masters with a replica each. Streams are not kept in a cluster."""
-
-    modes = ("pubsub", "sharded")
+    """Three masters with a replica each."""
 
     def start_redis(self):
         settings = ["cluster-enabled yes", "cluster-node-timeout 2000", "cluster-require-full-coverage no", "repl-diskless-sync-delay 0"]
