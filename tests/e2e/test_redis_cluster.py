@@ -235,7 +235,7 @@ def test_a_user_who_may_not_ask_for_the_slots_is_told_so_once(node, cluster):
 
     def reasons():
         try:
-            return [reason["reason"] for reason in one.admin("/readyz").json["reasons"]]
+            return [str(reason) for reason in one.admin("/readyz").json["reasons"]]
         except OSError:
             return []
 
@@ -247,9 +247,9 @@ def test_a_user_who_may_not_ask_for_the_slots_is_told_so_once(node, cluster):
 
     denials = r"cmdstat_cluster\|slots:.*rejected_calls=(\d+)"
     before = count("commandstats", denials)
-    connections = count("stats", r"total_connections_received:(\d+)")
+    connections = one.log().count("connected to Redis")
     eventually(lambda: count("commandstats", denials) >= before + 3, "it is asked again")
-    assert count("stats", r"total_connections_received:(\d+)") == connections, "and not connected again"
+    assert one.log().count("connected to Redis") == connections, "and not connected again"
     assert one.log().count("nobody tells who serves the slots") == 1, one.log()
     for server in cluster.servers:
         server.command("ACL", "SETUSER", "app", "+cluster|slots")
