@@ -246,6 +246,7 @@ def test_a_user_who_may_not_ask_for_the_slots_is_told_so_once(node, cluster):
         return sum(int(found) for text in told for found in re.findall(pattern, text))
 
     denials = r"cmdstat_cluster\|slots:.*rejected_calls=(\d+)"
+    eventually(lambda: count("commandstats", denials) >= 6, "all have denied it")
     before = count("commandstats", denials)
     connections = one.log().count("connected to Redis")
     eventually(lambda: count("commandstats", denials) >= before + 3, "it is asked again")
