@@ -179,6 +179,15 @@ fn edge(settings: &Settings, found: &mut Found<'_>) {
             "write the balancers' own addresses there".into(),
         );
     }
+    if edge.auth != Auth::None && edge.proxy_protocol == ProxyProtocol::Require {
+        found.add(
+            &["auth", "proxy_protocol"],
+            "headers behind a PROXY header are the client's own and not believed: nobody could have a user"
+                .into(),
+            "write proxy_protocol = \"off\" where the proxy adds the identity header, or auth = \"none\""
+                .into(),
+        );
+    }
     affinity(found);
 }
 

@@ -565,6 +565,13 @@ fn nobody_is_believed_where_nobody_is_trusted() {
             "forwarded_for = \"on\"\ntrusted_proxies = [{everybody:?}]"
         ));
     }
+    let both = "trusted_proxies = [\"::1\"]\nauth = \"header\"\nproxy_protocol = ";
+    let mistake = mistake_of(&format!("{both}\"require\""));
+    assert!(
+        mistake.contains("auth (line 2) and proxy_protocol (line 3)"),
+        "{mistake}"
+    );
+    from_file(&format!("{both}\"accept\""));
     for wrong in ["10.0.0.1/8", "balancer", "10.0.0.0/33"] {
         let mistake = mistake_of(&format!("trusted_proxies = {wrong:?}"));
         assert!(

@@ -1,5 +1,6 @@
 """A real Redis Cluster: rooms over its masters, slots that move under traffic, masters that die; and wrong URLs."""
 
+import re
 import threading
 import time
 
@@ -224,6 +225,36 @@ def test_a_cluster_that_cannot_be_used_is_told_in_words(cluster, tmp_path):
     gone = run("serve", "--redis", RedisCluster.url_of(single), *flags)
     assert gone.returncode != 0
     assert "refuses the connection" in gone.stdout + gone.stderr
+
+
+def test_a_user_who_may_not_ask_for_the_slots_is_told_so_once(node, cluster):
+    for one in cluster.servers:
+        one.command("ACL", "SETUSER", "app", "reset", "on", ">pw", "allkeys", "allchannels", "+@all", "-cluster")
+    url = RedisCluster.url_of(*cluster.masters).replace("://", "://app:pw@")
+    one = node("a", url, "sharded", ready=False)
+
+    def reasons():
+        try:
+            return [str(reason) for reason in one.admin("/readyz").json["reasons"]]
+        except OSError:
+            return []
+
+    eventually(lambda: any("lacks +cluster|slots;" in reason for reason in reasons()), "it names the grant", timeout_s=15)
+
+    def count(section, pattern):
+        told = (server.command("INFO", section).decode() for server in cluster.servers)
+        return sum(int(found) for text in told for found in re.findall(pattern, text))
+
+    denials = r"cmdstat_cluster\|slots:.*rejected_calls=(\d+)"
+    eventually(lambda: count("commandstats", denials) >= 6, "all have denied it")
+    before = count("commandstats", denials)
+    connections = one.log().count("connected to Redis")
+    eventually(lambda: count("commandstats", denials) >= before + 3, "it is asked again")
+    assert one.log().count("connected to Redis") == connections, "and not connected again"
+    assert one.log().count("nobody tells who serves the slots") == 1, one.log()
+    for server in cluster.servers:
+        server.command("ACL", "SETUSER", "app", "+cluster|slots")
+    eventually(lambda: one.admin("/readyz").status == 200, "it comes up", timeout_s=40)
 
 
 def test_any_node_that_answers_will_do_and_unserved_slots_are_told(node, cluster, redis):

@@ -116,6 +116,19 @@ impl fmt::Debug for Address {
 }
 
 impl Address {
+    /// The scheme of a URL that names it; `tls`: with TLS.
+    #[must_use]
+    pub const fn scheme(&self, tls: bool) -> &'static str {
+        match (self.kind, tls) {
+            (Kind::Single, false) => "redis",
+            (Kind::Single, true) => "rediss",
+            (Kind::ClusterNode, false) => "redis-cluster",
+            (Kind::ClusterNode, true) => "rediss-cluster",
+            (Kind::Sentinel, false) => "redis-sentinel",
+            (Kind::Sentinel, true) => "rediss-sentinel",
+        }
+    }
+
     /// Reads the URL of one server: `redis://`, `rediss://` or `unix://`.
     ///
     /// # Errors
@@ -490,9 +503,10 @@ fn parse_host_port(text: &str, default_port: u16) -> Result<Endpoint, String> {
 fn parse_database(text: &str) -> Result<u32, String> {
     match text {
         "" => Ok(0),
-        _ => text
-            .parse()
-            .map_err(|_| "its database is no number".to_owned()),
+        _ => text.parse().map_err(|_| {
+            "its database is no number (a `/` or `@` in a password is written %2F or %40)"
+                .to_owned()
+        }),
     }
 }
 

@@ -13,6 +13,8 @@ use crate::time::Tick;
 
 /// The scout's place among the servers.
 pub const SCOUT: u16 = 0;
+/// Whoever denies an answer, as all others do, is left for the next one after so many denials: about as many seconds.
+const DENIED_COUNT_MAX: usize = 30;
 /// The scout gives no other command.
 const TICKET: u64 = 0;
 
@@ -29,6 +31,8 @@ pub struct Cluster {
     seeds: Vec<Address>,
     /// How many were asked in vain since one has answered.
     failed_count: usize,
+    /// Why nobody tells who serves the slots, by the last answer.
+    refusal: Option<String>,
     /// Answers in a row that left something wrong.
     vain_count: u32,
     /// Since when not all is as it should be.
@@ -46,6 +50,7 @@ impl Cluster {
             directory: Directory::new(now),
             seeds: options.addresses().cloned().collect(),
             failed_count: 0,
+            refusal: None,
             vain_count: 0,
             trouble_since: Some(now),
         }
@@ -104,6 +109,7 @@ impl Fleet {
             _ => String::new(),
         };
         let grant = Grant::at_redis(self.options());
+        let is_denied = matches!(&reply, Some(Reply::Error(error)) if error.starts_with("NOPERM"));
         let topology = reply.map(|reply| Topology::read(&reply, &host, &grant));
         let Some(cluster) = self.cluster_mut() else {
             return;
@@ -111,6 +117,7 @@ impl Fleet {
         match topology {
             Some(Ok(topology)) => {
                 cluster.failed_count = 0;
+                cluster.refusal = None;
                 let differs = cluster.directory.answered(topology, now);
                 let gave_up = cluster.homeless_count() > 0;
                 if differs || gave_up {
@@ -120,7 +127,11 @@ impl Fleet {
             }
             Some(Err(reason)) => {
                 cluster.directory.failed(now);
-                self.scout_failed(&reason, now);
+                if cluster.refusal.as_ref() != Some(&reason) {
+                    tracing::warn!(reason, "Redis Cluster: nobody tells who serves the slots");
+                    cluster.refusal = Some(reason.clone());
+                }
+                self.scout_failed(&reason, is_denied, now);
             }
             None => cluster.directory.failed(now), // its link was lost, and says so itself
         }
@@ -257,15 +268,16 @@ impl Fleet {
         };
         cluster.directory.doubt(now);
         if server == SCOUT && role == Role::Commands {
+            cluster.refusal = None;
             cluster.directory.failed(now);
             let remote = self.remote(SCOUT);
             let reason = remote.map_or_else(String::new, Remote::commands_reason);
-            self.scout_failed(&reason, now);
+            self.scout_failed(&reason, false, now);
         }
     }
 
-    /// Whoever was asked does not answer as it should.
-    fn scout_failed(&mut self, reason: &str, now: Tick) {
+    /// Whoever was asked does not answer as it should. `is_denied`: it may not; another connection would not help.
+    fn scout_failed(&mut self, reason: &str, is_denied: bool, now: Tick) {
         let at_start = self.options().at_start;
         let Some(cluster) = self.cluster_mut() else {
             return;
@@ -275,6 +287,7 @@ impl Fleet {
         let round_is_over = cluster.failed_count.is_multiple_of(candidates.len());
         let is_lost = cluster.failed_count >= candidates.len();
         let is_first = cluster.directory.topology().is_none();
+        let failed_count = cluster.failed_count;
         if at_start == AtStart::Fail && is_first && is_lost {
             let all = candidates.iter();
             let all: Vec<String> = all.map(|address| address.endpoint.to_string()).collect();
@@ -284,7 +297,10 @@ impl Fleet {
             )));
             return;
         }
-        self.turn_scout(!round_is_over, now);
+        let stays = is_denied && is_lost && !failed_count.is_multiple_of(DENIED_COUNT_MAX);
+        if !stays {
+            self.turn_scout(!round_is_over, now);
+        }
     }
 
     /// Asks somebody else from now on: the one behind the last, in the list of all. `soon`: at once.
@@ -370,7 +386,10 @@ impl Fleet {
         let reason = match cluster.directory.topology() {
             None => format!(
                 "nobody has told who serves the slots yet: {}",
-                scout.commands_reason()
+                match &cluster.refusal {
+                    Some(refusal) => refusal.clone(),
+                    None => scout.commands_reason(),
+                }
             ),
             Some(_) => format!(
                 "nobody serves the slots of {homeless} of {} partitions",

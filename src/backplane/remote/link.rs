@@ -295,11 +295,15 @@ impl Link {
     }
 
     /// The next reply, or why the link is no good.
-    pub fn next_reply(&mut self, reply_bytes_max: usize) -> Result<Option<Reply>, String> {
+    pub fn next_reply(
+        &mut self,
+        reply_bytes_max: usize,
+        address: &Address,
+    ) -> Result<Option<Reply>, String> {
         let reply = self
             .decoder
             .next_reply()
-            .map_err(|_| explain_junk(self.decoder.waiting()))?;
+            .map_err(|_| explain_junk(self.decoder.waiting(), address))?;
         if reply.is_none() && self.decoder.waiting().len() > reply_bytes_max {
             return Err(format!(
                 "Redis sends a reply of more than {reply_bytes_max} bytes, and there is none so large"
@@ -356,7 +360,8 @@ impl Link {
         match &self.state {
             State::Connecting { since } if address.tls && since.after(timeout) <= now => {
                 Some(format!(
-                    "{endpoint} does not take the connection and finish the TLS handshake within {ms} ms; a port without TLS never does (write redis://)"
+                    "{endpoint} does not take the connection and finish the TLS handshake within {ms} ms; a port without TLS never does (write {}://)",
+                    address.scheme(false)
                 ))
             }
             State::Connecting { since } if since.after(timeout) <= now => Some(format!(
@@ -526,9 +531,10 @@ mod tests {
 
     #[test]
     fn who_is_not_redis_is_quoted() {
+        let address = Address::parse("redis://h").unwrap();
         let mut link = up(Tick(0));
         link.feed(b"HTTP/1.1 400 Bad Request\r\n\r\n", Tick(1));
-        let why = link.next_reply(1_000).unwrap_err();
+        let why = link.next_reply(1_000, &address).unwrap_err();
         assert!(
             why.contains("not Redis") && why.contains("HTTP/1.1 400"),
             "{why}"
@@ -536,6 +542,10 @@ mod tests {
         let mut link = up(Tick(0));
         link.feed(b"$5000\r\n", Tick(1));
         link.feed(&[b'x'; 1_100], Tick(1));
-        assert!(link.next_reply(1_000).unwrap_err().contains("1000 bytes"));
+        assert!(
+            link.next_reply(1_000, &address)
+                .unwrap_err()
+                .contains("1000 bytes")
+        );
     }
 }

@@ -31,6 +31,8 @@ const GRANT_SENTINEL: &str = "allchannels +hello +client|setname +info \
 pub struct Grant {
     user: String,
     rules: String,
+    /// Where the password is given.
+    secrets: &'static str,
 }
 
 impl Grant {
@@ -47,18 +49,21 @@ impl Grant {
         if options.is_cluster() {
             rules.push_str(GRANT_CLUSTER);
         }
-        Self::new(options.address.user.as_deref(), rules)
+        let secrets = "redis, redis_password or redis_password_file";
+        Self::new(options.address.user.as_deref(), rules, secrets)
     }
 
     /// What this node needs at a Sentinel.
     pub fn at_sentinel(address: &Address) -> Self {
-        Self::new(address.user.as_deref(), GRANT_SENTINEL.into())
+        let secrets = "redis_sentinel_password, or sentinel_user and sentinel_password in redis";
+        Self::new(address.user.as_deref(), GRANT_SENTINEL.into(), secrets)
     }
 
-    fn new(user: Option<&str>, rules: String) -> Self {
+    fn new(user: Option<&str>, rules: String, secrets: &'static str) -> Self {
         Self {
             user: user.unwrap_or("default").to_owned(),
             rules,
+            secrets,
         }
     }
 
@@ -72,14 +77,13 @@ impl Grant {
 /// A server's error in words that say what to do.
 pub fn explain(error: &str, grant: &Grant) -> String {
     let words = shown(error);
+    let secrets = grant.secrets;
     let code = error.split(' ').next().unwrap_or_default();
     match code {
-        "WRONGPASS" => format!(
-            "Redis refuses the user or the password ({words}): mend them in redis, redis_password or redis_password_file"
-        ),
-        "NOAUTH" => format!(
-            "Redis wants a password ({words}): give it in redis, redis_password or redis_password_file"
-        ),
+        "WRONGPASS" => {
+            format!("Redis refuses the user or the password ({words}): mend them in {secrets}")
+        }
+        "NOAUTH" => format!("Redis wants a password ({words}): give it in {secrets}"),
         "NOPERM" => format!(
             "the Redis user {} lacks a permission ({words}): {}",
             grant.user,
@@ -107,9 +111,7 @@ pub fn explain(error: &str, grant: &Grant) -> String {
             "Redis cannot save its data and takes nothing ({words}): mend its disk, or set stop-writes-on-bgsave-error no"
         ),
         "ERR" if error.contains("invalid password") || error.contains("without any password") => {
-            format!(
-                "Redis refuses the password ({words}): mend it in redis, redis_password or redis_password_file"
-            )
+            format!("Redis refuses the password ({words}): mend it in {secrets}")
         }
         "ERR" if error.contains("max number of clients") => format!(
             "Redis has as many clients as it takes ({words}): raise its maxclients, three for each node of Throng"
@@ -146,11 +148,12 @@ fn lacking(error: &str, grant: &Grant) -> String {
     )
 }
 
-/// What is behind bytes that are no RESP.
-pub fn explain_junk(bytes: &[u8]) -> String {
+/// What is behind bytes that are no RESP; `address`: who was to answer.
+pub fn explain_junk(bytes: &[u8], address: &Address) -> String {
     let shown = &bytes[..bytes.len().min(SHOWN_BYTES_MAX)];
     if let [TLS_ALERT | TLS_HANDSHAKE, TLS_MAJOR, ..] = shown {
-        return "what answers there speaks TLS: write rediss:// instead of redis://".into();
+        let (secure, plain) = (address.scheme(true), address.scheme(false));
+        return format!("what answers there speaks TLS: write {secure}:// instead of {plain}://");
     }
     let shown = String::from_utf8_lossy(shown);
     format!("what answers there is not Redis: it says {shown:?}")
@@ -161,8 +164,9 @@ pub fn explain_silence(reason: String, address: &Address) -> String {
     match address.tls {
         true => reason,
         false => format!(
-            "{reason}: {} has said nothing to HELLO; it is no Redis, or speaks TLS (write rediss://)",
-            address.endpoint
+            "{reason}: {} has said nothing to HELLO; it is no Redis, or speaks TLS (write {}://)",
+            address.endpoint,
+            address.scheme(true)
         ),
     }
 }
@@ -178,7 +182,7 @@ pub fn shown(error: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Address;
+    use super::super::{Address, Kind};
     use super::*;
 
     fn grant() -> Grant {
@@ -213,6 +217,46 @@ mod tests {
             assert!(said.contains(what), "{said} does not say {what}");
             let line = "ACL SETUSER alice &blue:* ~blue:* +hello";
             assert!(said.contains(line), "{said} does not say {line}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_password_is_mended_where_it_is_given() {
+        let sentinel = Address {
+            kind: Kind::Sentinel,
+            ..Address::parse("redis://h").unwrap()
+        };
+        let at_sentinel = Grant::at_sentinel(&sentinel);
+        for error in [
+            "WRONGPASS invalid username-password pair or user is disabled.",
+            "NOAUTH Authentication required.",
+            "ERR invalid password",
+        ] {
+            let said = explain(error, &at_sentinel);
+            let right = said.contains("redis_sentinel_password, or sentinel_user");
+            assert!(right && !said.contains("redis_password"), "{said}");
+            let said = explain(error, &grant());
+            assert!(said.contains("redis_password_file"), "{said}");
+        }
+    }
+
+    #[test]
+    fn the_scheme_to_write_is_that_of_the_kind() {
+        let hello = [TLS_HANDSHAKE, TLS_MAJOR, 3];
+        for (kind, plain, secure) in [
+            (Kind::Single, "redis://", "rediss://"),
+            (Kind::ClusterNode, "redis-cluster://", "rediss-cluster://"),
+            (Kind::Sentinel, "redis-sentinel://", "rediss-sentinel://"),
+        ] {
+            let address = Address {
+                kind,
+                ..Address::parse("redis://h").unwrap()
+            };
+            let said = explain_junk(&hello, &address);
+            let wanted = format!("write {secure} instead of {plain}");
+            assert!(said.contains(&wanted), "{said} does not say {wanted}");
+            let said = explain_silence("ended".into(), &address);
+            assert!(said.contains(&format!("(write {secure})")), "{said}");
         }
     }
 

@@ -38,11 +38,14 @@ impl Remote {
 
     fn replies(&mut self, role: Role, now: Tick) -> Result<(), String> {
         let bytes_max = self.options.reply_bytes_max;
-        while let Some(reply) = self.link_mut(role).next_reply(bytes_max)? {
+        loop {
             let link = match role {
                 Role::Publishing => &mut self.publishing,
                 Role::Subscription => &mut self.subscription,
                 Role::Commands => &mut self.commands,
+            };
+            let Some(reply) = link.next_reply(bytes_max, &self.options.address)? else {
+                break;
             };
             if !link.is_up() {
                 if link.greet(&reply, &self.options, now)? == Wants::Ready {

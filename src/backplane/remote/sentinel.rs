@@ -232,7 +232,9 @@ impl Watch {
     fn replies(&mut self, now: Tick) -> Result<(), String> {
         loop {
             let reply = self.decoder.next_reply();
-            let Some(reply) = reply.map_err(|_| explain_junk(self.decoder.waiting()))? else {
+            let Some(reply) = reply
+                .map_err(|_| explain_junk(self.decoder.waiting(), &self.sentinels[self.current]))?
+            else {
                 break;
             };
             match &mut self.state {

@@ -4,7 +4,7 @@ use super::{Finding, Level};
 use crate::backplane::remote::AtStart;
 use crate::config::Settings;
 use crate::runtime::host::HostFacts;
-use crate::runtime::redis::{RedisSeen, RedisService};
+use crate::runtime::redis::{RedisFact, RedisSeen, RedisService};
 
 /// A message's way to Redis and back beyond which it is said to be far, microseconds.
 const ROUND_TRIP_US_FAR: u64 = 5_000;
@@ -59,5 +59,6 @@ pub(super) fn only_waits(settings: &Settings, facts: &HostFacts, findings: &[Fin
     let of_redis = facts.redis.iter();
     let failed_redis = of_redis.filter(|fact| fact.seen.is_err() && !fact.is_spare);
     let failed_redis = failed_redis.count();
-    settings.redis.as_ref().is_some_and(waits) && failed == failed_redis
+    let has_tls = !facts.redis.iter().any(RedisFact::is_of_own_tls);
+    settings.redis.as_ref().is_some_and(waits) && has_tls && failed == failed_redis
 }

@@ -454,6 +454,10 @@ fn a_redis_is_told_with_its_distance_or_with_what_is_wrong() {
         text.contains("serve would start and not be ready: 1 failed"),
         "{text}"
     );
+    let mut wrong_tls = facts.clone();
+    wrong_tls.redis[0].place = "TLS".into();
+    let text = evaluate(&with_redis, &wrong_tls, &[]).to_text(false);
+    assert!(text.contains("serve would not start: 1 failed"), "{text}");
     let fails = settings(&[("redis", "redis://h"), ("redis_at_start", "fail")]);
     let text = evaluate(&fails, &facts, &[]).to_text(false);
     assert!(text.contains("serve would not start: 1 failed"), "{text}");

@@ -58,6 +58,8 @@ struct Target {
     /// In words.
     place: String,
     tls: bool,
+    /// The scheme of its URL without TLS.
+    plain: &'static str,
 }
 
 /// A link's socket.
@@ -343,6 +345,7 @@ impl RedisSockets {
                     host: host.clone(),
                     place: address.endpoint.to_string(),
                     tls: address.tls,
+                    plain: address.scheme(false),
                 };
                 *self.line(link) = Line::Resolving(self.lookups, target);
                 self.resolve(link, host.clone(), *port);
@@ -466,7 +469,7 @@ impl RedisSockets {
             let reason = format!("{} wants TLS, and none is set up", target.place);
             return self.fail(link, reason, backplane, now);
         };
-        match TlsStream::new(tls, socket, &target.host, &target.place) {
+        match TlsStream::new(tls, socket, &target.host, &target.place, target.plain) {
             Ok(stream) => self.shake(link, Box::new(stream), backplane, now),
             Err(reason) => self.fail(link, reason, backplane, now),
         }

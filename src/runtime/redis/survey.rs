@@ -23,6 +23,8 @@ const MESSAGE_COUNT: usize = 5;
 /// Channels that are tried at a cluster's node: it serves some of the slots.
 const CHANNEL_COUNT_MAX: u32 = 1_000;
 const READ_BYTES: usize = 16 << 10;
+/// The place of what is wrong before any server is asked.
+const OWN_TLS: &str = "TLS";
 
 /// What was seen of one server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +35,14 @@ pub struct RedisFact {
     pub seen: Result<RedisSeen, String>,
     /// Another one of its kind can be used: this one may be missing for a while.
     pub is_spare: bool,
+}
+
+impl RedisFact {
+    /// Whether it is about this node's own files for TLS: without them `serve` does not start.
+    #[must_use]
+    pub fn is_of_own_tls(&self) -> bool {
+        self.place == OWN_TLS
+    }
 }
 
 /// A server that can be used.
@@ -71,7 +81,7 @@ pub fn survey(settings: &Settings) -> Vec<RedisFact> {
         Ok(tls) => tls,
         Err(reason) => {
             return vec![RedisFact {
-                place: "TLS".into(),
+                place: OWN_TLS.into(),
                 seen: Err(reason),
                 is_spare: false,
             }];
@@ -199,6 +209,7 @@ impl Survey<'_> {
 /// A connection that waits for its answers.
 struct Talk {
     stream: Stream,
+    address: Address,
     place: String,
     decoder: Decoder,
     server: String,
@@ -215,10 +226,11 @@ impl Talk {
         let mut talk = Self {
             stream: match (address.tls, tls, &address.endpoint) {
                 (true, Some(tls), Endpoint::Tcp { host, .. }) => {
-                    Stream::Tls(secured(tls, socket, host, &place, timeout)?)
+                    Stream::Tls(secured(tls, socket, host, address, timeout)?)
                 }
                 _ => Stream::Plain(socket),
             },
+            address: address.clone(),
             place,
             decoder: Decoder::new(Version::Resp3),
             server: String::new(),
@@ -286,7 +298,7 @@ impl Talk {
             match self.decoder.next_reply() {
                 Ok(Some(reply)) => return Ok(reply),
                 Ok(None) => {}
-                Err(_) => return Err(explain_junk(self.decoder.waiting())),
+                Err(_) => return Err(explain_junk(self.decoder.waiting(), &self.address)),
             }
             match self.stream.read(&mut buffer) {
                 Ok(0) => return Err("Redis has closed the connection".into()),
@@ -365,10 +377,12 @@ fn secured(
     tls: &TlsClient,
     socket: Socket,
     host: &str,
-    place: &str,
+    address: &Address,
     timeout: Duration,
 ) -> Result<Box<TlsStream>, String> {
-    let mut stream = TlsStream::new(tls, socket, host, place)?;
+    let place = address.endpoint.to_string();
+    let plain = address.scheme(false);
+    let mut stream = TlsStream::new(tls, socket, host, &place, plain)?;
     loop {
         match stream.shake() {
             Ok(true) => return Ok(Box::new(stream)),
@@ -379,7 +393,7 @@ fn secured(
                 };
                 if !is_ready(stream.socket(), flags, timeout) {
                     return Err(format!(
-                        "{place} does not finish the TLS handshake within {} ms; a port without TLS never does (write redis://)",
+                        "{place} does not finish the TLS handshake within {} ms; a port without TLS never does (write {plain}://)",
                         timeout.as_millis()
                     ));
                 }

@@ -188,12 +188,22 @@ fn client_refused(error: &Error, certificate: &PemFile, key: &PemFile) -> String
     }
 }
 
+/// A name of a certificate without the word for its kind: `DnsName("redis.example")`, `IpAddress(10.0.0.1)`.
+fn bare_name(name: &str) -> &str {
+    let inside = name
+        .split_once('(')
+        .and_then(|(_, rest)| rest.strip_suffix(')'));
+    inside.unwrap_or(name).trim_matches('"')
+}
+
 /// A session over a socket.
 pub(super) struct TlsStream {
     session: ClientConnection,
     socket: Socket,
     /// The other side, for messages.
     place: String,
+    /// The scheme of its URL without TLS.
+    plain: &'static str,
     has_certificate: bool,
     /// What has come of which the session has not had all: the session takes no more than 4 KiB at a time, too little for
     /// a system call.
@@ -205,12 +215,13 @@ pub(super) struct TlsStream {
 }
 
 impl TlsStream {
-    /// A session that has not begun; `host`: who is to be at the other end.
+    /// A session that has not begun; `host`: who is to be at the other end; `plain`: the scheme of its URL without TLS.
     pub(super) fn new(
         client: &TlsClient,
         socket: Socket,
         host: &str,
         place: &str,
+        plain: &'static str,
     ) -> Result<Self, String> {
         let name = client.server_name.clone().or_else(|| server_name(host));
         let name = name.ok_or_else(|| {
@@ -222,6 +233,7 @@ impl TlsStream {
             session,
             socket,
             place: place.into(),
+            plain,
             has_certificate: client.has_certificate,
             arrived: vec![0; ARRIVED_BYTES_MAX].into_boxed_slice(),
             rest: 0..0,
@@ -352,9 +364,10 @@ impl TlsStream {
             [] => Ok(()),
             [kind, ..] if RECORD_TYPES.contains(&kind) => Ok(()),
             _ => Err(io::Error::other(format!(
-                "{} speaks no TLS, it says {:?}: write redis:// instead of rediss://",
+                "{} speaks no TLS, it says {:?}: write {}:// instead of a URL with TLS",
                 self.place,
-                String::from_utf8_lossy(&first[..count])
+                String::from_utf8_lossy(&first[..count]),
+                self.plain
             ))),
         }
     }
@@ -387,7 +400,8 @@ impl TlsStream {
             Error::InvalidCertificate(reason) => self.certificate_words(reason),
             Error::AlertReceived(alert) => self.alert_words(*alert),
             Error::InvalidMessage(_) => format!(
-                "{place} does not speak TLS as it should: write redis:// if it speaks none ({error})"
+                "{place} does not speak TLS as it should: write {}:// if it speaks none ({error})",
+                self.plain
             ),
             Error::PeerIncompatible(_) => format!(
                 "{place} has no TLS version or cipher in common with this node, which speaks TLS 1.2 and 1.3: set tls-protocols \"TLSv1.2 TLSv1.3\" there ({error})"
@@ -417,11 +431,8 @@ impl TlsStream {
                 expected,
                 presented,
             } => {
-                let names: Vec<&str> = presented
-                    .iter()
-                    .take(NAMES_SHOWN_MAX)
-                    .map(String::as_str)
-                    .collect();
+                let shown = presented.iter().take(NAMES_SHOWN_MAX);
+                let names: Vec<&str> = shown.map(|name| bare_name(name)).collect();
                 let names = match &names[..] {
                     [] => "no name at all".to_owned(),
                     names => names.join(", "),
@@ -471,5 +482,21 @@ impl Drop for TlsStream {
     fn drop(&mut self) {
         self.session.send_close_notify();
         let _ = self.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificates_names_are_shown_bare() {
+        for (name, bare) in [
+            ("DnsName(\"redis.example\")", "redis.example"),
+            ("IpAddress(10.0.0.1)", "10.0.0.1"),
+            ("redis.example", "redis.example"),
+        ] {
+            assert_eq!(bare_name(name), bare);
+        }
     }
 }
