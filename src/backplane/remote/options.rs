@@ -125,7 +125,7 @@ impl Options {
         }
         let mut names: Vec<String> = self
             .addresses()
-            .map(|address| address.endpoint.to_string())
+            .map(|address| address.endpoint.placement_name())
             .collect();
         if names.len() == 1 {
             return format!("one server{partitions}");
