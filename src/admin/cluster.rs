@@ -83,6 +83,7 @@ impl Meter {
             "lag_us": lag,
             "cpu_percent": tenths(sample.cpu_us.saturating_sub(last.cpu_us), us.saturating_mul(10_000)),
             "mode": if redis.configured { redis.mode } else { "none" },
+            "layout": options.layout,
         });
         match value {
             Value::Object(map) => (map, connections),
@@ -118,8 +119,7 @@ pub fn alone(own: &Map<String, Value>, options: &Options, away: Option<&str>) ->
 pub fn all(reply: &ClusterReply, own: &Map<String, Value>, options: &Options) -> Answer {
     match reply {
         ClusterReply::Nodes { nodes, user_count } => {
-            let mode = own.get("mode").unwrap_or(&Value::Null);
-            let nodes = nodes.iter().map(|seen| node(seen, mode, options)).collect();
+            let nodes = nodes.iter().map(|seen| node(seen, own, options)).collect();
             Answer::json(200, &whole(nodes, options, *user_count))
         }
         ClusterReply::Away(reason) => alone(own, options, Some(reason)),
@@ -160,7 +160,7 @@ fn whole(nodes: Vec<Value>, options: &Options, user_count: u64) -> Value {
 }
 
 /// What a node has told of itself, or what is known of one that is silent.
-fn node(seen: &NodeSeen, mode: &Value, options: &Options) -> Value {
+fn node(seen: &NodeSeen, own: &Map<String, Value>, options: &Options) -> Value {
     let silent_ms = SILENT_INTERVALS * u64::from(options.cluster_interval_ms);
     let state = seen.state.as_deref().filter(|_| seen.age_ms <= silent_ms);
     let told = state.and_then(|text| serde_json::from_str::<Map<String, Value>>(text).ok());
@@ -180,9 +180,15 @@ fn node(seen: &NodeSeen, mode: &Value, options: &Options) -> Value {
         json!(format!("{:016x}", seen.incarnation)),
     );
     node.insert("age_ms".into(), json!(seen.age_ms));
-    let other_mode = node["mode"] != Value::Null && *mode != Value::Null && node["mode"] != *mode;
-    if other_mode && let Some(Value::Array(reasons)) = node.get_mut("reasons") {
-        reasons.push(json!("mode_mismatch"));
+    for (field, code) in [("mode", "mode_mismatch"), ("layout", "layout_mismatch")] {
+        let of =
+            |node: &Map<String, Value>| node.get(field).filter(|value| !value.is_null()).cloned();
+        let differs = of(&node)
+            .zip(of(own))
+            .is_some_and(|(other, own)| other != own);
+        if differs && let Some(Value::Array(reasons)) = node.get_mut("reasons") {
+            reasons.push(json!(code));
+        }
     }
     Value::Object(node)
 }
@@ -225,6 +231,7 @@ mod tests {
             answer_timeout_ms: 1_000,
             bus_stall_ms_max: 1_000,
             has_redis: true,
+            layout: "one server".into(),
             cluster_interval_ms: 500,
         }
     }
@@ -346,6 +353,11 @@ mod tests {
             seen("d", 0, Some("{}".into())),
             seen("e", 0, Some("nonsense".into())),
             seen("f", 10, Some(other_mode)),
+            seen(
+                "g",
+                10,
+                Some(text.replace("one server", "a cluster, 64 partitions")),
+            ),
         ];
         let reply = ClusterReply::Nodes {
             nodes,
@@ -358,15 +370,18 @@ mod tests {
             let nodes = value["nodes"].as_array().unwrap().iter();
             nodes.map(|node| node[field].clone()).collect()
         };
-        let states = ["ready", "silent", "silent", "silent", "silent", "ready"];
+        let states = [
+            "ready", "silent", "silent", "silent", "silent", "ready", "ready",
+        ];
         assert_eq!(of("state"), states);
-        assert_eq!(of("id"), ["a", "b", "c", "d", "e", "f"]);
+        assert_eq!(of("id"), ["a", "b", "c", "d", "e", "f", "g"]);
         assert_eq!(of("reasons")[5], json!(["mode_mismatch"]));
+        assert_eq!(of("reasons")[6], json!(["layout_mismatch"]));
         assert_eq!(of("connections")[..2], [json!(3), Value::Null]);
         let totals = &value["totals"];
-        assert_eq!(totals["nodes"], 2);
-        assert_eq!(totals["connections"], 6);
-        assert_eq!(totals["connections_max"], 200);
+        assert_eq!(totals["nodes"], 3);
+        assert_eq!(totals["connections"], 9);
+        assert_eq!(totals["connections_max"], 300);
         assert_eq!(totals["users"], 3, "not the sum, which is 4");
     }
 

@@ -50,6 +50,8 @@ pub struct Options {
     pub bus_stall_ms_max: u32,
     /// Whether there is a Redis by the settings.
     pub has_redis: bool,
+    /// Where rooms are looked for, in words: nodes whose words differ do not hear each other.
+    pub layout: String,
     /// How often the node's state is put together.
     pub cluster_interval_ms: u32,
 }

@@ -287,6 +287,10 @@ fn start_backplane(
         answer_timeout_ms: ADMIN_ANSWER_TIMEOUT_MS,
         bus_stall_ms_max: ADMIN_BUS_STALL_MS_MAX,
         has_redis: settings.redis.is_some(),
+        layout: settings.redis.as_ref().map_or_else(
+            || "none".to_owned(),
+            crate::backplane::remote::Options::layout,
+        ),
         cluster_interval_ms: settings.registry.interval_ms,
     };
     let redis = match &settings.redis {

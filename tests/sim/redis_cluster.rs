@@ -26,6 +26,10 @@ pub struct Pipe {
 pub struct Logged {
     pub room: String,
     pub id: u64,
+    /// Which of its node's sequences it is in.
+    pub epoch: u32,
+    /// Only a server has it that had lost the slot without knowing: nobody follows the room there for long.
+    pub astray: bool,
 }
 
 #[derive(Default, Clone)]
@@ -135,7 +139,7 @@ impl Cluster {
                 self.truth[slot] = heir as u8;
             }
         }
-        self.servers[heir].view = self.truth.clone();
+        self.hear_of_all(heir);
     }
 
     /// The slot of a channel goes to another server, which is up.
@@ -147,23 +151,33 @@ impl Cluster {
         self.truth[usize::from(slot)] = target as u8;
         self.servers[target].view[usize::from(slot)] = target as u8;
         self.servers[source].view[usize::from(slot)] = target as u8;
-        for id in self.pipes.keys().copied().collect::<Vec<_>>() {
-            let pipe = &self.pipes[&id];
-            if pipe.server != source || pipe.ended {
-                continue;
-            }
-            let gone = pipe.channels.iter().filter(|channel| channel[0] == b's');
-            let gone = gone.filter(|channel| slot_of(&channel[1..]) == slot);
-            for channel in gone.cloned().collect::<Vec<_>>() {
-                self.pipes.get_mut(&id).unwrap().channels.remove(&channel);
-                self.push(id, &[b"sunsubscribe", &channel[1..]]);
-            }
-        }
+        self.drop_foreign(source);
     }
 
     /// A server hears who serves what.
     pub fn hear_of_all(&mut self, server: usize) {
         self.servers[server].view = self.truth.clone();
+        self.drop_foreign(server);
+    }
+
+    /// A server ends the subscriptions in slots that it knows not to be its own any more.
+    fn drop_foreign(&mut self, server: usize) {
+        let view = &self.servers[server].view;
+        let mut gone = Vec::new();
+        for (id, pipe) in &self.pipes {
+            if pipe.server == server && !pipe.ended {
+                let sharded = pipe.channels.iter().filter(|channel| channel[0] == b's');
+                let foreign = sharded.filter(|channel| {
+                    view.get(usize::from(slot_of(&channel[1..])))
+                        .is_some_and(|owner| usize::from(*owner) != server)
+                });
+                gone.extend(foreign.map(|channel| (*id, channel.clone())));
+            }
+        }
+        for (id, channel) in gone {
+            self.pipes.get_mut(&id).unwrap().channels.remove(&channel);
+            self.push(id, &[b"sunsubscribe", &channel[1..]]);
+        }
     }
 
     /// Everything is as it should be from now on.
@@ -314,12 +328,20 @@ impl Cluster {
             let ids: Vec<u64> = super::redis::ids(&batch).collect();
             let room = room.to_owned();
             let key = (room.clone(), stamp.node, stamp.epoch, stamp.sequence);
+            let home = self.home(channel.as_bytes());
+            let astray = kind == b's' && home.is_some_and(|home| home != self.pipes[&id].server);
             if self.seen.insert(key) {
                 self.log.extend(ids.into_iter().map(|id| Logged {
                     room: room.clone(),
                     id,
+                    epoch: stamp.epoch,
+                    astray,
                 }));
             } else {
+                let log = self.log.iter_mut();
+                for logged in log.filter(|logged| ids.contains(&logged.id)) {
+                    logged.astray &= astray;
+                }
                 self.again.extend(ids);
             }
         }

@@ -86,6 +86,7 @@ fn admin(shard_count: u8, key: Option<&str>) -> Admin {
         answer_timeout_ms: 1_000,
         bus_stall_ms_max: 1_000,
         has_redis: false,
+        layout: "none".into(),
         cluster_interval_ms: 2_000,
     })
 }

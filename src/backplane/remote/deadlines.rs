@@ -113,7 +113,7 @@ impl Remote {
         wire::encode_probe(&mut self.scratch, &stamp);
         self.publishing
             .command(&[self.words().publish, channel.as_bytes(), &self.scratch]);
-        self.expected.push_back((Expected::Probe, now));
+        self.expected.push_back((Expected::Probe(number), now));
         self.counts.commands_publish += 1;
         self.counts.probes += 1;
         self.ask_rank_beside(now);

@@ -189,7 +189,8 @@ pub struct LinkTrouble {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Expected {
     Batch,
-    Probe,
+    /// Its number.
+    Probe(u64),
     /// Whether the server is a master still.
     Rank,
     Script,
@@ -694,6 +695,7 @@ impl Remote {
             ..self.counts.clone()
         };
         if let Some(streams) = &self.streams {
+            snapshot.stream_retained_bytes = self.outgoing.replayed_bytes();
             streams.count(&mut snapshot);
         }
         snapshot

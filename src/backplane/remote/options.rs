@@ -113,6 +113,27 @@ impl Options {
         self.address.kind == Kind::ClusterNode
     }
 
+    /// What decides where a room is, in words without secrets: nodes that say something else look elsewhere.
+    #[must_use]
+    pub fn layout(&self) -> String {
+        let partitions = match self.has_tags() {
+            true => format!(", {} partitions", self.partitions),
+            false => String::new(),
+        };
+        if self.is_cluster() {
+            return format!("a cluster{partitions}");
+        }
+        let mut names: Vec<String> = self
+            .addresses()
+            .map(|address| address.endpoint.to_string())
+            .collect();
+        if names.len() == 1 {
+            return format!("one server{partitions}");
+        }
+        names.sort();
+        format!("{}{partitions}", names.join(" "))
+    }
+
     /// Whether channels' names have the tag of their partition in them.
     #[must_use]
     pub fn has_tags(&self) -> bool {

@@ -70,10 +70,14 @@ pub struct Outgoing {
     sequences: HashMap<RoomName, Sequence, FixedState>,
     /// When each sequence is to be looked at for its last use, oldest first.
     idle: VecDeque<(Tick, RoomName)>,
+    /// What a server that is gone had acknowledged: it goes before the queue, and waits for as long as it takes.
+    replayed: VecDeque<Entry>,
     queue: VecDeque<Entry>,
-    /// Entries at the front that are on their way.
+    /// Entries at the front of both that are on their way.
     sent_count: usize,
+    /// Of the queue.
     bytes: u64,
+    replayed_bytes: u64,
 }
 
 impl Outgoing {
@@ -84,9 +88,11 @@ impl Outgoing {
             epoch_next: 1,
             sequences: HashMap::with_hasher(FixedState::with_seed(seed)),
             idle: VecDeque::new(),
+            replayed: VecDeque::new(),
             queue: VecDeque::new(),
             sent_count: 0,
             bytes: 0,
+            replayed_bytes: 0,
         }
     }
 
@@ -153,7 +159,7 @@ impl Outgoing {
     /// Lets rooms go; what is on its way stays, and is acknowledged here or comes back with [`Self::take_unsent`].
     pub fn release(&mut self, goes: impl Fn(&str) -> bool) -> Parting {
         let mut in_flight = HashMap::with_hasher(FixedState::default());
-        let sent = self.queue.iter().take(self.sent_count);
+        let sent = self.iter().take(self.sent_count);
         for entry in sent.filter(|entry| goes(&entry.room)) {
             *in_flight.entry(entry.room.clone()).or_default() += 1;
         }
@@ -167,11 +173,13 @@ impl Outgoing {
 
     /// Takes rooms' entries out that are not on their way, in order.
     pub fn take_unsent(&mut self, goes: impl Fn(&str) -> bool) -> Vec<Entry> {
-        let unsent = self.queue.split_off(self.sent_count);
-        let (taken, kept): (Vec<Entry>, Vec<Entry>) =
-            unsent.into_iter().partition(|entry| goes(&entry.room));
-        self.queue.extend(kept);
-        self.bytes -= taken.iter().map(Entry::bytes).sum::<u64>();
+        let replayed_sent_count = self.sent_count.min(self.replayed.len());
+        let queue_sent_count = self.sent_count - replayed_sent_count;
+        let mut taken = take_from(&mut self.replayed, replayed_sent_count, &goes);
+        self.replayed_bytes -= bytes_of(&taken);
+        let queued = take_from(&mut self.queue, queue_sent_count, &goes);
+        self.bytes -= bytes_of(&queued);
+        taken.extend(queued);
         taken
     }
 
@@ -195,7 +203,10 @@ impl Outgoing {
 
     /// The next entry to be sent; it counts as sent.
     pub fn send_next(&mut self) -> Option<&Entry> {
-        let entry = self.queue.get(self.sent_count)?;
+        let entry = match self.sent_count.checked_sub(self.replayed.len()) {
+            None => self.replayed.get(self.sent_count)?,
+            Some(index) => self.queue.get(index)?,
+        };
         self.sent_count += 1;
         Some(entry)
     }
@@ -203,7 +214,11 @@ impl Outgoing {
     /// Redis has the oldest that is on its way.
     pub fn acknowledge(&mut self) -> Option<Entry> {
         self.sent_count = self.sent_count.checked_sub(1)?;
-        self.pop()
+        let Some(entry) = self.replayed.pop_front() else {
+            return self.pop();
+        };
+        self.replayed_bytes -= entry.bytes();
+        Some(entry)
     }
 
     /// The link was lost: everything is to be sent again.
@@ -211,19 +226,19 @@ impl Outgoing {
         self.sent_count = 0;
     }
 
-    /// Puts entries in front that were acknowledged by a server that is gone. Nothing is on its way then. Nobody is told if
-    /// they cannot be sent in time: they were published once.
+    /// Puts entries in front that were acknowledged by a server that is gone. Nothing is on its way then. They do not expire:
+    /// their publishers were told that they are published. Their bytes count apart, against those of what is acknowledged.
     pub fn replay(&mut self, entries: Vec<Entry>, now: Tick) {
         debug_assert_eq!(self.sent_count, 0, "nothing is on its way");
         for mut entry in entries.into_iter().rev() {
             entry.from = None;
-            entry.taken = now; // Redis had it: it is not too old for the next
-            self.bytes += entry.bytes();
-            self.queue.push_front(entry);
+            entry.taken = now;
+            self.replayed_bytes += entry.bytes();
+            self.replayed.push_front(entry);
         }
     }
 
-    /// Takes the oldest out if it was taken before `limit` and is not on its way.
+    /// Takes the oldest out that may expire if it was taken before `limit` and nothing is on its way.
     pub fn expire(&mut self, limit: Tick) -> Option<Entry> {
         if self.oldest_unsent()? >= limit {
             return None;
@@ -271,12 +286,17 @@ impl Outgoing {
 
     /// What waits, oldest first.
     pub fn iter(&self) -> impl Iterator<Item = &Entry> {
-        self.queue.iter()
+        self.replayed.iter().chain(&self.queue)
     }
 
-    /// Bytes held.
+    /// Bytes held of what was not acknowledged before.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Bytes held of what is published again.
+    pub fn replayed_bytes(&self) -> u64 {
+        self.replayed_bytes
     }
 
     /// What a batch would add to them.
@@ -286,23 +306,40 @@ impl Outgoing {
 
     /// When the oldest was taken.
     pub fn oldest(&self) -> Option<Tick> {
-        self.queue.front().map(|entry| entry.taken)
+        self.iter().next().map(|entry| entry.taken)
     }
 
-    /// The same, if it is not on its way.
+    /// When the oldest that may expire was taken, if nothing is on its way.
     pub fn oldest_unsent(&self) -> Option<Tick> {
-        self.oldest().filter(|_| self.sent_count == 0)
+        let oldest = self.queue.front().map(|entry| entry.taken);
+        oldest.filter(|_| self.sent_count == 0)
     }
 
     /// Whether some are not on their way.
     pub fn has_unsent(&self) -> bool {
-        self.sent_count < self.queue.len()
+        self.sent_count < self.replayed.len() + self.queue.len()
     }
 
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.queue.is_empty()
+        self.replayed.is_empty() && self.queue.is_empty()
     }
+}
+
+/// Takes rooms' entries out that stand behind the first `sent_count`, in order.
+fn take_from(
+    entries: &mut VecDeque<Entry>,
+    sent_count: usize,
+    goes: impl Fn(&str) -> bool,
+) -> Vec<Entry> {
+    let unsent = entries.split_off(sent_count).into_iter();
+    let (taken, kept): (Vec<Entry>, Vec<Entry>) = unsent.partition(|entry| goes(&entry.room));
+    entries.extend(kept);
+    taken
+}
+
+fn bytes_of(entries: &[Entry]) -> u64 {
+    entries.iter().map(Entry::bytes).sum()
 }
 
 #[cfg(test)]
@@ -373,6 +410,39 @@ mod tests {
         outgoing.rewind();
         assert_eq!(outgoing.expire(Tick(11)).unwrap().taken, Tick(10));
         assert!(outgoing.expire(Tick(11)).is_none());
+    }
+
+    #[test]
+    fn what_is_published_again_goes_first_and_does_not_expire() {
+        let mut outgoing = Outgoing::new(7, 1);
+        let (one, two) = (RoomName::from("one"), RoomName::from("two"));
+        let mut acknowledged = Vec::new();
+        for room in [&one, &two, &one] {
+            outgoing.push(room, &batch(1), Some(CoreId(0)), Tick(1));
+            outgoing.send_next();
+            acknowledged.extend(outgoing.acknowledge());
+        }
+        outgoing.push(&one, &batch(1), None, Tick(2));
+        let bytes = outgoing.bytes();
+        outgoing.replay(acknowledged, Tick(3));
+        assert_eq!(outgoing.bytes(), bytes, "they are not of the buffer");
+        assert_eq!(outgoing.replayed_bytes(), 3 * bytes);
+        assert_eq!(outgoing.oldest_unsent(), Some(Tick(2)));
+        assert_eq!(outgoing.expire(Tick(9)).unwrap().stamp.sequence, 3);
+        assert!(outgoing.expire(Tick(9)).is_none() && outgoing.has_unsent());
+        outgoing.push(&one, &batch(1), None, Tick(4));
+        for _ in 0..2 {
+            assert!(outgoing.send_next().unwrap().from.is_none());
+        }
+        let parting = outgoing.release(|room| room == "one");
+        let numbers = parting.unsent.iter().map(|entry| entry.stamp.sequence);
+        assert_eq!(numbers.collect::<Vec<_>>(), [2, 4]);
+        assert_eq!(parting.in_flight[&one], 1);
+        for room in ["one", "two"] {
+            assert_eq!(&*outgoing.acknowledge().unwrap().room, room);
+        }
+        assert!(outgoing.is_empty() && !outgoing.has_unsent());
+        assert_eq!((outgoing.bytes(), outgoing.replayed_bytes()), (0, 0));
     }
 
     #[test]

@@ -46,9 +46,14 @@ impl Pulse {
         Some(self.number)
     }
 
+    /// Whether this probe is the one that is waited for.
+    pub fn awaits(&self, number: u64) -> bool {
+        self.pending.is_some() && number == self.number
+    }
+
     /// A probe has come back. Whether it is the one that was waited for.
     pub fn returned(&mut self, number: u64) -> bool {
-        let expected = self.pending.is_some() && number == self.number;
+        let expected = self.awaits(number);
         if expected {
             self.pending = None;
             self.unproven = false;

@@ -89,7 +89,7 @@ impl Remote {
                 }
                 Ok(())
             }
-            Some((Expected::Probe, _)) => Ok(()),
+            Some((Expected::Probe(_), _)) => Ok(()),
             Some(_) => Err("Redis says what nobody asked for".into()),
             None => Err("Redis acknowledges what it was not sent".into()),
         }

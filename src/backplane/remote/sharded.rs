@@ -94,6 +94,12 @@ impl Asks {
         self.queue.remove(index)
     }
 
+    /// Whether the probe channel in `slot` is asked for.
+    fn has_probe(&self, slot: Slot) -> bool {
+        let mut asks = self.queue.iter();
+        asks.any(|ask| ask.slot == slot && matches!(ask.kind, Kind::Probe))
+    }
+
     /// The link was lost.
     pub fn clear(&mut self) {
         self.queue.clear();
@@ -177,7 +183,7 @@ impl Remote {
             return;
         }
         let is_up = self.subscription.is_up() && self.closing.is_none();
-        if !is_same && is_up && self.probe_stands {
+        if !is_same && is_up && (self.probe_stands || self.probe_asked) {
             let old = self.probe_channel();
             self.subscription
                 .command(&[self.words().unsubscribe, old.as_bytes()]);
@@ -240,7 +246,11 @@ impl Remote {
                 }
                 match ask.map(|ask| ask.kind) {
                     Some(Kind::Rooms(rooms)) => self.channels.unask(rooms),
-                    Some(Kind::Probe) => self.probe_asked = false,
+                    Some(Kind::Probe) => {
+                        // It may have been for a channel that another has replaced.
+                        let slot = Naming::slot_of_channel(self.probe_channel().as_bytes());
+                        self.probe_asked = self.asks.has_probe(slot);
+                    }
                     Some(Kind::Leave) | None => {}
                 }
                 Ok(())
@@ -285,7 +295,9 @@ impl Remote {
                 }
                 Ok(())
             }
-            Some((Expected::Probe, _)) => {
+            // One that nobody waits for was for a channel that has been left since, or asked for anew.
+            Some((Expected::Probe(number), _)) if !self.pulse.awaits(number) => Ok(()),
+            Some((Expected::Probe(_), _)) => {
                 self.pulse.lost();
                 self.probe_stands = false;
                 let slot = Naming::slot_of_channel(self.probe_channel().as_bytes());
@@ -315,6 +327,7 @@ fn is_forbidden(error: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Source, placement};
     use super::*;
 
     #[test]
@@ -332,6 +345,73 @@ mod tests {
         ));
         assert!(asks.refused(Some(2)).is_none());
         assert!(asks.answered(1, false) && !asks.answered(1, false));
+    }
+
+    /// A server whose links are up, in a cluster with sharded channels, following its probe channel by `tag`.
+    fn followed(tag: &Tag) -> Remote {
+        let Ok(Source::Cluster { mut seeds }) = Source::parse("redis-cluster://h") else {
+            panic!("it names a cluster");
+        };
+        let mut options = super::super::Options::new(seeds.remove(0));
+        options.mode = Mode::Sharded;
+        let mut remote = Remote::new(options, 1, 1, Tick(0));
+        remote.set_probe_tag(Some(tag.clone()), Tick(0));
+        let fields = [
+            "server", "redis", "version", "7.2.0", "mode", "cluster", "role", "master",
+        ];
+        let fields = fields.map(|field| format!("${}\r\n{field}\r\n", field.len()));
+        remote.handle_deadline(Tick(0));
+        let hello = format!("%4\r\n{}", fields.concat());
+        for role in [Role::Publishing, Role::Subscription] {
+            remote.connected(role, Tick(0));
+            remote.received(role, hello.as_bytes(), Tick(0));
+            assert!(remote.link(role).is_up(), "{role:?}");
+        }
+        assert!(remote.probe_asked);
+        remote
+    }
+
+    fn subscribed(remote: &mut Remote) {
+        let channel = remote.probe_channel();
+        let length = channel.len();
+        let reply = format!(">3\r\n$10\r\nssubscribe\r\n${length}\r\n{channel}\r\n:1\r\n");
+        remote.received(Role::Subscription, reply.as_bytes(), Tick(0));
+        assert!(remote.probe_stands);
+    }
+
+    fn moved(remote: &mut Remote, role: Role, slot: Slot) {
+        let error = format!("-MOVED {slot} other:6379\r\n");
+        remote.received(role, error.as_bytes(), Tick(0));
+    }
+
+    #[test]
+    fn a_probe_by_the_old_channel_that_is_refused_says_nothing_of_the_new_one() {
+        let tags = [1, 2].map(|part| placement::tag_in(|slot| slot % 3 == part).unwrap());
+        let mut remote = followed(&tags[0]);
+        subscribed(&mut remote);
+        let is_probe = |(expected, _): &(Expected, Tick)| matches!(expected, Expected::Probe(_));
+        assert!(remote.expected.iter().any(is_probe), "a new link is probed");
+        remote.set_probe_tag(Some(tags[1].clone()), Tick(0));
+        subscribed(&mut remote);
+        moved(&mut remote, Role::Publishing, tags[0].slot);
+        assert!(remote.probe_stands, "it was not asked about");
+        assert!(remote.poll_news().is_none());
+        moved(&mut remote, Role::Publishing, tags[1].slot);
+        assert!(!remote.probe_stands, "that one is waited for");
+        let news = remote.poll_news();
+        assert!(matches!(news, Some(News::Elsewhere(slot)) if slot == tags[1].slot));
+    }
+
+    #[test]
+    fn an_old_probe_channel_that_is_refused_leaves_the_new_one_asked_for() {
+        let tags = [1, 2].map(|part| placement::tag_in(|slot| slot % 3 == part).unwrap());
+        let mut remote = followed(&tags[0]);
+        remote.set_probe_tag(Some(tags[1].clone()), Tick(0));
+        moved(&mut remote, Role::Subscription, tags[0].slot);
+        assert!(remote.probe_asked, "the new one is not answered");
+        moved(&mut remote, Role::Subscription, tags[0].slot); // that it is to be left
+        subscribed(&mut remote);
+        assert!(!remote.probe_asked);
     }
 
     #[test]

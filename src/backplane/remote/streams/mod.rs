@@ -171,7 +171,7 @@ impl Streams {
         snapshot.joins_waiting += self.places.waiting_count() as u64;
         snapshot.stream_catch_ups = self.places.catch_ups;
         snapshot.stream_rooms_behind = self.places.behind_count() as u64;
-        snapshot.stream_retained_bytes = self.retained.bytes();
+        snapshot.stream_retained_bytes += self.retained.bytes();
     }
 }
 
@@ -546,8 +546,11 @@ impl Remote {
         let Some(streams) = &mut self.streams else {
             return;
         };
-        // As of when the server was heard: what it had acknowledged before it went away is kept until it is back.
-        streams.retained.expire(self.publishing.heard());
+        // As of when the server was heard: what it had acknowledged before it went away is kept until it is back, and has
+        // said which it is.
+        if streams.is_ready() {
+            streams.retained.expire(self.publishing.heard());
+        }
         while let Some((room, shards)) = streams.places.take_overdue(now) {
             self.counts.joins_refused += 1;
             self.effects.push_back(Effect::JoinRefused { room, shards });
@@ -601,3 +604,6 @@ impl Streams {
         self.clock_read && self.clock_sent.is_none() && self.clock_next <= now
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,97 @@
+//! What a server that takes another's place is sent again.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::backplane::remote::{Address, LinkOrder, Mode, Role};
+use crate::bus::{Batch, BatchMessage, MessageKind};
+
+const ROLE: Role = Role::Publishing;
+const HELLO: &[u8] = b"%1\r\n$7\r\nversion\r\n$6\r\n7.0.15\r\n";
+const DIGEST: &[u8] = b"$40\r\n0123456789abcdef0123456789abcdef01234567\r\n";
+
+fn text(letter: u8) -> Arc<Batch> {
+    Arc::new(Batch {
+        bytes: vec![letter; 40],
+        messages: vec![BatchMessage {
+            end: 40,
+            header_bytes: 0,
+            kind: MessageKind::Text,
+            sender: None,
+        }],
+        published: Tick(0),
+    })
+}
+
+/// What is written on the publishing link.
+fn written(remote: &mut Remote, now: Tick) -> String {
+    let gathered = now.after(Duration::from_secs(1));
+    let output = remote.output(ROLE, gathered).to_vec();
+    remote.written(ROLE, output.len(), now);
+    String::from_utf8_lossy(&output).into_owned()
+}
+
+/// The publishing link comes up; whatever is due is done after each of the server's words. What is published.
+fn come_up(remote: &mut Remote, server: &str, at: Tick) -> String {
+    remote.handle_deadline(at);
+    assert!(
+        std::iter::from_fn(|| remote.poll_order())
+            .any(|order| matches!(order, LinkOrder::Connect { link, .. } if link.role == ROLE))
+    );
+    remote.connected(ROLE, at);
+    let info = format!("${}\r\nrun_id:{server}\r\n", "run_id:".len() + server.len());
+    for reply in [HELLO, DIGEST, info.as_bytes()] {
+        remote.handle_deadline(at);
+        assert!(!written(remote, at).contains("EVALSHA"), "not asked yet");
+        remote.received(ROLE, reply, at);
+    }
+    written(remote, at)
+}
+
+fn go_down(remote: &mut Remote, at: Tick) {
+    remote.failed(ROLE, "it is gone".into(), at);
+    while remote.poll_order().is_some() {}
+}
+
+#[test]
+fn what_was_acknowledged_is_sent_again_after_any_outage_and_once_more_after_another() {
+    let options = Options {
+        mode: Mode::Streams,
+        buffer_age_ms: 1_000,
+        ..Options::new(Address::parse("redis://x").unwrap())
+    };
+    assert_eq!(options.streams_retain_ms, 5_000);
+    let mut remote = Remote::new(options, 0, 7, Tick(0));
+    assert!(!come_up(&mut remote, "first", Tick(0)).contains("EVALSHA"));
+    for letter in [b'a', b'b'] {
+        remote.publish(&"r".into(), &text(letter), None, Tick(0));
+    }
+    assert!(written(&mut remote, Tick(0)).contains("aaaa"));
+    remote.received(ROLE, b":1\r\n:2\r\n", Tick(0));
+    go_down(&mut remote, Tick::from_ms(1_000));
+
+    // Longer than acknowledged messages are kept while Redis is there.
+    let back = Tick::from_ms(60_000);
+    let again = come_up(&mut remote, "second", back);
+    let places = ["aaaa", "bbbb"].map(|text| again.find(text));
+    assert!(places.is_sorted() && places[0].is_some(), "{again}");
+    assert_eq!(remote.snapshot(back).buffer_bytes, 0);
+    assert!(remote.snapshot(back).stream_retained_bytes > 0);
+    remote.received(ROLE, b":1\r\n", back);
+    go_down(&mut remote, back);
+
+    // Longer than unacknowledged messages are kept.
+    let later = Tick::from_ms(120_000);
+    remote.handle_deadline(later);
+    assert_eq!(remote.snapshot(later).messages_refused, 0);
+    while remote.poll_order().is_some() {}
+    go_down(&mut remote, later);
+    let back = Tick::from_ms(180_000);
+    let again = come_up(&mut remote, "third", back);
+    let places = ["aaaa", "bbbb"].map(|text| again.find(text));
+    assert!(places.is_sorted() && places[0].is_some(), "{again}");
+    remote.received(ROLE, b":1\r\n:2\r\n", back);
+    go_down(&mut remote, back);
+    let again = come_up(&mut remote, "third", Tick::from_ms(240_000));
+    assert!(!again.contains("EVALSHA"), "it is the same server");
+}
