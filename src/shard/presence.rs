@@ -1,6 +1,6 @@
 //! What the registry is told: who has come, who has gone, and once an interval who is here.
 //!
-//! Notes wait here until the lane up takes them. While it takes none, refreshes pause, and news beyond a bound are dropped:
+//! Notes wait here until the lane up takes them. While some wait, refreshes pause, and news beyond a bound are dropped:
 //! a connection that was not told of is told of by its next refresh, and one that has gone is forgotten by the registry
 //! when nobody refreshes it.
 
@@ -16,8 +16,6 @@ use crate::time::elapsed_ms;
 
 /// Notes that wait for the lane at most.
 const NOTES_WAITING_MAX: usize = 32 * PRESENCE_NOTE_COUNT_MAX;
-/// Refreshes pause while so many wait.
-const REFRESH_PAUSE_COUNT: usize = NOTES_WAITING_MAX / 2;
 /// What a note weighs in a lane, with the part of its names that is not shared.
 const NOTE_BYTES: usize = size_of::<PresenceNote>() + 64;
 
@@ -87,9 +85,8 @@ impl Shard {
 
     /// Refreshes the share of the connections that `elapsed_us` stands for.
     pub(super) fn refresh_presence(&mut self, elapsed_us: u64) {
-        if self.options.presence == Presence::Off
-            || self.presence.waiting.len() >= REFRESH_PAUSE_COUNT
-        {
+        // What waits is news, and goes first: a lane that takes little would never come to the end of refreshes.
+        if self.options.presence == Presence::Off || !self.presence.waiting.is_empty() {
             return;
         }
         let length = self.connections.length();
