@@ -10,6 +10,7 @@
 #
 # THRONG_SIM_FIRST  first seed of the simulation's sweep (default: from the commit's hash)
 # THRONG_SIM_RUNS   seeds that it looks at (default 1000)
+# THRONG_SIM_REDIS_RUNS  seeds of worlds around a Redis, which take longer (default 300)
 # THRONG_WSTEST     the Autobahn suite's `wstest`, if it is somewhere already
 # THRONG_FUZZ_S     seconds for each fuzz target (default 10)
 set -uo pipefail
@@ -75,8 +76,9 @@ doctest() { cargo test --doc --workspace --locked; }
 sweep() {
     local first
     first=${THRONG_SIM_FIRST:-$((16#$(git rev-parse --short=12 HEAD 2>/dev/null || echo 1)))}
-    note "THRONG_SIM_FIRST=$first THRONG_SIM_RUNS=${THRONG_SIM_RUNS:-1000}"
-    THRONG_SIM_FIRST=$first THRONG_SIM_RUNS=${THRONG_SIM_RUNS:-1000} nextest -p throng --test sim
+    note "THRONG_SIM_FIRST=$first THRONG_SIM_RUNS=${THRONG_SIM_RUNS:-1000} THRONG_SIM_REDIS_RUNS=${THRONG_SIM_REDIS_RUNS:-300}"
+    THRONG_SIM_FIRST=$first THRONG_SIM_RUNS=${THRONG_SIM_RUNS:-1000} THRONG_SIM_REDIS_RUNS=${THRONG_SIM_REDIS_RUNS:-300} \
+        nextest -p throng --test sim
 }
 
 build() { cargo build --locked -p throng -p throng-load --bin throng --bin throng-load; }
@@ -215,7 +217,7 @@ run_step() {
 
 case ${1:-all} in
     -h | --help)
-        sed -n '2,14s/^# \{0,1\}//p' "$0"
+        sed -n '2,15s/^# \{0,1\}//p' "$0"
         exit 0
         ;;
     all) STEPS=("${ALL[@]}") ;;

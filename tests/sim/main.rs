@@ -4,7 +4,8 @@
 //! then liveness (faults off: everything comes to rest, and every member has everything or was told of the gap).
 //!
 //! A failure prints its seed and step; `THRONG_SIM_SEED=… cargo test --test sim` replays it, `THRONG_SIM_RUNS=…` looks
-//! at that many seeds instead of the usual few, from `THRONG_SIM_FIRST` on.
+//! at that many seeds instead of the usual few, from `THRONG_SIM_FIRST` on, and `THRONG_SIM_REDIS_RUNS=…` at another number of
+//! those around a Redis, which take longer.
 
 mod client;
 mod fleet;
@@ -40,6 +41,12 @@ fn number(variable: &str) -> Option<u64> {
         text.parse()
             .unwrap_or_else(|_| panic!("{variable} is a number, not {text:?}")),
     )
+}
+
+/// Seeds that worlds around a Redis look at.
+fn redis_runs(usual: u64) -> u64 {
+    let runs = number("THRONG_SIM_REDIS_RUNS").or_else(|| number("THRONG_SIM_RUNS"));
+    runs.unwrap_or(usual)
 }
 
 /// Runs one seed to its end and gives its trace. A failure says how to see it again.
@@ -91,7 +98,7 @@ fn nodes_on_a_failing_redis_lose_nothing_in_silence() {
         return;
     }
     let first = number("THRONG_SIM_FIRST").unwrap_or(0);
-    for seed in first..first + number("THRONG_SIM_RUNS").unwrap_or(REDIS_RUNS) {
+    for seed in first..first + redis_runs(REDIS_RUNS) {
         run_redis(seed);
     }
     assert_eq!(run_redis(first), run_redis(first), "the same seed");
@@ -120,7 +127,7 @@ fn a_fleet_of_servers_that_fail_and_move_loses_nothing_in_silence() {
     }
     let first = number("THRONG_SIM_FIRST").unwrap_or(0);
     let mut moves = 0;
-    for seed in first..first + number("THRONG_SIM_RUNS").unwrap_or(FLEET_RUNS) {
+    for seed in first..first + redis_runs(FLEET_RUNS) {
         moves += run_fleet(seed).1;
     }
     assert!(moves > 0, "something has moved");
