@@ -140,7 +140,7 @@ def test_a_switch_on_purpose_is_followed_at_once(node, group):
     a, b = node("a"), node("b")
     old = group.master()
     one, other = a.join("r"), b.join("r")
-    group.sentinels[0].command("SENTINEL", "FAILOVER", group.NAME)
+    group.sentinels[0].command("SENTINEL", "FAILOVER", group.name)
     new = group.await_master(old)
     eventually(lambda: nodes_at(new) >= {"throng-a", "throng-b"} and not nodes_at(old), "the nodes have moved", timeout_s=5)
     eventually(lambda: is_ready(a, b), "they are ready", timeout_s=5)
@@ -231,7 +231,7 @@ def test_check_looks_at_sentinels_and_the_master_that_they_name(group):
 
 def test_two_groups_share_the_rooms(serve, tmp_path):
     (tmp_path / "other").mkdir()
-    with Group(tmp_path, sentinel_count=1) as one, Group(tmp_path / "other", sentinel_count=1) as other:
+    with Group(tmp_path, sentinel_count=1) as one, Group(tmp_path / "other", sentinel_count=1, name="other") as other:
         urls = [one.url, other.url]
         nodes = [
             serve(flags=["--redis", first, "--redis", second, "--node-id", name])

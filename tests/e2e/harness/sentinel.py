@@ -29,11 +29,10 @@ class Sentinel(Redis):
 
 
 class Group:
-    """A master, replicas of it, and Sentinels that watch them under the name `NAME`."""
+    """A master, replicas of it, and Sentinels that watch them under the name `name`."""
 
-    NAME = "one/group"
-
-    def __init__(self, directory, replica_count=1, sentinel_count=3, password=None, sentinel_password=None):
+    def __init__(self, directory, replica_count=1, sentinel_count=3, password=None, sentinel_password=None, name="one/group"):
+        self.name = name
         self.settings = ["repl-diskless-sync-delay 0"]
         if password:
             self.settings += [f"requirepass {password}", f"masterauth {password}"]
@@ -43,12 +42,12 @@ class Group:
             self.servers.append(Redis(directory, [*self.settings, follows]))
         quorum = sentinel_count // 2 + 1
         watching = [
-            f"sentinel monitor {self.NAME} 127.0.0.1 {self.servers[0].port} {quorum}",
-            f"sentinel down-after-milliseconds {self.NAME} 500",
-            f"sentinel failover-timeout {self.NAME} 3000",
+            f"sentinel monitor {self.name} 127.0.0.1 {self.servers[0].port} {quorum}",
+            f"sentinel down-after-milliseconds {self.name} 500",
+            f"sentinel failover-timeout {self.name} 3000",
         ]
         if password:
-            watching.append(f"sentinel auth-pass {self.NAME} {password}")
+            watching.append(f"sentinel auth-pass {self.name} {password}")
         if sentinel_password:
             watching.append(f"requirepass {sentinel_password}")
         self.sentinels = [Sentinel(directory, watching) for _ in range(sentinel_count)]
@@ -69,7 +68,7 @@ class Group:
 
     def _is_complete(self):
         for sentinel in self.sentinels:
-            flat = sentinel.command("SENTINEL", "MASTER", self.NAME)
+            flat = sentinel.command("SENTINEL", "MASTER", self.name)
             fields = dict(zip(flat[::2], flat[1::2], strict=True))
             known = int(fields[b"num-slaves"]), int(fields[b"num-other-sentinels"])
             if known != (len(self.servers) - 1, len(self.sentinels) - 1):
@@ -83,11 +82,11 @@ class Group:
     @property
     def url(self):
         places = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
-        return f"redis-sentinel://{places}/{self.NAME.replace('/', '%2F')}"
+        return f"redis-sentinel://{places}/{self.name.replace('/', '%2F')}"
 
     def master(self):
         """The server that the Sentinels name."""
-        _, port = self.sentinels[0].command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.NAME)
+        _, port = self.sentinels[0].command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.name)
         return next(one for one in self.servers if one.port == int(port))
 
     def await_master(self, other_than):
