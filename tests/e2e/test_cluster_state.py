@@ -17,7 +17,7 @@ close_timeout_ms = 300
 FIELDS = {
     "id", "incarnation", "age_ms", "state", "reasons", "version", "uptime_s", "connections", "connections_max", "users",
     "rooms", "messages_in_per_s", "messages_out_per_s", "buffered_bytes", "memory_bytes", "memory_bytes_max", "lag_us",
-    "cpu_percent", "mode",
+    "cpu_percent", "mode", "layout",
 }  # fmt: skip
 TOTALS = {
     "nodes", "ready", "connections", "connections_max", "users", "messages_in_per_s", "messages_out_per_s",

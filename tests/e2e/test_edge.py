@@ -170,7 +170,7 @@ def test_only_a_trusted_proxy_names_users_by_the_header(serve):
 
 
 def test_behind_a_proxy_header_that_names_nobody_no_header_is_believed(serve):
-    server = serve(TRUSTED + 'proxy_protocol = "require"\nforwarded_for = "on"\nauth = "header"\n', admin_key=KEY)
+    server = serve(TRUSTED + 'proxy_protocol = "accept"\nforwarded_for = "on"\nauth = "header"\n', admin_key=KEY)
     for header in (b"PROXY UNKNOWN\r\n", v2(), v2(tlvs=b"anything"), SIGNATURE + b"\x21\x00\0\0", SIGNATURE + b"\x21\x31\0\xd8" + bytes(216)):
         with Through(server, header) as wire:
             with pytest.raises(AssertionError, match="403 .*[Uu]ser"):
