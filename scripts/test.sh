@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The gate: the same here and in CI. Runs every step, says what failed and what was skipped, and why.
 #
-#   scripts/test.sh              everything (under 20 minutes on two cores, once dependencies are built)
+#   scripts/test.sh              everything (about half an hour on two cores)
 #   scripts/test.sh fast         what to run before a commit: fmt lint licences unit doctest e2e-fast
 #   scripts/test.sh STEP...      just these: fmt lint docs licences msrv unit doctest sweep e2e e2e-fast valkey deploy million conformance fuzz
 #
