@@ -250,7 +250,8 @@ def test_haproxy_asks_every_node_for_its_health_once_an_interval(cluster, balanc
         before = node.metric("throng_handshakes_total", outcome="health")
         node.await_metric("throng_handshakes_total", before + 5, outcome="health")
     servers = balancer.servers("nodes")
-    assert {row["check_status"] for row in servers.values()} == {"L7OK"}
+    # A star stands before the last verdict while the next check is on its way.
+    assert {row["check_status"].removeprefix("* ") for row in servers.values()} == {"L7OK"}
     assert {row["check_code"] for row in servers.values()} == {"200"}
 
 
