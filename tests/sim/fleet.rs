@@ -10,92 +10,28 @@
 //! (it was replaced while it was down, and back before it heard of that) is shown by the publisher's numbers alone. Who has
 //! not heard that sequence in its stay both before and since need not be told.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use throng::backplane::remote::{self, Degraded, Endpoint, LinkId, LinkOrder, Mode, Role, Source};
-use throng::backplane::{Action, Backplane, LaneRoom, Options, Ports, turn};
-use throng::bus::{Batch, BatchMessage, CoreId, Downstream, MessageKind, RoomName, Upstream};
-use throng::protocol::{OpCode, encode_header};
+use throng::backplane::remote::{self, Degraded, Mode, Role, Source};
+use throng::backplane::{Backplane, Options};
+use throng::bus::Upstream;
 use throng::time::Tick;
 
-use super::lane::Lane;
+use super::log::Logged;
+use super::nodes::{HEAL_US, Node, Nodes, Stay, check_told};
 use super::random::Random;
-use super::redis::ids;
-use super::redis_cluster::{Cluster, Logged};
+use super::redis_cluster::Cluster;
 
 const ROOMS: [&str; 6] = ["one", "two", "three", "four", "five", "six"];
 const STEPS: usize = 1_200;
-/// Virtual time in which everything comes to rest, microseconds.
-const HEAL_US: u64 = 60_000_000;
-
-/// One stay in a room.
-#[derive(Default)]
-struct Stay {
-    seen: Vec<u64>,
-    log_start: usize,
-    id_start: u64,
-    missed_told: u64,
-    unknown_told: bool,
-}
-
-#[derive(Default)]
-struct Room {
-    unanswered: u32,
-    wanted: bool,
-    stay: Option<Stay>,
-}
-
-struct Node {
-    backplane: Backplane,
-    rooms: BTreeMap<&'static str, Room>,
-    up: VecDeque<Upstream>,
-    down: Lane<Downstream>,
-    pipes: BTreeMap<(u16, usize), u64>,
-}
-
-struct Wires<'a> {
-    up: &'a mut VecDeque<Upstream>,
-    down: &'a mut Lane<Downstream>,
-}
-
-impl LaneRoom for Wires<'_> {
-    fn fits(&self, _: CoreId, bytes: u32) -> bool {
-        self.down.fits(bytes)
-    }
-}
-
-impl Ports for Wires<'_> {
-    fn take(&mut self, _: CoreId) -> Option<Upstream> {
-        self.up.pop_front()
-    }
-
-    fn perform(&mut self, action: Action) {
-        match action {
-            Action::Send {
-                envelope, bytes, ..
-            } => self.down.push(envelope, bytes),
-            Action::SendControl { envelope, .. } => self.down.push(envelope, 0),
-            other => panic!("{other:?}"),
-        }
-    }
-}
+/// Each node has one.
+const SHARD: usize = 0;
 
 pub struct World {
-    random: Random,
-    now: Tick,
+    nodes: Nodes<Cluster>,
     pub step: usize,
-    degraded: Degraded,
     mode: Mode,
-    cluster: Cluster,
-    nodes: Vec<Node>,
-    next_id: u64,
-    /// By message: its node.
-    published: HashMap<u64, usize>,
-    refused: HashSet<u64>,
-    stays: Vec<Stay>,
-    pub trace: u64,
     /// How often slots moved, and masters died.
     pub moves: u64,
 }
@@ -126,38 +62,29 @@ impl World {
                     ..remote::Options::new(address)
                 };
                 let options = Options::new(1, 100);
-                Node {
-                    backplane: Backplane::with_redis(options, redis, random.next(), Tick(0)),
-                    rooms: BTreeMap::new(),
-                    up: VecDeque::new(),
-                    down: Lane::new(6, 400),
-                    pipes: BTreeMap::new(),
-                }
+                let backplane = Backplane::with_redis(options, redis, random.next(), Tick(0));
+                Node::new(backplane, SHARD + 1)
             })
             .collect();
         Self {
-            random,
-            now: Tick(0),
+            nodes: Nodes::new(cluster, random, nodes, degraded),
             step: 0,
-            degraded,
             mode,
-            cluster,
-            nodes,
-            next_id: 1,
-            published: HashMap::new(),
-            refused: HashSet::new(),
-            stays: Vec::new(),
-            trace: 0,
             moves: 0,
         }
+    }
+
+    /// A digest of all that was seen.
+    pub fn trace(&self) -> u64 {
+        self.nodes.trace
     }
 
     pub fn all(&mut self) {
         for step in 0..STEPS {
             self.step = step;
-            self.now = Tick(self.now.0 + self.random.below(20_000) as u64);
+            self.nodes.pass();
             self.act();
-            self.pump();
+            self.nodes.pump(8);
         }
         self.heal();
         self.check();
@@ -166,328 +93,98 @@ impl World {
     // --- what happens -----------------------------------------------------------------------------------------------
 
     fn act(&mut self) {
-        let node = self.random.below(self.nodes.len());
-        let room = *self.random.pick(&ROOMS);
-        match self.random.below(100) {
-            0..20 => self.join(node, room),
-            20..26 => self.leave(node, room),
+        let nodes = &mut self.nodes;
+        let node = nodes.random.below(nodes.all.len());
+        let room = *nodes.random.pick(&ROOMS);
+        match nodes.random.below(100) {
+            0..20 => nodes.join(node, SHARD, room),
+            20..26 => nodes.leave(node, SHARD, room),
             26..88 => self.publish(node, room),
-            88..90 => self.now = self.now.after(Duration::from_secs(1)),
+            88..90 => nodes.now = nodes.now.after(Duration::from_secs(1)),
             _ => self.fault(),
         }
     }
 
     fn fault(&mut self) {
-        let pipes: Vec<u64> = self.cluster.pipes.keys().copied().collect();
-        let server = self.random.below(self.cluster.server_count());
-        match self.random.below(14) {
-            0 if !pipes.is_empty() => {
-                let id = *self.random.pick(&pipes);
-                self.cluster.end_pipe(id);
-            }
+        let Nodes {
+            servers: cluster,
+            random,
+            ..
+        } = &mut self.nodes;
+        let pipes = cluster.pipes.ids();
+        let server = random.below(cluster.server_count());
+        match random.below(14) {
+            0 if !pipes.is_empty() => cluster.pipes.end(*random.pick(&pipes)),
             1 => {
-                self.cluster.go_down(server);
+                cluster.go_down(server);
                 self.moves += 1;
             }
-            2 => self.cluster.stop(server, true),
-            3..5 => self.cluster.stop(server, false),
-            5..7 => self.cluster.come_up(server),
-            7 | 8 if self.cluster.is_cluster() => self.cluster.fail_over(),
-            9..11 if self.cluster.is_cluster() => {
-                let room = *self.random.pick(&ROOMS);
-                if let Some(channel) = self.cluster.channels_of(room).first() {
-                    let slot = remote::placement::slot_of(channel);
-                    self.cluster.move_slot(slot, server);
+            2 => cluster.stop(server, true),
+            3..5 => cluster.stop(server, false),
+            5..7 => cluster.come_up(server),
+            7 | 8 if cluster.is_cluster() => cluster.fail_over(),
+            9..11 if cluster.is_cluster() => {
+                let room = *random.pick(&ROOMS);
+                if let Some(channel) = cluster.channels_of(room).first() {
+                    cluster.move_slot(remote::placement::slot_of(channel), server);
                     self.moves += 1;
                 }
             }
-            _ if self.cluster.is_cluster() => self.cluster.hear_of_all(server),
+            _ if cluster.is_cluster() => cluster.hear_of_all(server),
             _ => {}
-        }
-    }
-
-    fn join(&mut self, node: usize, name: &'static str) {
-        let Node { rooms, up, .. } = &mut self.nodes[node];
-        let room = rooms.entry(name).or_default();
-        if !room.wanted {
-            room.wanted = true;
-            room.unanswered += 1;
-            up.push_back(Upstream::Interest { room: name.into() });
-        }
-    }
-
-    fn leave(&mut self, node: usize, name: &'static str) {
-        let Node { rooms, up, .. } = &mut self.nodes[node];
-        let room = rooms.entry(name).or_default();
-        if room.wanted {
-            room.wanted = false;
-            up.push_back(Upstream::Disinterest { room: name.into() });
-            self.stays.extend(room.stay.take());
         }
     }
 
     /// Anybody's messages, a member or not.
     fn publish(&mut self, node: usize, name: &'static str) {
-        let mut batch = Batch {
-            bytes: Vec::new(),
-            messages: Vec::new(),
-            published: self.now,
-        };
-        for _ in 0..self.random.between(1, 3) {
-            let text = self.next_id.to_string();
-            self.published.insert(self.next_id, node);
-            self.next_id += 1;
-            let header_bytes = encode_header(&mut batch.bytes, true, OpCode::Text, text.len());
-            batch.bytes.extend_from_slice(text.as_bytes());
-            batch.messages.push(BatchMessage {
-                end: batch.bytes.len() as u32,
-                header_bytes,
-                kind: MessageKind::Text,
-                sender: None,
-            });
-        }
-        let (room, batch) = (RoomName::from(name), Arc::new(batch));
-        let publish = Upstream::Publish { room, batch };
-        self.nodes[node].up.push_back(publish);
-    }
-
-    // --- the world turns --------------------------------------------------------------------------------------------
-
-    fn pump(&mut self) {
-        for _ in 0..self.random.between(1, 8) {
-            let node = self.random.below(self.nodes.len());
-            match self.random.below(4) {
-                0 => self.turn(node),
-                1 => self.links(node),
-                2 => {
-                    let count = self.random.below(8);
-                    self.read(node, count);
-                }
-                _ => {
-                    for id in self.cluster.pipes.keys().copied().collect::<Vec<_>>() {
-                        let count = self.random.below(4);
-                        self.cluster.work(id, count);
-                    }
-                }
-            }
-        }
-    }
-
-    fn turn(&mut self, node: usize) {
-        let Node {
-            backplane,
-            up,
-            down,
-            ..
-        } = &mut self.nodes[node];
-        turn(backplane, &mut Wires { up, down }, 0, self.now);
-        backplane.check_invariants();
-        backplane.check_redis_invariants();
-    }
-
-    fn links(&mut self, node: usize) {
-        let now = self.now;
-        self.orders(node);
-        let links: Vec<LinkId> = self.nodes[node].backplane.links().collect();
-        for link in links {
-            let key = (link.server, link.role as usize);
-            let Some(&id) = self.nodes[node].pipes.get(&key) else {
-                continue;
-            };
-            let most = self.random.between(1, 2_000);
-            let backplane = &mut self.nodes[node].backplane;
-            let pipe = self.cluster.pipes.get_mut(&id).unwrap();
-            if !pipe.down.is_empty() {
-                let count = pipe.down.len().min(most);
-                let bytes: Vec<u8> = pipe.down.drain(..count).collect();
-                backplane.link_received(link, &bytes, now);
-            } else if pipe.ended {
-                backplane.link_failed(link, "Redis has closed the connection".into(), now);
-            }
-            self.orders(node);
-            let Some(&id) = self.nodes[node].pipes.get(&key) else {
-                continue;
-            };
-            let backplane = &mut self.nodes[node].backplane;
-            let output = backplane.link_output(link, now);
-            let count = output.len().min(most);
-            let pipe = self.cluster.pipes.get_mut(&id).unwrap();
-            if !pipe.ended {
-                pipe.up.extend(&output[..count]);
-            }
-            if count > 0 {
-                backplane.link_written(link, count, now);
-            }
-            self.orders(node);
-        }
-    }
-
-    fn orders(&mut self, node: usize) {
-        let now = self.now;
-        let Node {
-            backplane, pipes, ..
-        } = &mut self.nodes[node];
-        backplane.settle();
-        while let Some(order) = backplane.poll_link_order() {
-            match order {
-                LinkOrder::Connect { link, address } => {
-                    let Endpoint::Tcp { host, .. } = &address.endpoint else {
-                        panic!("{address:?}")
-                    };
-                    let server = host[1..].parse().unwrap();
-                    let key = (link.server, link.role as usize);
-                    assert!(!pipes.contains_key(&key), "{link:?} is connected");
-                    match self.cluster.connect(server) {
-                        Some(id) => {
-                            pipes.insert(key, id);
-                            backplane.link_connected(link, now);
-                        }
-                        None => backplane.link_failed(link, "it refuses".into(), now),
-                    }
-                }
-                LinkOrder::Close(link) => {
-                    if let Some(id) = pipes.remove(&(link.server, link.role as usize)) {
-                        self.cluster.pipes.remove(&id);
-                    }
-                }
-                LinkOrder::Fatal(reason) => panic!("{reason}"),
-            }
-            backplane.settle();
-        }
-    }
-
-    /// The shard reads its lane.
-    fn read(&mut self, node: usize, count: usize) {
-        let (log_start, id_start) = (self.cluster.log.len(), self.next_id);
-        let Node {
-            rooms, up, down, ..
-        } = &mut self.nodes[node];
-        for _ in 0..count {
-            let Some(envelope) = down.pop() else { break };
-            let name_of = |name: &RoomName| *ROOMS.iter().find(|room| **room == &**name).unwrap();
-            match envelope {
-                Downstream::Joined { room, .. } => {
-                    let room = rooms.get_mut(name_of(&room)).unwrap();
-                    assert!(room.unanswered > 0, "answered twice");
-                    room.unanswered -= 1;
-                    if room.unanswered == 0 && room.wanted {
-                        room.stay = Some(Stay {
-                            log_start,
-                            id_start,
-                            ..Stay::default()
-                        });
-                    }
-                }
-                Downstream::JoinRefused { room } => {
-                    let name = name_of(&room);
-                    let room = rooms.get_mut(name).unwrap();
-                    assert!(room.unanswered > 0, "answered twice");
-                    room.unanswered -= 1;
-                    if room.unanswered == 0 && room.wanted {
-                        room.wanted = false;
-                        let room = name.into();
-                        up.push_back(Upstream::Disinterest { room });
-                    }
-                }
-                Downstream::Delivery { room, batch } => {
-                    let room = rooms.get_mut(name_of(&room)).unwrap();
-                    for id in ids(&batch) {
-                        self.trace = self.trace.wrapping_mul(31).wrapping_add(id ^ node as u64);
-                        if let Some(stay) = &mut room.stay {
-                            stay.seen.push(id);
-                        }
-                    }
-                }
-                Downstream::Gap { room, missed } => {
-                    let room = rooms.get_mut(name_of(&room)).unwrap();
-                    if let Some(stay) = &mut room.stay {
-                        stay.missed_told += missed.unwrap_or_default();
-                        stay.unknown_told |= missed.is_none();
-                    }
-                }
-                Downstream::Refused { batch, .. } => self.refused.extend(ids(&batch)),
-                Downstream::Probe { sequence } => up.push_back(Upstream::ProbeReply { sequence }),
-                other => panic!("{other:?}"),
-            }
-        }
+        let (room, batch) = self.nodes.batch(node, name);
+        self.nodes.all[node].up[SHARD].push_back(Upstream::Publish { room, batch });
     }
 
     /// No more faults: everything comes to rest, then everybody publishes once more, so that holes are seen.
     fn heal(&mut self) {
-        self.cluster.heal();
-        self.rest(HEAL_US);
-        for node in 0..self.nodes.len() {
+        self.nodes.servers.heal();
+        self.nodes.rest(HEAL_US);
+        for node in 0..self.nodes.all.len() {
             for name in ROOMS {
                 self.publish(node, name);
             }
         }
-        self.rest(HEAL_US / 10);
-    }
-
-    fn rest(&mut self, time_us: u64) {
-        let until = self.now.0 + time_us;
-        while self.now.0 < until {
-            self.now = Tick(self.now.0 + 10_000);
-            for node in 0..self.nodes.len() {
-                self.turn(node);
-                self.links(node);
-                self.read(node, 100);
-            }
-            for id in self.cluster.pipes.keys().copied().collect::<Vec<_>>() {
-                self.cluster.work(id, 100);
-            }
-        }
+        self.nodes.rest(HEAL_US / 10);
     }
 
     // --- what must hold ---------------------------------------------------------------------------------------------
 
     fn check(&mut self) {
-        for (index, node) in self.nodes.iter_mut().enumerate() {
-            assert_eq!(node.backplane.link_troubles(self.now), [], "node {index}");
-            let redis = node.backplane.snapshot(self.now).redis;
-            assert!(redis.ready && redis.buffer_bytes == 0, "node {index}");
-            assert!(!node.backplane.has_stalled());
-            for (name, room) in &node.rooms {
-                assert_eq!(room.unanswered, 0, "node {index}: {name} was not answered");
-                assert_eq!(room.wanted, room.stay.is_some(), "node {index}: {name}");
-            }
-        }
+        self.nodes.check_rest();
         self.check_followers();
-        let logged: HashSet<u64> = self.cluster.log.iter().map(|logged| logged.id).collect();
-        for id in self.published.keys() {
-            let known = logged.contains(id) || self.refused.contains(id);
+        let log = &self.nodes.servers.log;
+        let logged: HashSet<u64> = log.messages.iter().map(|logged| logged.id).collect();
+        for id in self.nodes.published.keys() {
+            let known = logged.contains(id) || self.nodes.refused.contains(id);
             assert!(known, "{id} was neither published nor refused");
         }
-        let places = self.cluster.log.iter().enumerate();
-        let places: HashMap<u64, usize> =
-            places.map(|(place, logged)| (logged.id, place)).collect();
-        for stay in &self.stays {
+        let places = log.places();
+        for stay in self.nodes.stays() {
             self.check_order(stay, &places);
         }
-        for (index, node) in self.nodes.iter().enumerate() {
-            for (name, room) in &node.rooms {
-                if let Some(stay) = &room.stay {
-                    self.check_order(stay, &places);
-                    self.check_complete(index, name, stay);
-                }
-            }
+        for (node, name, stay) in self.nodes.members() {
+            self.check_complete(node, name, stay);
         }
     }
 
     fn check_followers(&self) {
+        let cluster = &self.nodes.servers;
         for name in ROOMS {
-            let following = |node: &&Node| node.rooms.get(name).is_some_and(|room| room.wanted);
-            let nodes = self.nodes.iter().filter(following).count();
-            let channels = self.cluster.channels_of(name);
+            let nodes = self.nodes.follower_count(name);
+            let channels = cluster.channels_of(name);
             assert!(channels.len() <= 1, "{name} has one name");
             let followers = channels
                 .iter()
-                .flat_map(|channel| self.cluster.followers(channel));
+                .flat_map(|channel| cluster.followers(channel));
             let followers: Vec<usize> = followers.collect();
             assert_eq!(followers.len(), nodes, "{name}");
-            let home = channels
-                .first()
-                .and_then(|channel| self.cluster.home(channel));
+            let home = channels.first().and_then(|channel| cluster.home(channel));
             let home = home.or(followers.first().copied());
             let all_there = followers.iter().all(|server| Some(*server) == home);
             assert!(all_there, "{name} is followed at {followers:?}");
@@ -495,34 +192,26 @@ impl World {
     }
 
     fn check_order(&self, stay: &Stay, places: &HashMap<u64, usize>) {
-        let unique: HashSet<u64> = stay.seen.iter().copied().collect();
-        assert_eq!(unique.len(), stay.seen.len(), "seen twice: {:?}", stay.seen);
-        for node in 0..self.nodes.len() {
+        let has_one_order = self.mode == Mode::Sharded || !self.nodes.servers.is_cluster();
+        self.nodes.check_order(stay, places, has_one_order);
+        for node in 0..self.nodes.all.len() {
             // Ids count up, so that a node's order is theirs. What was refused has no place in it.
-            let of_node = stay.seen.iter().filter(|id| self.published[id] == node);
+            let of_node = stay.seen.iter();
+            let of_node = of_node.filter(|id| self.nodes.published[id].0 == node);
             let in_log = of_node.filter(|id| places.contains_key(id));
             assert!(in_log.is_sorted(), "node {node}: {:?}", stay.seen);
-        }
-        let one_place = self.mode == Mode::Sharded || !self.cluster.is_cluster();
-        if self.degraded == Degraded::Refuse && one_place {
-            // Who missed a message the first time, link and all, gets it where it is published again.
-            let once = stay
-                .seen
-                .iter()
-                .filter(|id| !self.cluster.again.contains(id));
-            let places: Vec<usize> = once.map(|id| places[id]).collect();
-            assert!(places.is_sorted(), "the servers' order: {:?}", stay.seen);
         }
     }
 
     /// Whether the numbers of its sequence show that a message is missing: some of it was heard before, and some since.
     fn is_shown(&self, missing: &Logged, stay: &Stay) -> bool {
+        let publisher = |id| self.nodes.published[&id].0;
         let sequence = |logged: &&Logged| {
-            self.published[&logged.id] == self.published[&missing.id]
+            publisher(logged.id) == publisher(missing.id)
                 && logged.room == missing.room
                 && logged.epoch == missing.epoch
         };
-        let of_sequence = self.cluster.log.iter().filter(sequence);
+        let of_sequence = self.nodes.servers.log.messages.iter().filter(sequence);
         let heard = of_sequence.filter(|logged| stay.seen.contains(&logged.id));
         let ids: Vec<u64> = heard.map(|logged| logged.id).collect();
         ids.iter().any(|id| *id < missing.id) && ids.iter().any(|id| *id > missing.id)
@@ -530,23 +219,14 @@ impl World {
 
     fn check_complete(&self, node: usize, name: &str, stay: &Stay) {
         let seen: HashSet<u64> = stay.seen.iter().copied().collect();
-        let log = self.cluster.log[stay.log_start..].iter();
-        // What members here heard while Redis was away, it orders later: for who came in between it is from before.
-        let heard_here = |id: u64| {
-            let own = self.published[&id] == node;
-            self.degraded == Degraded::Local && own && id < stay.id_start
-        };
+        let log = self.nodes.servers.log.messages[stay.log_start..].iter();
         let missing = log.filter(|logged| logged.room == name && !seen.contains(&logged.id));
         let missing = missing
             .filter(|logged| !logged.astray || self.is_shown(logged, stay))
             .map(|logged| logged.id)
-            .filter(|id| !heard_here(*id));
+            .filter(|id| !self.nodes.was_heard_before(*id, node, stay));
         let missing: Vec<u64> = missing.collect();
-        assert!(
-            stay.unknown_told || missing.len() as u64 <= stay.missed_told,
-            "{name}: missing {missing:?}, told {}",
-            stay.missed_told
-        );
+        check_told(name, stay, &missing);
     }
 }
 

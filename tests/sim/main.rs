@@ -10,7 +10,10 @@
 mod client;
 mod fleet;
 mod lane;
+mod log;
+mod nodes;
 mod oracle;
+mod pipes;
 mod plan;
 mod random;
 mod redis;
@@ -80,7 +83,7 @@ fn nodes_keep_their_promises_under_faults() {
 fn run_redis(seed: u64) -> u64 {
     let mut world = redis::World::new(seed);
     match catch_unwind(AssertUnwindSafe(|| world.all())) {
-        Ok(()) => world.trace,
+        Ok(()) => world.trace(),
         Err(panic) => {
             eprintln!(
                 "Redis seed {seed} failed in step {}: THRONG_SIM_SEED={seed} cargo test --test sim redis",
@@ -108,7 +111,7 @@ fn nodes_on_a_failing_redis_lose_nothing_in_silence() {
 fn run_fleet(seed: u64) -> (u64, u64) {
     let mut world = fleet::World::new(seed);
     match catch_unwind(AssertUnwindSafe(|| world.all())) {
-        Ok(()) => (world.trace, world.moves),
+        Ok(()) => (world.trace(), world.moves),
         Err(panic) => {
             eprintln!(
                 "fleet seed {seed} failed in step {}: THRONG_SIM_SEED={seed} cargo test --test sim fleet",

@@ -1,36 +1,14 @@
 //! Several Redis servers by the script: by themselves, or a cluster whose slots move and whose masters die. Each knows
 //! who serves what as of some time ago.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::BTreeSet;
 
 use throng::backplane::remote::placement::{SLOT_COUNT, slot_of};
-use throng::backplane::remote::wire::{self, Parcel};
+use throng::backplane::remote::{Address, Endpoint};
 
-use super::redis_server::take_command;
-
-/// One connection, both directions.
-#[derive(Default)]
-pub struct Pipe {
-    pub server: usize,
-    /// From the node.
-    pub up: VecDeque<u8>,
-    /// To the node.
-    pub down: VecDeque<u8>,
-    channels: BTreeSet<Vec<u8>>,
-    /// The server has closed it: the node reads what is left, then its end.
-    pub ended: bool,
-}
-
-/// A message as the servers ordered it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Logged {
-    pub room: String,
-    pub id: u64,
-    /// Which of its node's sequences it is in.
-    pub epoch: u32,
-    /// Only a server has it that had lost the slot without knowing: nobody follows the room there for long.
-    pub astray: bool,
-}
+use super::log::Log;
+use super::nodes::Servers;
+use super::pipes::{Pipes, bulk};
 
 #[derive(Default, Clone)]
 struct Server {
@@ -42,15 +20,10 @@ struct Server {
 
 pub struct Cluster {
     servers: Vec<Server>,
-    pub pipes: BTreeMap<u64, Pipe>,
-    next: u64,
+    pub pipes: Pipes,
     /// Who serves each slot.
     truth: Vec<u8>,
-    /// Every message, in the order in which it was first published.
-    pub log: Vec<Logged>,
-    seen: HashSet<(String, u64, u32, u64)>,
-    /// Messages that were published again, because their acknowledgement was lost.
-    pub again: HashSet<u64>,
+    pub log: Log,
     /// Answers that said that a slot is elsewhere.
     pub moved_count: u64,
 }
@@ -71,12 +44,9 @@ impl Cluster {
         };
         Self {
             servers: vec![server; count],
-            pipes: BTreeMap::new(),
-            next: 0,
+            pipes: Pipes::default(),
             truth,
-            log: Vec::new(),
-            seen: HashSet::new(),
-            again: HashSet::new(),
+            log: Log::default(),
             moved_count: 0,
         }
     }
@@ -85,37 +55,12 @@ impl Cluster {
         !self.truth.is_empty()
     }
 
-    pub fn connect(&mut self, server: usize) -> Option<u64> {
-        if self.servers[server].is_down {
-            return None;
-        }
-        self.next += 1;
-        let pipe = Pipe {
-            server,
-            ..Pipe::default()
-        };
-        self.pipes.insert(self.next, pipe);
-        Some(self.next)
-    }
-
     // --- faults -----------------------------------------------------------------------------------------------------
-
-    pub fn end_pipe(&mut self, id: u64) {
-        if let Some(pipe) = self.pipes.get_mut(&id) {
-            pipe.ended = true;
-            pipe.up.clear();
-            pipe.channels.clear();
-        }
-    }
 
     pub fn go_down(&mut self, server: usize) {
         self.servers[server].is_down = true;
         self.servers[server].is_stopped = false;
-        for id in self.pipes.keys().copied().collect::<Vec<_>>() {
-            if self.pipes[&id].server == server {
-                self.end_pipe(id);
-            }
-        }
+        self.pipes.end_all(server);
     }
 
     pub fn come_up(&mut self, server: usize) {
@@ -164,19 +109,19 @@ impl Cluster {
     fn drop_foreign(&mut self, server: usize) {
         let view = &self.servers[server].view;
         let mut gone = Vec::new();
-        for (id, pipe) in &self.pipes {
-            if pipe.server == server && !pipe.ended {
+        for (id, pipe) in self.pipes.live() {
+            if pipe.server == server {
                 let sharded = pipe.channels.iter().filter(|channel| channel[0] == b's');
                 let foreign = sharded.filter(|channel| {
                     view.get(usize::from(slot_of(&channel[1..])))
                         .is_some_and(|owner| usize::from(*owner) != server)
                 });
-                gone.extend(foreign.map(|channel| (*id, channel.clone())));
+                gone.extend(foreign.map(|channel| (id, channel.clone())));
             }
         }
         for (id, channel) in gone {
-            self.pipes.get_mut(&id).unwrap().channels.remove(&channel);
-            self.push(id, &[b"sunsubscribe", &channel[1..]]);
+            self.pipes.at(id).channels.remove(&channel);
+            self.pipes.push(id, &[b"sunsubscribe", &channel[1..]]);
         }
     }
 
@@ -202,7 +147,7 @@ impl Cluster {
 
     /// The servers at which a channel is followed, once for each connection.
     pub fn followers(&self, channel: &[u8]) -> Vec<usize> {
-        let pipes = self.pipes.values().filter(|pipe| !pipe.ended);
+        let pipes = self.pipes.live().map(|(_, pipe)| pipe);
         let follow = pipes.filter(|pipe| pipe.channels.iter().any(|known| &known[1..] == channel));
         follow.map(|pipe| pipe.server).collect()
     }
@@ -210,7 +155,7 @@ impl Cluster {
     /// The channels of a room that anybody follows.
     pub fn channels_of(&self, room: &str) -> BTreeSet<Vec<u8>> {
         let end = format!(":room:{room}").into_bytes();
-        let all = self.pipes.values().flat_map(|pipe| &pipe.channels);
+        let all = self.pipes.by_id.values().flat_map(|pipe| &pipe.channels);
         all.filter(|channel| channel.ends_with(&end))
             .map(|channel| channel[1..].to_vec())
             .collect()
@@ -218,21 +163,127 @@ impl Cluster {
 
     // --- commands ---------------------------------------------------------------------------------------------------
 
-    /// Carries out up to `count` commands of one connection.
-    pub fn work(&mut self, id: u64, count: usize) {
-        for _ in 0..count {
-            let Some(pipe) = self.pipes.get_mut(&id) else {
-                return;
-            };
-            let server = &self.servers[pipe.server];
-            if pipe.ended || server.is_stopped || server.is_down {
-                return;
-            }
-            let Some(words) = take_command(&mut pipe.up) else {
-                return;
-            };
-            self.command(id, &words);
+    /// Answers MOVED if another server has the slot, as far as this one knows.
+    fn is_elsewhere(&mut self, id: u64, channels: &[Vec<u8>]) -> bool {
+        let server = self.pipes.by_id[&id].server;
+        let Some(first) = channels.first().filter(|_| self.is_cluster()) else {
+            return false;
+        };
+        let slot = slot_of(first);
+        assert!(
+            channels.iter().all(|channel| slot_of(channel) == slot),
+            "CROSSSLOT"
+        );
+        let owner = usize::from(self.servers[server].view[usize::from(slot)]);
+        if owner != server {
+            self.moved_count += 1;
+            self.pipes
+                .say(id, format!("-MOVED {slot} s{owner}:6379\r\n").as_bytes());
         }
+        owner != server
+    }
+
+    fn subscribe(&mut self, id: u64, kind: u8, channels: &[Vec<u8>]) {
+        assert!(channels.len() <= 512, "{} channels", channels.len());
+        if kind == b's' && self.is_elsewhere(id, channels) {
+            return;
+        }
+        for channel in channels {
+            let known = [&[kind], channel.as_slice()].concat();
+            let pipe = self.pipes.at(id);
+            assert!(pipe.channels.insert(known), "subscribed twice");
+            let word: &[u8] = if kind == b's' {
+                b"ssubscribe"
+            } else {
+                b"subscribe"
+            };
+            self.pipes.push(id, &[word, channel]);
+        }
+    }
+
+    fn unsubscribe(&mut self, id: u64, kind: u8, channels: &[Vec<u8>]) {
+        if kind == b's' && self.is_elsewhere(id, channels) {
+            return;
+        }
+        for channel in channels {
+            let known = [&[kind], channel.as_slice()].concat();
+            self.pipes.at(id).channels.remove(&known);
+            let word: &[u8] = if kind == b's' {
+                b"sunsubscribe"
+            } else {
+                b"unsubscribe"
+            };
+            self.pipes.push(id, &[word, channel]);
+        }
+    }
+
+    fn publish(&mut self, id: u64, kind: u8, channel: &[u8], payload: &[u8]) {
+        if kind == b's' && self.is_elsewhere(id, &[channel.to_vec()]) {
+            return;
+        }
+        let server = self.pipes.by_id[&id].server;
+        let home = self.home(channel);
+        let astray = kind == b's' && home.is_some_and(|home| home != server);
+        let room = std::str::from_utf8(channel).unwrap().split_once(":room:");
+        self.log.record(room.map(|(_, room)| room), payload, astray);
+        // In a cluster what is published by PUBLISH reaches the subscribers of every server.
+        let everywhere = kind == b'c' && self.is_cluster();
+        let known = [&[kind], channel].concat();
+        let pipes = self.pipes.live();
+        let followers = pipes
+            .filter(|(_, pipe)| pipe.channels.contains(&known))
+            .filter(|(_, pipe)| everywhere || pipe.server == server);
+        let followers: Vec<u64> = followers.map(|(id, _)| id).collect();
+        let word: &[u8] = if kind == b's' {
+            b"smessage"
+        } else {
+            b"message"
+        };
+        for follower in &followers {
+            self.pipes.push(*follower, &[word, channel, payload]);
+        }
+        self.pipes
+            .say(id, format!(":{}\r\n", followers.len()).as_bytes());
+    }
+
+    fn slots(&mut self, id: u64) {
+        let view = &self.servers[self.pipes.by_id[&id].server].view;
+        let mut ranges: Vec<(usize, usize, u8)> = Vec::new();
+        for (slot, owner) in view.iter().enumerate() {
+            match ranges.last_mut() {
+                Some((_, last, of)) if of == owner => *last = slot,
+                _ => ranges.push((slot, slot, *owner)),
+            }
+        }
+        let mut out = format!("*{}\r\n", ranges.len());
+        for (first, last, owner) in ranges {
+            out.push_str(&format!(
+                "*3\r\n:{first}\r\n:{last}\r\n*2\r\n$2\r\ns{owner}\r\n:6379\r\n"
+            ));
+        }
+        self.pipes.say(id, out.as_bytes());
+    }
+}
+
+impl Servers for Cluster {
+    fn pipes(&mut self) -> &mut Pipes {
+        &mut self.pipes
+    }
+
+    fn log(&self) -> &Log {
+        &self.log
+    }
+
+    fn connect(&mut self, address: &Address) -> Option<u64> {
+        let Endpoint::Tcp { host, .. } = &address.endpoint else {
+            panic!("{address:?}")
+        };
+        let server: usize = host[1..].parse().unwrap();
+        (!self.servers[server].is_down).then(|| self.pipes.open(server))
+    }
+
+    fn hears(&self, server: usize) -> bool {
+        !self.servers[server].is_stopped && !self.servers[server].is_down
     }
 
     fn command(&mut self, id: u64, words: &[Vec<u8>]) {
@@ -247,11 +298,11 @@ impl Cluster {
                 let fields = [
                     "server", "redis", "version", "7.2.0", "mode", mode, "role", "master",
                 ];
-                let mut hello = String::from("%4\r\n");
+                let mut hello = b"%4\r\n".to_vec();
                 for field in fields {
-                    hello.push_str(&format!("${}\r\n{field}\r\n", field.len()));
+                    bulk(&mut hello, field.as_bytes());
                 }
-                self.say(id, hello.as_bytes());
+                self.pipes.say(id, &hello);
             }
             b"SUBSCRIBE" => self.subscribe(id, b'c', arguments),
             b"SSUBSCRIBE" => self.subscribe(id, b's', arguments),
@@ -261,145 +312,6 @@ impl Cluster {
             b"SPUBLISH" => self.publish(id, b's', &arguments[0], &arguments[1]),
             b"CLUSTER" => self.slots(id),
             other => panic!("{:?}", String::from_utf8_lossy(other)),
-        }
-    }
-
-    /// Answers MOVED if another server has the slot, as far as this one knows.
-    fn is_elsewhere(&mut self, id: u64, channels: &[Vec<u8>]) -> bool {
-        let server = self.pipes[&id].server;
-        let Some(first) = channels.first().filter(|_| self.is_cluster()) else {
-            return false;
-        };
-        let slot = slot_of(first);
-        assert!(
-            channels.iter().all(|channel| slot_of(channel) == slot),
-            "CROSSSLOT"
-        );
-        let owner = usize::from(self.servers[server].view[usize::from(slot)]);
-        if owner != server {
-            self.moved_count += 1;
-            self.say(id, format!("-MOVED {slot} s{owner}:6379\r\n").as_bytes());
-        }
-        owner != server
-    }
-
-    fn subscribe(&mut self, id: u64, kind: u8, channels: &[Vec<u8>]) {
-        assert!(channels.len() <= 512, "{} channels", channels.len());
-        if kind == b's' && self.is_elsewhere(id, channels) {
-            return;
-        }
-        for channel in channels {
-            let known = [&[kind], channel.as_slice()].concat();
-            let pipe = self.pipes.get_mut(&id).unwrap();
-            assert!(pipe.channels.insert(known), "subscribed twice");
-            let word: &[u8] = if kind == b's' {
-                b"ssubscribe"
-            } else {
-                b"subscribe"
-            };
-            self.push(id, &[word, channel]);
-        }
-    }
-
-    fn unsubscribe(&mut self, id: u64, kind: u8, channels: &[Vec<u8>]) {
-        if kind == b's' && self.is_elsewhere(id, channels) {
-            return;
-        }
-        for channel in channels {
-            let known = [&[kind], channel.as_slice()].concat();
-            self.pipes.get_mut(&id).unwrap().channels.remove(&known);
-            let word: &[u8] = if kind == b's' {
-                b"sunsubscribe"
-            } else {
-                b"unsubscribe"
-            };
-            self.push(id, &[word, channel]);
-        }
-    }
-
-    fn publish(&mut self, id: u64, kind: u8, channel: &[u8], payload: &[u8]) {
-        if kind == b's' && self.is_elsewhere(id, &[channel.to_vec()]) {
-            return;
-        }
-        if let Parcel::Messages { stamp, count, body } = wire::decode(payload).unwrap() {
-            let channel = std::str::from_utf8(channel).unwrap();
-            let (_, room) = channel.split_once(":room:").unwrap();
-            let batch = wire::decode_batch(room, body, count, true, stamp.sent).unwrap();
-            let ids: Vec<u64> = super::redis::ids(&batch).collect();
-            let room = room.to_owned();
-            let key = (room.clone(), stamp.node, stamp.epoch, stamp.sequence);
-            let home = self.home(channel.as_bytes());
-            let astray = kind == b's' && home.is_some_and(|home| home != self.pipes[&id].server);
-            if self.seen.insert(key) {
-                self.log.extend(ids.into_iter().map(|id| Logged {
-                    room: room.clone(),
-                    id,
-                    epoch: stamp.epoch,
-                    astray,
-                }));
-            } else {
-                let log = self.log.iter_mut();
-                for logged in log.filter(|logged| ids.contains(&logged.id)) {
-                    logged.astray &= astray;
-                }
-                self.again.extend(ids);
-            }
-        }
-        // In a cluster what is published by PUBLISH reaches the subscribers of every server.
-        let server = self.pipes[&id].server;
-        let everywhere = kind == b'c' && self.is_cluster();
-        let known = [&[kind], channel].concat();
-        let pipes = self
-            .pipes
-            .iter()
-            .filter(|(_, pipe)| !pipe.ended && pipe.channels.contains(&known));
-        let pipes = pipes.filter(|(_, pipe)| everywhere || pipe.server == server);
-        let followers: Vec<u64> = pipes.map(|(id, _)| *id).collect();
-        let word: &[u8] = if kind == b's' {
-            b"smessage"
-        } else {
-            b"message"
-        };
-        for follower in &followers {
-            self.push(*follower, &[word, channel, payload]);
-        }
-        self.say(id, format!(":{}\r\n", followers.len()).as_bytes());
-    }
-
-    fn slots(&mut self, id: u64) {
-        let view = &self.servers[self.pipes[&id].server].view;
-        let mut ranges: Vec<(usize, usize, u8)> = Vec::new();
-        for (slot, owner) in view.iter().enumerate() {
-            match ranges.last_mut() {
-                Some((_, last, of)) if of == owner => *last = slot,
-                _ => ranges.push((slot, slot, *owner)),
-            }
-        }
-        let mut out = format!("*{}\r\n", ranges.len());
-        for (first, last, owner) in ranges {
-            out.push_str(&format!(
-                "*3\r\n:{first}\r\n:{last}\r\n*2\r\n$2\r\ns{owner}\r\n:6379\r\n"
-            ));
-        }
-        self.say(id, out.as_bytes());
-    }
-
-    fn push(&mut self, id: u64, words: &[&[u8]]) {
-        let mut out = format!(">{}\r\n", words.len().max(3)).into_bytes();
-        for word in words {
-            out.extend_from_slice(format!("${}\r\n", word.len()).as_bytes());
-            out.extend_from_slice(word);
-            out.extend_from_slice(b"\r\n");
-        }
-        if words.len() == 2 {
-            out.extend_from_slice(b":1\r\n");
-        }
-        self.say(id, &out);
-    }
-
-    fn say(&mut self, id: u64, bytes: &[u8]) {
-        if let Some(pipe) = self.pipes.get_mut(&id) {
-            pipe.down.extend(bytes);
         }
     }
 }

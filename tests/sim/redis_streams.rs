@@ -7,6 +7,8 @@ use std::time::Duration;
 use throng::backplane::remote::wire::{self, Parcel};
 use throng::time::Tick;
 
+use super::pipes::bulk;
+
 /// Appends before a failover that the replica may lack, unless they are older than that.
 const LAG_MAX: usize = 5;
 const LAG_TIME: Duration = Duration::from_secs(1);
@@ -223,10 +225,4 @@ impl Kept {
 
 fn number(text: &[u8]) -> u64 {
     std::str::from_utf8(text).unwrap().parse().unwrap()
-}
-
-pub fn bulk(out: &mut Vec<u8>, text: &[u8]) {
-    out.extend(format!("${}\r\n", text.len()).as_bytes());
-    out.extend(text);
-    out.extend(b"\r\n");
 }
