@@ -266,6 +266,13 @@ mod tests {
         node
     }
 
+    /// What a node that is well, and counts nothing yet, says of itself.
+    fn own(options: &Options) -> Map<String, Value> {
+        let (node, health) = (snapshot(0, 0), health(Phase::Running));
+        let (state, _) = Meter::default().state(&node, &health, &[], options, Tick(0));
+        state
+    }
+
     fn seen(node: &str, age_ms: u64, state: Option<String>) -> NodeSeen {
         NodeSeen {
             node: node.into(),
@@ -341,13 +348,7 @@ mod tests {
     #[test]
     fn nodes_are_silent_after_three_intervals_or_without_a_state_and_do_not_count() {
         let options = options();
-        let (own, _) = Meter::default().state(
-            &snapshot(0, 0),
-            &health(Phase::Running),
-            &[],
-            &options,
-            Tick(0),
-        );
+        let own = own(&options);
         let text = Value::Object(own.clone()).to_string();
         let other_mode = text.replace("pubsub", "streams");
         let nodes = vec![
@@ -392,13 +393,7 @@ mod tests {
     #[test]
     fn figures_that_no_node_can_have_break_no_sum() {
         let options = options();
-        let (mut own, _) = Meter::default().state(
-            &snapshot(0, 0),
-            &health(Phase::Running),
-            &[],
-            &options,
-            Tick(0),
-        );
+        let mut own = own(&options);
         own.insert("connections".into(), json!(u64::MAX));
         own.insert("buffered_bytes".into(), json!(-1));
         own.insert("messages_in_per_s".into(), json!(f64::MAX));
@@ -427,13 +422,7 @@ mod tests {
     #[test]
     fn without_redis_a_node_is_alone_and_while_it_is_away_it_says_so() {
         let options = options();
-        let (own, _) = Meter::default().state(
-            &snapshot(0, 0),
-            &health(Phase::Running),
-            &[],
-            &options,
-            Tick(0),
-        );
+        let own = own(&options);
         let answer = alone(&own, &options, None);
         assert_eq!(answer.status, 200);
         assert_eq!(parsed(&answer)["totals"]["users"], 2);
