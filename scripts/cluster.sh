@@ -16,30 +16,18 @@ for argument in "$@"; do
     case $argument in
         --stay) ARGUMENTS+=("$argument") ;;
         -h | --help)
-            sed -n '2,8s/^# \{0,1\}//p' "$0"
+            usage
             exit 0
             ;;
         *) fail "unknown argument $argument (try --help)" ;;
     esac
 done
 
-step "1. What is needed"
-if [ -z "${THRONG_BIN:-}" ]; then
-    need_rust
-    need_linker
-    note "$(cargo --version)"
-fi
-need_python
+demonstration_needs
 need_servers redis-server haproxy
-note "$("$PYTHON" --version), websockets $("$PYTHON" -c 'import websockets; print(websockets.__version__)')"
 note "$(redis-server --version | cut -d' ' -f1-3), $(PATH=$PATH:/usr/sbin haproxy -v | head -n 1 | cut -d' ' -f1-3)"
 
-if [ -z "${THRONG_BIN:-}" ]; then
-    step "2. Building (release, with link-time optimisation: some minutes the first time)"
-    cargo build --release --locked --bin throng
-    THRONG_BIN=$PWD/${CARGO_TARGET_DIR:-target}/release/throng
-fi
-"$THRONG_BIN" --version >/dev/null || fail "$THRONG_BIN does not run"
+demonstration_program
 export THRONG_BIN
 
 # It takes this script's place, so that it is what a signal reaches.

@@ -18,21 +18,9 @@ cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib/common.sh
 . scripts/lib/common.sh
 
-for argument in "$@"; do
-    case $argument in
-        -h | --help)
-            sed -n '2,15s/^# \{0,1\}//p' "$0"
-            exit 0
-            ;;
-    esac
-done
+help_if_asked "$@"
 need_python
-if [ -z "${THRONG_BIN:-}" ]; then
-    need_rust
-    need_linker
-    cargo build --locked --quiet -p throng --bin throng
-    THRONG_BIN=$PWD/${CARGO_TARGET_DIR:-target}/debug/throng
-fi
+need_program debug
 export THRONG_BIN
 need_servers redis-server
 have redis-cli || fail "redis-cli is needed (Debian: redis-tools)"

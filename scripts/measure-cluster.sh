@@ -17,21 +17,13 @@ cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib/common.sh
 . scripts/lib/common.sh
 
-for argument in "$@"; do
-    case $argument in
-        -h | --help)
-            sed -n '2,14s/^# \{0,1\}//p' "$0"
-            exit 0
-            ;;
-    esac
-done
+help_if_asked "$@"
 if [ -z "${SKIP_BUILD:-}" ]; then
-    need_rust
-    need_linker
+    need_build
     cargo build --release --locked --workspace --bins
 fi
 need_python
 need_servers redis-server
-THRONG_BIN=$PWD/${CARGO_TARGET_DIR:-target}/release/throng
+THRONG_BIN=$(built release/throng)
 export THRONG_BIN THRONG_LOAD_BIN="$THRONG_BIN-load"
 exec "$PYTHON" scripts/cluster/measure.py "$@"

@@ -12,6 +12,8 @@
 # the following nine are used, too), OUT for the reports of all rounds (target/measure), SKIP_BUILD (unset).
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=scripts/lib/common.sh
+. scripts/lib/common.sh
 
 ROUNDS=${ROUNDS:-3}
 DURATION=${DURATION:-4}
@@ -22,7 +24,6 @@ OUT=${OUT:-target/measure}
 BIN=${CARGO_TARGET_DIR:-target}/release
 ADMIN=$((PORT + 1))
 
-usage() { sed -n '2,15s/^# \{0,1\}//p' "$0"; }
 say() { printf '%s\n' "$*" >&2; }
 die() { say "measure: $*"; exit 2; }
 

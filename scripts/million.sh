@@ -39,7 +39,6 @@ MESSAGES=1
 # Members of a room, unless --rooms is given.
 ROOM_MEMBERS=1000
 
-usage() { sed -n '2,22s/^# \{0,1\}//p' "$0"; }
 cannot() {
     printf '%scannot:%s %s\n' "$RED" "$PLAIN" "$*" >&2
     exit 2
@@ -192,8 +191,7 @@ check_host() {
     mkdir -p "$WORK"
     disk=$(df -Pm "$WORK" | awk 'NR == 2 { print $4 }')
     [ "$disk" -gt 3000 ] || cannot "3000 MiB of disk are needed in $WORK, $disk are free"
-    need_rust
-    need_linker
+    need_build
     have curl || [ -z "$HERE" ] || packages curl || cannot "curl is needed"
 }
 

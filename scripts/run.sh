@@ -10,30 +10,19 @@ cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib/common.sh
 . scripts/lib/common.sh
 
-# The program takes no variable beginning with THRONG_ that is not a setting of its own.
-BINARY=${THRONG_BIN:-}
-unset THRONG_BIN
-
 STAY=no
 for argument in "$@"; do
     case $argument in
         --stay) STAY=yes ;;
         -h | --help)
-            sed -n '2,7s/^# \{0,1\}//p' "$0"
+            usage
             exit 0
             ;;
         *) fail "unknown argument $argument (try --help)" ;;
     esac
 done
 
-step "1. What is needed"
-if [ -z "$BINARY" ]; then
-    need_rust
-    need_linker
-    note "$(cargo --version)"
-fi
-need_python
-note "$("$PYTHON" --version), websockets $("$PYTHON" -c 'import websockets; print(websockets.__version__)')"
+demonstration_needs
 NODE=no
 if want_node; then
     NODE=yes
@@ -42,12 +31,10 @@ else
     note "no node: only Python clients will talk"
 fi
 
-if [ -z "$BINARY" ]; then
-    step "2. Building (release, with link-time optimisation: some minutes the first time)"
-    cargo build --release --locked --bin throng
-    BINARY=${CARGO_TARGET_DIR:-target}/release/throng
-fi
-"$BINARY" --version >/dev/null || fail "$BINARY does not run"
+demonstration_program
+# The program takes no variable beginning with THRONG_ that is not a setting of its own.
+BINARY=$THRONG_BIN
+unset THRONG_BIN
 
 port() { "$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 LISTEN=127.0.0.1:${LISTEN_PORT:-$(port)}

@@ -217,15 +217,14 @@ run_step() {
 
 case ${1:-all} in
     -h | --help)
-        sed -n '2,15s/^# \{0,1\}//p' "$0"
+        usage
         exit 0
         ;;
     all) STEPS=("${ALL[@]}") ;;
     fast) STEPS=("${FAST[@]}") ;;
     *) STEPS=("$@") ;;
 esac
-need_rust
-need_linker
+need_build
 for name in "${STEPS[@]}"; do run_step "$name"; done
 
 step "Summary after $((SECONDS / 60)) min $((SECONDS % 60)) s"

@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2034
-# What run.sh and test.sh share: words for people, packages that are missing, a Python environment.
+# What scripts share: words for people, packages that are missing, a Python environment, the program.
 # Sourced, not run. Expects `set -euo pipefail`.
 
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -17,6 +17,22 @@ fail() {
     exit 1
 }
 have() { command -v "$1" >/dev/null 2>&1; }
+
+# The comment that the script which runs begins with: what `--help` prints.
+usage() { awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$REPOSITORY/scripts/${0##*/}"; }
+
+# For scripts that hand their arguments on: `help_if_asked "$@"` prints the help and ends, if they ask for it.
+help_if_asked() {
+    local argument
+    for argument in "$@"; do
+        case $argument in
+            -h | --help)
+                usage
+                exit 0
+                ;;
+        esac
+    done
+}
 
 # Installs Debian packages: `packages gcc make`. Says what to type where it may not or cannot.
 packages() {
@@ -65,6 +81,26 @@ need_linker() {
     packages gcc libc6-dev make || fail "a C compiler and make are needed to build"
 }
 
+need_build() {
+    need_rust
+    need_linker
+}
+
+# Where cargo puts what is built: `built release/throng`.
+built() { (cd "$REPOSITORY" && realpath -m "${CARGO_TARGET_DIR:-target}/$1"); }
+
+# The program, `debug` or `release`: sets THRONG_BIN, unless it names one.
+need_program() {
+    if [ -z "${THRONG_BIN:-}" ]; then
+        need_build
+        local profile=dev
+        [ "$1" = debug ] || profile=$1
+        cargo build --locked -p throng --bin throng --profile "$profile"
+        THRONG_BIN=$(built "$1/throng")
+    fi
+    "$THRONG_BIN" --version >/dev/null || fail "$THRONG_BIN does not run"
+}
+
 # A Python environment with the clients: sets PYTHON. Debian's python3 comes without venv's installer.
 need_python() {
     local venv="$REPOSITORY/.venv"
@@ -81,6 +117,23 @@ need_python() {
         || fail "Python 3.11 or later is needed; $("$PYTHON" --version) was found"
     "$PYTHON" -m pip install -q --disable-pip-version-check -r "$REPOSITORY/tests/e2e/requirements.txt" \
         || fail "pip could not install tests/e2e/requirements.txt"
+}
+
+# How a demonstration begins: what it is built with, if it has to be, and its clients.
+demonstration_needs() {
+    step "1. What is needed"
+    if [ -z "${THRONG_BIN:-}" ]; then
+        need_build
+        note "$(cargo --version)"
+    fi
+    need_python
+    note "$("$PYTHON" --version), websockets $("$PYTHON" -c 'import websockets; print(websockets.__version__)')"
+}
+
+# Its program: sets THRONG_BIN.
+demonstration_program() {
+    [ -n "${THRONG_BIN:-}" ] || step "2. Building (release, with link-time optimisation: some minutes the first time)"
+    need_program release
 }
 
 # Valkey's server: sets VALKEY. Debian 12 has it among the backports; it is unpacked here and not installed.
