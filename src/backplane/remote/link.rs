@@ -1,19 +1,12 @@
-//! One connection to Redis and its life: connect, greet, be up, fail, rest, and again.
-//!
-//! ```text
-//! Resting ─due─▶ Connecting ─connected─▶ Greeting ─HELLO, AUTH, SELECT answered─▶ Up
-//!    ▲               │                       │                                    │
-//!    └───────────────┴──── failed: full jitter, 100 ms doubling to 5 s ───────────┘
-//! ```
+//! One connection to Redis: what it is for, how long it rests after failures (full jitter, 100 ms doubling to 5 s), what is
+//! gathered before it is written, and whether it has shown that it works.
 
 use std::time::Duration;
 
-use bytes::BytesMut;
-
-use super::greeting::{Greeting, Step};
-use super::refusal::{Grant, explain_junk, explain_silence};
+use super::life::Life;
+use super::refusal::Grant;
 use super::{Address, Endpoint, Options};
-use crate::backplane::resp::{Decoder, Reply, Version, encode_command};
+use crate::backplane::resp::Reply;
 use crate::metrics::RedisLinkSnapshot;
 use crate::time::Tick;
 
@@ -56,25 +49,6 @@ pub struct LinkId {
     pub role: Role,
 }
 
-#[derive(Debug)]
-enum State {
-    Resting {
-        until: Tick,
-    },
-    Connecting {
-        since: Tick,
-    },
-    Greeting {
-        greeting: Box<Greeting>,
-        since: Tick,
-    },
-    Up {
-        since: Tick,
-    },
-    /// For good.
-    Closed,
-}
-
 /// What a link wants after an input.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Wants {
@@ -90,7 +64,7 @@ pub struct Link {
     role: Role,
     /// Where it leads, for the log.
     place: String,
-    state: State,
+    life: Life,
     /// Failures in a row.
     failures: u32,
     /// Since when it is not usable; `None`: it is.
@@ -101,36 +75,29 @@ pub struct Link {
     refused: Option<String>,
     /// That it is up was told since the reason is another one.
     is_told: bool,
-    decoder: Decoder,
-    out: BytesMut,
     /// Nothing was written before this is due.
     flush_at: Tick,
     heard: Tick,
     /// What is spoken since it was greeted.
     is_resp3: bool,
-    /// Bytes have come since it was connected.
-    has_spoken: bool,
     counts: RedisLinkSnapshot,
 }
 
 impl Link {
     /// A link that is to be connected at once.
-    pub fn new(role: Role, endpoint: &Endpoint, now: Tick) -> Self {
+    pub fn new(role: Role, options: &Options, now: Tick) -> Self {
         Self {
             role,
-            place: endpoint.to_string(),
-            state: State::Resting { until: now },
+            place: options.address.endpoint.to_string(),
+            life: Life::new(format!("{}-{}", options.client_name, role.label()), now),
             failures: 0,
             trouble_since: Some(now),
             reason: "it was not connected yet".into(),
             refused: None,
             is_told: false,
-            decoder: Decoder::new(Version::Resp3),
-            out: BytesMut::new(),
             flush_at: now,
             heard: now,
             is_resp3: true,
-            has_spoken: false,
             counts: RedisLinkSnapshot::default(),
         }
     }
@@ -142,12 +109,12 @@ impl Link {
 
     /// Whether commands may be sent.
     pub fn is_up(&self) -> bool {
-        matches!(self.state, State::Up { .. })
+        self.life.is_up()
     }
 
     /// Whether it waits for its next attempt.
     pub fn is_resting(&self) -> bool {
-        matches!(self.state, State::Resting { .. })
+        self.life.resting_until().is_some()
     }
 
     /// When bytes last came.
@@ -163,13 +130,7 @@ impl Link {
 
     /// What it does, in a word.
     pub fn state_label(&self) -> &'static str {
-        match self.state {
-            State::Resting { .. } => "resting",
-            State::Connecting { .. } => "connecting",
-            State::Greeting { .. } => "greeting",
-            State::Up { .. } => "up",
-            State::Closed => "closed",
-        }
+        self.life.label()
     }
 
     /// It has shown that it works: failures count anew.
@@ -205,40 +166,21 @@ impl Link {
 
     /// Whether it is time to connect; it counts as connecting then.
     pub fn begin(&mut self, now: Tick) -> bool {
-        match self.state {
-            State::Resting { until } if until <= now => {
-                self.state = State::Connecting { since: now };
-                true
-            }
-            _ => false,
-        }
+        self.life.begin(now)
     }
 
     /// The socket is connected.
     pub fn connected(&mut self, options: &Options, now: Tick) {
-        if !matches!(self.state, State::Connecting { .. }) {
-            return;
+        let grant = Grant::at_redis(options);
+        if self.life.connected(&options.address, grant, now) {
+            self.heard = now;
+            self.flush_at = now;
         }
-        self.decoder = Decoder::new(Version::Resp3);
-        self.heard = now;
-        self.has_spoken = false;
-        let mut greeting = Greeting::new(&options.address, Grant::at_redis(options));
-        let name = self.client_name(options);
-        greeting.begin(&mut self.out, &name);
-        self.state = State::Greeting {
-            greeting: Box::new(greeting),
-            since: now,
-        };
-        self.flush_at = now;
-    }
-
-    fn client_name(&self, options: &Options) -> String {
-        format!("{}-{}", options.client_name, self.role.label())
     }
 
     /// It has failed, or is given up: the socket is closed by whoever asks. Nothing of what was to be sent is left.
     pub fn fail(&mut self, reason: String, now: Tick, random: &mut Random) {
-        if matches!(self.state, State::Closed) {
+        if self.life.is_closed() {
             return;
         }
         if self.is_up() {
@@ -249,9 +191,7 @@ impl Link {
         let longest_ms = (REST_MS_MIN << self.failures.min(16)).min(REST_MS_MAX);
         self.failures = self.failures.saturating_add(1);
         let rest = Duration::from_millis(random.up_to(longest_ms));
-        self.state = State::Resting {
-            until: now.after(rest),
-        };
+        self.life.rest(now.after(rest));
         if self.reason != reason {
             tracing::warn!(
                 link = self.role.label(),
@@ -263,35 +203,27 @@ impl Link {
             self.is_told = false;
         }
         self.trouble_since.get_or_insert(now);
-        self.out.clear();
-        self.decoder = Decoder::new(Version::Resp3);
     }
 
     /// Begins anew at another address: `soon` without a rest, else with the one that it has.
     pub fn restart(&mut self, soon: bool, endpoint: &Endpoint, now: Tick) {
-        match &mut self.state {
-            State::Closed => {}
-            State::Resting { until } if soon => *until = now,
-            State::Resting { .. } => {}
-            state => *state = State::Resting { until: now },
+        if !self.life.is_closed() {
+            let until = self.life.resting_until().filter(|_| !soon);
+            self.life.rest(until.unwrap_or(now));
         }
         self.place = endpoint.to_string();
-        self.out.clear();
-        self.decoder = Decoder::new(Version::Resp3);
     }
 
     /// It ends for good.
     pub fn close(&mut self) {
-        self.state = State::Closed;
-        self.out.clear();
+        self.life.close();
     }
 
     /// Bytes came.
     pub fn feed(&mut self, bytes: &[u8], now: Tick) {
         self.heard = now;
-        self.has_spoken = true;
         self.counts.received_bytes += bytes.len() as u64;
-        self.decoder.feed(bytes);
+        self.life.feed(bytes);
     }
 
     /// The next reply, or why the link is no good.
@@ -300,11 +232,8 @@ impl Link {
         reply_bytes_max: usize,
         address: &Address,
     ) -> Result<Option<Reply>, String> {
-        let reply = self
-            .decoder
-            .next_reply()
-            .map_err(|_| explain_junk(self.decoder.waiting(), address))?;
-        if reply.is_none() && self.decoder.waiting().len() > reply_bytes_max {
+        let reply = self.life.next_reply(address)?;
+        if reply.is_none() && self.life.waiting_bytes() > reply_bytes_max {
             return Err(format!(
                 "Redis sends a reply of more than {reply_bytes_max} bytes, and there is none so large"
             ));
@@ -313,31 +242,21 @@ impl Link {
     }
 
     /// A reply while the link is greeting. `Err`: why it cannot be used.
-    pub fn greet(&mut self, reply: &Reply, options: &Options, now: Tick) -> Result<Wants, String> {
-        let name = self.client_name(options);
-        let State::Greeting { greeting, .. } = &mut self.state else {
+    pub fn greet(&mut self, reply: &Reply, now: Tick) -> Result<Wants, String> {
+        let Some(server) = self.life.greet(reply, now)? else {
             return Ok(Wants::Nothing);
         };
-        match greeting.handle(reply, &mut self.out, &name)? {
-            Step::Going => {}
-            Step::Older => self.decoder.set_version(Version::Resp2),
-            Step::Done => {
-                let server = greeting.server().to_string();
-                self.is_resp3 = greeting.server().is_resp3;
-                if !std::mem::replace(&mut self.is_told, true) {
-                    tracing::info!(
-                        link = self.role.label(),
-                        place = self.place,
-                        server,
-                        "connected to Redis"
-                    );
-                }
-                self.state = State::Up { since: now };
-                self.counts.connects += 1;
-                return Ok(Wants::Ready);
-            }
+        self.is_resp3 = server.is_resp3;
+        self.counts.connects += 1;
+        if !std::mem::replace(&mut self.is_told, true) {
+            tracing::info!(
+                link = self.role.label(),
+                place = self.place,
+                server = server.to_string(),
+                "connected to Redis"
+            );
         }
-        Ok(Wants::Nothing)
+        Ok(Wants::Ready)
     }
 
     /// Whether RESP3 is spoken, once it is up.
@@ -347,78 +266,54 @@ impl Link {
 
     /// Why the socket has ended, with what may be behind it.
     pub fn explain_end(&self, reason: String, address: &Address) -> String {
-        match self.state {
-            State::Greeting { .. } if !self.has_spoken => explain_silence(reason, address),
-            _ => reason,
-        }
+        self.life.explain_end(reason, address)
     }
 
     /// Gives it up if it takes too long to come up.
     pub fn overdue(&self, address: &Address, timeout: Duration, now: Tick) -> Option<String> {
-        let endpoint = &address.endpoint;
-        let ms = timeout.as_millis();
-        match &self.state {
-            State::Connecting { since } if address.tls && since.after(timeout) <= now => {
-                Some(format!(
-                    "{endpoint} does not take the connection and finish the TLS handshake within {ms} ms; a port without TLS never does (write {}://)",
-                    address.scheme(false)
-                ))
-            }
-            State::Connecting { since } if since.after(timeout) <= now => Some(format!(
-                "{endpoint} does not take the connection within {ms} ms"
-            )),
-            State::Greeting { since, .. } if since.after(timeout) <= now => Some(format!(
-                "{endpoint} takes the connection and does not answer HELLO within {ms} ms"
-            )),
-            _ => None,
-        }
+        let what = self.life.overdue(address, timeout, now)?;
+        Some(format!("{} {what}", address.endpoint))
     }
 
     /// When [`Self::begin`] or [`Self::overdue`] is due.
     pub fn deadline(&self, timeout: Duration) -> Option<Tick> {
-        match &self.state {
-            State::Resting { until } => Some(*until),
-            State::Connecting { since } | State::Greeting { since, .. } => {
-                Some(since.after(timeout))
-            }
-            State::Up { .. } | State::Closed => None,
-        }
+        self.life.deadline(timeout)
     }
 
     /// Since when it is up.
     pub fn up_since(&self) -> Option<Tick> {
-        match self.state {
-            State::Up { since } => Some(since),
-            _ => None,
-        }
+        self.life.up_since()
     }
 
     /// Queues a command.
     pub fn command(&mut self, words: &[&[u8]]) {
-        encode_command(&mut self.out, words);
+        self.life.command(words);
     }
 
     /// Bytes that wait to be written.
     pub fn out_bytes(&self) -> usize {
-        self.out.len()
+        self.life.output().len()
     }
 
     /// What is to be written now: all that waits, once it has waited long enough for more to come.
     pub fn output(&self, now: Tick) -> &[u8] {
-        if self.flush_at <= now { &self.out } else { &[] }
+        match self.flush_at <= now {
+            true => self.life.output(),
+            false => &[],
+        }
     }
 
     /// When [`Self::output`] has something; `None`: nothing waits.
     pub fn flush_deadline(&self) -> Option<Tick> {
-        (!self.out.is_empty()).then_some(self.flush_at)
+        (!self.life.output().is_empty()).then_some(self.flush_at)
     }
 
     /// So many bytes of the output were written. What comes within `gather` from now is written together.
     pub fn written(&mut self, bytes: usize, gather: Duration, now: Tick) {
-        let _ = self.out.split_to(bytes);
+        self.life.written(bytes);
         self.counts.sent_bytes += bytes as u64;
         self.counts.writes += 1;
-        if self.out.is_empty() {
+        if self.life.output().is_empty() {
             self.flush_at = now.after(gather);
         }
     }
@@ -455,11 +350,11 @@ mod tests {
 
     /// A link that is up.
     fn up(now: Tick) -> Link {
-        let mut link = Link::new(Role::Publishing, &options().address.endpoint, now);
+        let mut link = Link::new(Role::Publishing, &options(), now);
         assert!(link.begin(now));
         link.connected(&options(), now);
         let hello = Reply::Fields(vec![("version".into(), "7.0.15".into())]);
-        assert_eq!(link.greet(&hello, &options(), now), Ok(Wants::Ready));
+        assert_eq!(link.greet(&hello, now), Ok(Wants::Ready));
         let bytes = link.output(now).len();
         link.written(bytes, Duration::ZERO, now);
         link
@@ -468,13 +363,14 @@ mod tests {
     #[test]
     fn rests_grow_to_five_seconds_and_are_spread_from_none_to_all_of_it() {
         let mut random = Random::new(42);
-        let mut link = Link::new(Role::Publishing, &options().address.endpoint, Tick(0));
+        let mut link = Link::new(Role::Publishing, &options(), Tick(0));
         let mut longest = Vec::new();
         for round in 0..10u32 {
             let mut rests = Vec::new();
             for _ in 0..200 {
                 link.failures = round;
-                link.state = State::Connecting { since: Tick(0) };
+                link.life.rest(Tick(0));
+                assert!(link.begin(Tick(0)));
                 link.fail("x".into(), Tick(0), &mut random);
                 rests.push(link.deadline(TIMEOUT).unwrap().0 / 1_000);
             }
@@ -492,7 +388,7 @@ mod tests {
 
     #[test]
     fn a_link_that_does_not_come_up_is_given_up_with_what_it_waits_for() {
-        let mut link = Link::new(Role::Subscription, &options().address.endpoint, Tick(0));
+        let mut link = Link::new(Role::Subscription, &options(), Tick(0));
         let address = options().address;
         assert!(link.begin(Tick(0)) && !link.begin(Tick(0)));
         assert_eq!(link.overdue(&address, TIMEOUT, Tick::from_ms(2_999)), None);

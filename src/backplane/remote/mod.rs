@@ -29,6 +29,7 @@ mod deadlines;
 mod directory;
 mod fleet;
 mod greeting;
+mod life;
 mod link;
 mod moves;
 mod names;
@@ -254,9 +255,9 @@ impl Remote {
         Self {
             server,
             node,
-            publishing: Link::new(Role::Publishing, &options.address.endpoint, now),
-            subscription: Link::new(Role::Subscription, &options.address.endpoint, now),
-            commands: Link::new(Role::Commands, &options.address.endpoint, now),
+            publishing: Link::new(Role::Publishing, &options, now),
+            subscription: Link::new(Role::Subscription, &options, now),
+            commands: Link::new(Role::Commands, &options, now),
             asked: VecDeque::new(),
             outgoing: Outgoing::new(node, seed),
             expected: VecDeque::new(),

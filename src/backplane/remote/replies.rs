@@ -48,7 +48,7 @@ impl Remote {
                 break;
             };
             if !link.is_up() {
-                if link.greet(&reply, &self.options, now)? == Wants::Ready {
+                if link.greet(&reply, now)? == Wants::Ready {
                     self.link_ready(role, now);
                 }
                 continue;

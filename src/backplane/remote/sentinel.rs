@@ -10,13 +10,13 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
-use super::greeting::{Greeting, Step};
+use super::life::Life;
 use super::link::Random;
-use super::refusal::{Grant, explain, explain_junk, explain_silence};
+use super::refusal::{Grant, explain};
 use super::{Address, Endpoint, LinkId, LinkOrder, Options};
-use crate::backplane::resp::{Decoder, Reply, Version, encode_command};
+use crate::backplane::resp::Reply;
 use crate::time::Tick;
 
 /// After all Sentinels have failed, the first rest lasts so long at most; each further one twice as long.
@@ -31,25 +31,6 @@ const DISTRUST_TIME: Duration = Duration::from_secs(5);
 const REPLY_BYTES_MAX: usize = 64 << 10;
 /// Where Sentinels tell of a new master: its name, the old host and port, the new host and port.
 const SWITCH_CHANNEL: &[u8] = b"+switch-master";
-
-#[derive(Debug)]
-enum State {
-    Resting {
-        until: Tick,
-    },
-    Connecting {
-        since: Tick,
-    },
-    Greeting {
-        greeting: Box<Greeting>,
-        since: Tick,
-    },
-    Up {
-        since: Tick,
-    },
-    /// For good.
-    Closed,
-}
 
 /// A question that is not answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +47,6 @@ pub struct Watch {
     link: LinkId,
     sentinels: Vec<Address>,
     name: String,
-    client_name: String,
     interval: Duration,
     timeout: Duration,
     random: Random,
@@ -74,13 +54,10 @@ pub struct Watch {
     current: usize,
     /// Sentinels in a row that were of no use.
     failed_count: usize,
-    state: State,
-    decoder: Decoder,
-    out: BytesMut,
+    life: Life,
     asked: VecDeque<(Asked, Tick)>,
     /// When the next question is due.
     ask_at: Tick,
-    has_spoken: bool,
     /// Since when the master that is known cannot be used.
     urgent_since: Option<Tick>,
     master: Option<Endpoint>,
@@ -111,17 +88,13 @@ impl Watch {
             current: usize::try_from(random.up_to(last as u64)).unwrap_or_default(),
             sentinels,
             name: name.to_owned(),
-            client_name: format!("{}-sentinel", options.client_name),
             interval: Duration::from_millis(u64::from(options.probe_interval_ms)),
             timeout: Duration::from_millis(u64::from(options.probe_timeout_ms)),
             random,
             failed_count: 0,
-            state: State::Resting { until: now },
-            decoder: Decoder::new(Version::Resp3),
-            out: BytesMut::new(),
+            life: Life::new(format!("{}-sentinel", options.client_name), now),
             asked: VecDeque::new(),
             ask_at: now,
-            has_spoken: false,
             urgent_since: Some(now),
             master: None,
             reason: None,
@@ -155,13 +128,7 @@ impl Watch {
 
     /// What it does, in a word.
     pub fn state_label(&self) -> &'static str {
-        match self.state {
-            State::Resting { .. } => "resting",
-            State::Connecting { .. } => "connecting",
-            State::Greeting { .. } => "greeting",
-            State::Up { .. } => "up",
-            State::Closed => "closed",
-        }
+        self.life.label()
     }
 
     /// Whether every Sentinel was of no use, and none has named a master ever.
@@ -187,72 +154,44 @@ impl Watch {
 
     /// The socket is connected.
     pub fn connected(&mut self, now: Tick) {
-        if !matches!(self.state, State::Connecting { .. }) {
-            return;
-        }
         let address = &self.sentinels[self.current];
-        let mut greeting = Greeting::new(address, Grant::at_sentinel(address));
-        greeting.begin(&mut self.out, &self.client_name);
-        self.has_spoken = false;
-        self.state = State::Greeting {
-            greeting: Box::new(greeting),
-            since: now,
-        };
+        let grant = Grant::at_sentinel(address);
+        self.life.connected(address, grant, now);
     }
 
     /// The socket could not be connected, or has ended.
     pub fn failed(&mut self, reason: String, now: Tick) {
-        let unheard = matches!(self.state, State::Greeting { .. }) && !self.has_spoken;
-        let reason = match unheard {
-            true => explain_silence(reason, self.sentinel()),
-            false => reason,
-        };
+        let reason = self.life.explain_end(reason, self.sentinel());
         self.turn(reason, now);
     }
 
     /// What is to be written now.
     pub fn output(&self) -> &[u8] {
-        &self.out
+        self.life.output()
     }
 
     /// So much of it was written.
     pub fn written(&mut self, bytes: usize) {
-        let _ = self.out.split_to(bytes);
+        self.life.written(bytes);
     }
 
     /// Bytes came.
     pub fn received(&mut self, bytes: &[u8], now: Tick) {
-        self.has_spoken = true;
-        self.decoder.feed(bytes);
+        self.life.feed(bytes);
         if let Err(reason) = self.replies(now) {
             self.turn(reason, now);
         }
     }
 
     fn replies(&mut self, now: Tick) -> Result<(), String> {
-        loop {
-            let reply = self.decoder.next_reply();
-            let Some(reply) = reply
-                .map_err(|_| explain_junk(self.decoder.waiting(), &self.sentinels[self.current]))?
-            else {
-                break;
-            };
-            match &mut self.state {
-                State::Greeting { greeting, .. } => {
-                    match greeting.handle(&reply, &mut self.out, &self.client_name)? {
-                        Step::Going => {}
-                        Step::Older => self.decoder.set_version(Version::Resp2),
-                        Step::Done => {
-                            let hears_switches = greeting.server().is_resp3;
-                            self.greeted(hears_switches, now);
-                        }
-                    }
-                }
-                State::Up { .. } => self.answered(reply, now)?,
-                _ => return Ok(()),
+        while let Some(reply) = self.life.next_reply(&self.sentinels[self.current])? {
+            if self.life.is_up() {
+                self.answered(reply, now)?;
+            } else if let Some(server) = self.life.greet(&reply, now)? {
+                self.greeted(server.is_resp3, now);
             }
         }
-        if self.decoder.waiting().len() > REPLY_BYTES_MAX {
+        if self.life.waiting_bytes() > REPLY_BYTES_MAX {
             return Err("it says more than a Sentinel has to say".into());
         }
         Ok(())
@@ -260,9 +199,8 @@ impl Watch {
 
     /// With RESP2 a connection that is subscribed may ask nothing: questions alone have to do.
     fn greeted(&mut self, hears_switches: bool, now: Tick) {
-        self.state = State::Up { since: now };
         if hears_switches {
-            encode_command(&mut self.out, &[b"SUBSCRIBE", SWITCH_CHANNEL]);
+            self.life.command(&[b"SUBSCRIBE", SWITCH_CHANNEL]);
             self.asked.push_back((Asked::Switches, now));
         }
         self.ask(now);
@@ -274,7 +212,7 @@ impl Watch {
             b"GET-MASTER-ADDR-BY-NAME",
             self.name.as_bytes(),
         ];
-        encode_command(&mut self.out, &words);
+        self.life.command(&words);
         self.asked.push_back((Asked::Master, now));
         self.ask_at = match self.urgent_since {
             Some(_) => now.after(URGENT_INTERVAL),
@@ -338,7 +276,7 @@ impl Watch {
 
     /// The Sentinel is of no use: the next one's turn.
     fn turn(&mut self, reason: String, now: Tick) {
-        if matches!(self.state, State::Closed) {
+        if self.life.is_closed() {
             return;
         }
         let reason = format!("the Sentinel at {}: {reason}", self.sentinel().endpoint);
@@ -357,27 +295,22 @@ impl Watch {
         if self.failed_count.is_multiple_of(self.sentinels.len()) {
             let longest_ms = (REST_MS_MIN << (rounds - 1).min(16)).min(REST_MS_MAX);
             let rest = Duration::from_millis(self.random.up_to(longest_ms));
-            self.state = State::Resting {
-                until: now.after(rest),
-            };
+            self.life.rest(now.after(rest));
         }
     }
 
     /// Goes on to the next one, at once.
     fn leave(&mut self, now: Tick) {
         self.current = (self.current + 1) % self.sentinels.len();
-        self.state = State::Resting { until: now };
-        self.decoder = Decoder::new(Version::Resp3);
-        self.out.clear();
+        self.life.rest(now);
         self.asked.clear();
         self.orders.push_back(LinkOrder::Close(self.link));
     }
 
     /// It ends for good.
     pub fn close(&mut self) {
-        if !matches!(self.state, State::Closed) {
-            self.state = State::Closed;
-            self.out.clear();
+        if !self.life.is_closed() {
+            self.life.close();
             self.asked.clear();
             self.orders.push_back(LinkOrder::Close(self.link));
         }
@@ -387,38 +320,25 @@ impl Watch {
 
     /// Does what is due by time.
     pub fn handle_deadline(&mut self, now: Tick) {
-        let ms = self.timeout.as_millis();
-        match &self.state {
-            State::Resting { until } if *until <= now => {
-                self.state = State::Connecting { since: now };
-                let (link, address) = (self.link, self.sentinel().clone());
-                self.orders.push_back(LinkOrder::Connect { link, address });
-            }
-            State::Connecting { since } if since.after(self.timeout) <= now => {
-                self.turn(
-                    format!("it does not take the connection within {ms} ms"),
-                    now,
+        if self.life.begin(now) {
+            let (link, address) = (self.link, self.sentinel().clone());
+            self.orders.push_back(LinkOrder::Connect { link, address });
+        } else if let Some(what) = self.life.overdue(self.sentinel(), self.timeout, now) {
+            self.turn(format!("it {what}"), now);
+        } else if let Some(since) = self.life.up_since() {
+            if self.answer_deadline().is_some_and(|due| due <= now) {
+                let ms = self.timeout.as_millis();
+                self.turn(format!("it does not answer within {ms} ms"), now);
+            } else if self.distrust_deadline(since).is_some_and(|due| due <= now) {
+                tracing::warn!(
+                    sentinel = %self.sentinel().endpoint,
+                    name = self.name,
+                    "a Sentinel names a master that cannot be used; asking another one"
                 );
+                self.leave(now);
+            } else if self.ask_at <= now && self.asked.is_empty() {
+                self.ask(now);
             }
-            State::Greeting { since, .. } if since.after(self.timeout) <= now => {
-                self.turn(format!("it does not answer HELLO within {ms} ms"), now);
-            }
-            State::Up { since } => {
-                let since = *since;
-                if self.answer_deadline().is_some_and(|due| due <= now) {
-                    self.turn(format!("it does not answer within {ms} ms"), now);
-                } else if self.distrust_deadline(since).is_some_and(|due| due <= now) {
-                    tracing::warn!(
-                        sentinel = %self.sentinel().endpoint,
-                        name = self.name,
-                        "a Sentinel names a master that cannot be used; asking another one"
-                    );
-                    self.leave(now);
-                } else if self.ask_at <= now && self.asked.is_empty() {
-                    self.ask(now);
-                }
-            }
-            _ => {}
         }
     }
 
@@ -434,18 +354,12 @@ impl Watch {
 
     /// When [`Self::handle_deadline`] has something to do.
     pub fn next_deadline(&self) -> Option<Tick> {
-        match &self.state {
-            State::Resting { until } => Some(*until),
-            State::Connecting { since } | State::Greeting { since, .. } => {
-                Some(since.after(self.timeout))
-            }
-            State::Up { since } => {
-                let next = self.answer_deadline().unwrap_or(self.ask_at);
-                let distrust = self.distrust_deadline(*since);
-                Some(distrust.map_or(next, |distrust| distrust.min(next)))
-            }
-            State::Closed => None,
-        }
+        let Some(since) = self.life.up_since() else {
+            return self.life.deadline(self.timeout);
+        };
+        let next = self.answer_deadline().unwrap_or(self.ask_at);
+        let distrust = self.distrust_deadline(since);
+        Some(distrust.map_or(next, |distrust| distrust.min(next)))
     }
 }
 
@@ -491,8 +405,11 @@ mod tests {
     const SUBSCRIBED: &[u8] = b">3\r\n$9\r\nsubscribe\r\n$14\r\n+switch-master\r\n:1\r\n";
 
     fn watch(sentinels: &str) -> Watch {
-        let url = format!("redis-sentinel://{sentinels}/m");
-        let Source::Sentinel { sentinels, .. } = Source::parse(&url).unwrap() else {
+        watch_of(&format!("redis-sentinel://{sentinels}/m"))
+    }
+
+    fn watch_of(url: &str) -> Watch {
+        let Source::Sentinel { sentinels, .. } = Source::parse(url).unwrap() else {
             panic!("{url} is a Sentinel's");
         };
         let options = Options::new(Address::parse("redis://x").unwrap());
@@ -645,6 +562,16 @@ mod tests {
                 .1
                 .contains("does not answer within")
         );
+    }
+
+    #[test]
+    fn a_sentinel_without_tls_that_is_asked_for_it_is_told_of() {
+        let mut watch = watch_of("rediss-sentinel://a/m");
+        assert!(connects(&mut watch, Tick(0)).is_some());
+        watch.handle_deadline(Tick::from_ms(3_000));
+        let (_, reason) = watch.trouble().unwrap();
+        assert!(reason.contains("the Sentinel at a:26379: it does not take the connection"));
+        assert!(reason.contains("(write redis-sentinel://)"), "{reason}");
     }
 
     #[test]
