@@ -15,7 +15,7 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use super::address::Address;
 use super::kernel::Completion;
 use super::socket::{Phase, Socket};
-use super::{Kind, Outcome, Ring};
+use super::{Event, Kind, Ring};
 
 /// Accepts in flight for one listener.
 const ACCEPT_COUNT: u32 = 64;
@@ -176,7 +176,7 @@ impl Ring {
         number: u32,
         accept: u32,
         completion: Completion,
-    ) -> Option<Outcome> {
+    ) -> Option<Event<'static>> {
         let listener = &mut self.listeners[number as usize];
         listener.in_flight_count -= 1;
         self.accepts_in_flight_count -= 1;
@@ -195,7 +195,7 @@ impl Ring {
             listener.failed.push(accept);
             self.kernel.counters.accept_exhausted += 1;
             let error = io::Error::from_raw_os_error(-completion.result);
-            return Some(Outcome::AcceptFailed {
+            return Some(Event::AcceptFailed {
                 listener: number,
                 error,
             });
@@ -223,7 +223,7 @@ impl Ring {
         self.accept_refill();
         // A peer that is gone already can have no address on some kernels; its receive will tell.
         let peer = peer.unwrap_or(SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0)));
-        Some(Outcome::Accepted {
+        Some(Event::Accepted {
             token,
             listener: number,
             peer,
@@ -231,8 +231,8 @@ impl Ring {
     }
 
     /// The last accept of a listener has ended.
-    pub(super) fn listener_stopped(&mut self, number: u32) -> Outcome {
+    pub(super) fn listener_stopped(&mut self, number: u32) -> Event<'static> {
         self.listeners[number as usize].fd = None;
-        Outcome::ListenerStopped { listener: number }
+        Event::ListenerStopped { listener: number }
     }
 }

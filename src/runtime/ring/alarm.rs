@@ -5,7 +5,7 @@ use std::time::Duration;
 use io_uring::{opcode, types};
 
 use super::kernel::Completion;
-use super::{Kind, Outcome, Ring};
+use super::{Event, Kind, Ring};
 
 /// One deadline.
 ///
@@ -65,10 +65,10 @@ impl Ring {
     }
 
     /// The timeout has passed.
-    pub(super) fn alarm_completed(&mut self) -> Option<Outcome> {
+    pub(super) fn alarm_completed(&mut self) -> Option<Event<'static>> {
         self.alarm.armed = false;
         let replaced = self.alarm.pending || self.alarm.updates_in_flight_count > 0;
-        (!replaced).then_some(Outcome::Alarm)
+        (!replaced).then_some(Event::Alarm)
     }
 
     /// The timeout was moved, or had passed (or was just passing) before it could be.

@@ -14,7 +14,7 @@ use super::address::Address;
 use super::kernel::Completion;
 use super::pool::{Entry, Pool};
 use super::socket::{NO_OPERATION, Phase, Socket};
-use super::{Kind, Outcome, Ring};
+use super::{Event, Kind, Ring};
 
 /// Plain descriptors that wait to be closed at most.
 const MOVING_COUNT_MAX: usize = 64;
@@ -182,7 +182,7 @@ impl Ring {
         &mut self,
         token: u32,
         completion: Completion,
-    ) -> Option<Outcome> {
+    ) -> Option<Event<'static>> {
         let index = self.sockets[token].operation();
         let operation = self.connects.target(index);
         if completion.result != 1 {
@@ -201,7 +201,7 @@ impl Ring {
             } else {
                 libc::ENFILE
             });
-            return (!closing).then_some(Outcome::ConnectFailed { token, error });
+            return (!closing).then_some(Event::ConnectFailed { token, error });
         }
         // SAFETY: `operation` points into the boxed entry of the pool; the kernel has written the slot and is done.
         // JUSTIFICATION: as in `connect`.
@@ -223,7 +223,7 @@ impl Ring {
         &mut self,
         token: u32,
         completion: Completion,
-    ) -> Option<Outcome> {
+    ) -> Option<Event<'static>> {
         if matches!(-completion.result, libc::EINTR | libc::EAGAIN)
             && self.sockets[token].phase() == Phase::Connecting
         {
@@ -241,11 +241,11 @@ impl Ring {
             if socket.should_arm() {
                 self.receive_arm(token);
             }
-            return Some(Outcome::Connected { token });
+            return Some(Event::Connected { token });
         }
         socket.set_phase(Phase::Closing);
         self.close_when_quiet(token);
-        Some(Outcome::ConnectFailed {
+        Some(Event::ConnectFailed {
             token,
             error: io::Error::from_raw_os_error(-completion.result),
         })

@@ -208,50 +208,13 @@ impl Kind {
     }
 }
 
-/// An [`Event`] that borrows nothing yet.
+/// What a completion tells.
 #[derive(Debug)]
 enum Outcome {
-    Accepted {
-        token: u32,
-        listener: u32,
-        peer: SocketAddr,
-    },
-    AcceptFailed {
-        listener: u32,
-        error: io::Error,
-    },
-    ListenerStopped {
-        listener: u32,
-    },
-    Connected {
-        token: u32,
-    },
-    ConnectFailed {
-        token: u32,
-        error: io::Error,
-    },
-    Received {
-        token: u32,
-        buffer: u16,
-        len: u32,
-    },
-    ReceiveEnded {
-        token: u32,
-        error: Option<io::Error>,
-    },
-    Sent {
-        token: u32,
-        bytes: u32,
-        done: bool,
-    },
-    SendFailed {
-        token: u32,
-        error: io::Error,
-    },
-    Closed {
-        token: u32,
-    },
-    Alarm,
+    /// Bytes: an event once the buffer is lent.
+    Received { token: u32, buffer: u16, len: u32 },
+    /// What borrows nothing.
+    Told(Event<'static>),
 }
 
 /// One core's io_uring.
@@ -451,10 +414,10 @@ impl Ring {
         };
     }
 
-    fn close_completed(&mut self, token: u32) -> Outcome {
+    fn close_completed(&mut self, token: u32) -> Event<'static> {
         self.sockets.remove(token);
         self.accept_refill();
-        Outcome::Closed { token }
+        Event::Closed { token }
     }
 
     /// Submits what is queued and runs completions (`GETEVENTS`), without waiting.
@@ -526,13 +489,11 @@ impl Ring {
     #[allow(clippy::cast_possible_truncation)] // the fields of the user data
     fn complete(&mut self, completion: Completion) -> Option<Outcome> {
         let index = completion.user_data as u32;
-        match Kind::of(completion.user_data) {
-            Kind::Receive => self.receive_completed(index, completion),
+        let listener = (completion.user_data >> 32) as u32 & 0x00ff_ffff;
+        let told = match Kind::of(completion.user_data) {
+            Kind::Receive => return self.receive_completed(index, completion),
             Kind::Send => self.send_completed(index, completion),
-            Kind::Accept => {
-                let listener = (completion.user_data >> 32) as u32 & 0x00ff_ffff;
-                self.accept_completed(listener, index, completion)
-            }
+            Kind::Accept => self.accept_completed(listener, index, completion),
             Kind::Close => Some(self.close_completed(index)),
             Kind::Shutdown => {
                 self.shutdown_completed(index);
@@ -545,11 +506,9 @@ impl Ring {
                 self.alarm_updated(completion);
                 None
             }
-            Kind::Stopped => {
-                let listener = (completion.user_data >> 32) as u32 & 0x00ff_ffff;
-                Some(self.listener_stopped(listener))
-            }
-        }
+            Kind::Stopped => Some(self.listener_stopped(listener)),
+        };
+        told.map(Outcome::Told)
     }
 
     fn event(&mut self, outcome: Outcome) -> Event<'_> {
@@ -561,24 +520,7 @@ impl Ring {
                     bytes: self.buffers.bytes(buffer, len),
                 }
             }
-            Outcome::Sent { token, bytes, done } => Event::Sent { token, bytes, done },
-            Outcome::SendFailed { token, error } => Event::SendFailed { token, error },
-            Outcome::ReceiveEnded { token, error } => Event::ReceiveEnded { token, error },
-            Outcome::Accepted {
-                token,
-                listener,
-                peer,
-            } => Event::Accepted {
-                token,
-                listener,
-                peer,
-            },
-            Outcome::AcceptFailed { listener, error } => Event::AcceptFailed { listener, error },
-            Outcome::ListenerStopped { listener } => Event::ListenerStopped { listener },
-            Outcome::Connected { token } => Event::Connected { token },
-            Outcome::ConnectFailed { token, error } => Event::ConnectFailed { token, error },
-            Outcome::Closed { token } => Event::Closed { token },
-            Outcome::Alarm => Event::Alarm,
+            Outcome::Told(event) => event,
         }
     }
 }

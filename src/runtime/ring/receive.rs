@@ -7,7 +7,7 @@ use io_uring::opcode;
 use super::buffers::GROUP;
 use super::kernel::Completion;
 use super::socket::Phase;
-use super::{Kind, Outcome, Ring};
+use super::{Event, Kind, Outcome, Ring};
 
 impl Ring {
     /// Arms the multishot receive; it stays armed (the ring arms it again as needed) until the stream ends.
@@ -107,11 +107,11 @@ impl Ring {
             (0.., Some(id)) => {
                 self.buffers.recycle(id);
                 self.sockets[token].set_ended(true);
-                return Some(Outcome::ReceiveEnded { token, error: None });
+                return Some(Outcome::Told(Event::ReceiveEnded { token, error: None }));
             }
             (0.., None) => {
                 socket.set_ended(true);
-                return Some(Outcome::ReceiveEnded { token, error: None });
+                return Some(Outcome::Told(Event::ReceiveEnded { token, error: None }));
             }
             (_, Some(id)) => self.buffers.recycle(id),
             (_, None) => {}
@@ -134,7 +134,7 @@ impl Ring {
             error => {
                 socket.set_ended(true);
                 let error = Some(io::Error::from_raw_os_error(error));
-                return Some(Outcome::ReceiveEnded { token, error });
+                return Some(Outcome::Told(Event::ReceiveEnded { token, error }));
             }
         }
         None

@@ -12,7 +12,7 @@ use io_uring::{opcode, squeue, types};
 use super::kernel::Completion;
 use super::pool::{Entry, Pool};
 use super::socket::{NO_OPERATION, Phase};
-use super::{Kind, Outcome, Ring};
+use super::{Event, Kind, Ring};
 use crate::limits::SEND_PIECE_COUNT_MAX;
 use crate::protocol::{Encoded, Piece};
 
@@ -317,7 +317,11 @@ impl Ring {
     }
 
     /// A send has completed.
-    pub(super) fn send_completed(&mut self, token: u32, completion: Completion) -> Option<Outcome> {
+    pub(super) fn send_completed(
+        &mut self,
+        token: u32,
+        completion: Completion,
+    ) -> Option<Event<'static>> {
         let socket = &mut self.sockets[token];
         let index = socket.operation();
         if socket.phase() != Phase::Open {
@@ -333,7 +337,7 @@ impl Ring {
                 self.sends.release(index);
                 self.send_ended(token);
                 let error = io::Error::from_raw_os_error(-completion.result);
-                return Some(Outcome::SendFailed { token, error });
+                return Some(Event::SendFailed { token, error });
             }
         };
         if let Some(rest) = self.sends.advance(index, bytes) {
@@ -342,14 +346,14 @@ impl Ring {
             socket.set_operation(rest);
             let submission = self.sends.submission(rest, socket.fd(), POLL_FIRST);
             self.push_send(submission, token);
-            return (bytes > 0).then_some(Outcome::Sent {
+            return (bytes > 0).then_some(Event::Sent {
                 token,
                 bytes,
                 done: false,
             });
         }
         self.send_ended(token);
-        Some(Outcome::Sent {
+        Some(Event::Sent {
             token,
             bytes,
             done: true,
