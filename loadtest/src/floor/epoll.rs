@@ -1,27 +1,21 @@
 //! A bare epoll server: accept, upgrade, and turn frames around. Two system calls a message, and nothing to spare.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
-use rustix::net::{
-    RecvFlags, SendFlags, SocketFlags, accept_with, recv, send, sockopt::set_tcp_nodelay,
-};
+use rustix::net::{RecvFlags, SendFlags, recv, send};
 
+use super::door::{Door, EVENT_COUNT_MAX, LISTENER};
 use super::wire;
 
-const LISTENER: u64 = u64::MAX;
-const EVENT_COUNT_MAX: usize = 512;
 const BUFFER_BYTES: usize = 256 * 1024;
 
 /// Accepts, upgrades and echoes on one thread.
 pub struct EpollServer {
-    epoll: OwnedFd,
-    listener: TcpListener,
-    events: Vec<epoll::Event>,
+    door: Door,
     buffer: Vec<u8>,
     answer: Vec<u8>,
     /// By descriptor.
@@ -39,20 +33,8 @@ struct Connection {
 impl EpollServer {
     /// Binds `address`.
     pub fn new(address: SocketAddr) -> io::Result<Self> {
-        let listener = TcpListener::bind(address)?;
-        rustix::net::listen(&listener, 65_535)?;
-        listener.set_nonblocking(true)?;
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        epoll::add(
-            &epoll,
-            &listener,
-            epoll::EventData::new_u64(LISTENER),
-            epoll::EventFlags::IN,
-        )?;
         Ok(Self {
-            epoll,
-            listener,
-            events: Vec::with_capacity(EVENT_COUNT_MAX),
+            door: Door::new(address)?,
             buffer: vec![0; BUFFER_BYTES],
             answer: Vec::new(),
             connections: Vec::new(),
@@ -62,7 +44,7 @@ impl EpollServer {
 
     /// Where it listens.
     pub fn address(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+        self.door.listener.local_addr()
     }
 
     /// Connections whose upgrade has been answered.
@@ -81,47 +63,23 @@ impl EpollServer {
 
     /// Waits up to `timeout` (`None`: for ever) and serves what is ready.
     pub fn turn(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-        let mut events = std::mem::take(&mut self.events);
-        events.clear();
-        match epoll::wait(
-            &self.epoll,
-            rustix::buffer::spare_capacity(&mut events),
-            timeout.as_ref(),
-        ) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
+        self.door.wait(timeout)?;
+        let events = std::mem::take(&mut self.door.events);
         for event in &events {
             match event.data.u64() {
                 LISTENER => self.accept()?,
                 index => self.serve(index as usize),
             }
         }
-        self.events = events;
+        self.door.events = events;
         Ok(())
     }
 
     fn accept(&mut self) -> io::Result<()> {
         for _ in 0..EVENT_COUNT_MAX {
-            let socket =
-                match accept_with(&self.listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
-                    Ok(socket) => socket,
-                    Err(Errno::AGAIN) => break,
-                    Err(Errno::INTR | Errno::CONNABORTED | Errno::PROTO) => continue,
-                    Err(error) => return Err(error.into()),
-                };
-            set_tcp_nodelay(&socket, true)?;
-            let index = socket.as_raw_fd() as usize;
-            epoll::add(
-                &self.epoll,
-                &socket,
-                epoll::EventData::new_u64(index as u64),
-                epoll::EventFlags::IN,
-            )?;
-            if self.connections.len() <= index {
-                self.connections.resize_with(index + 1, || None);
-            }
+            let Some((index, socket)) = self.door.accept(&mut self.connections)? else {
+                break;
+            };
             self.connections[index] = Some(Connection {
                 socket,
                 upgraded: false,

@@ -2,6 +2,7 @@
 //!
 //! They speak just enough WebSocket to be driven by the same client in the same run.
 
+mod door;
 pub mod epoll;
 mod fan_out;
 pub mod planted;

@@ -2,15 +2,12 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use rustix::event::{Timespec, epoll};
-use rustix::io::Errno;
-use rustix::net::{SocketFlags, accept_with, sockopt::set_tcp_nodelay};
+use rustix::event::epoll;
 use throng::protocol::OpCode;
 
 use super::connection::{Connection, Incoming, Over, State, read_frames};
@@ -20,10 +17,9 @@ use super::plants::{CLOSE_ABNORMAL, Closing, Garbage, Plants, Span};
 use super::schedule::{Due, Frame, MemberId, Schedule};
 use super::tally::{Planted, Tally};
 use crate::clock::now_ns;
+use crate::floor::door::{Door, EVENT_COUNT_MAX, LISTENER};
 use crate::floor::wire;
 
-const LISTENER: u64 = u64::MAX;
-const EVENT_COUNT_MAX: usize = 512;
 const BUFFER_BYTES: usize = 256 * 1024;
 /// A wait ends that long before its deadline; the rest is spent looking at the clock and the sockets in turn.
 const SPIN_NS: u64 = 100_000;
@@ -39,9 +35,7 @@ const LEAK_BYTES_MAX: u64 = 1 << 30;
 pub struct Server {
     plants: Plants,
     planted: Arc<Planted>,
-    epoll: OwnedFd,
-    listener: TcpListener,
-    events: Vec<epoll::Event>,
+    door: Door,
     buffer: Vec<u8>,
     /// By descriptor.
     connections: Vec<Option<Connection>>,
@@ -73,21 +67,9 @@ impl Server {
     /// # Errors
     /// What the kernel says.
     pub fn new(address: SocketAddr, plants: Plants) -> io::Result<Self> {
-        let listener = TcpListener::bind(address)?;
-        rustix::net::listen(&listener, 65_535)?;
-        listener.set_nonblocking(true)?;
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        epoll::add(
-            &epoll,
-            &listener,
-            epoll::EventData::new_u64(LISTENER),
-            epoll::EventFlags::IN,
-        )?;
         Ok(Self {
             planted: Arc::default(),
-            epoll,
-            listener,
-            events: Vec::with_capacity(EVENT_COUNT_MAX),
+            door: Door::new(address)?,
             buffer: vec![0; BUFFER_BYTES],
             connections: Vec::new(),
             serial_next: 0,
@@ -114,7 +96,7 @@ impl Server {
     /// # Errors
     /// What the kernel says.
     pub fn address(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+        self.door.listener.local_addr()
     }
 
     /// What was planted so far; it stays readable while the server runs, and after.
@@ -135,7 +117,7 @@ impl Server {
                 self.perform(&mut tally);
             }
             self.wait()?;
-            if !self.events.is_empty() {
+            if !self.door.events.is_empty() {
                 self.serve(&mut planted.lock())?;
             }
         }
@@ -314,7 +296,8 @@ impl Server {
         if connection.blocked != was_blocked {
             let data = epoll::EventData::new_u64(u64::from(member.index));
             flushed = flushed.and(
-                epoll::modify(&self.epoll, &connection.socket, data, flags).or(Err(Over::Gone)),
+                epoll::modify(&self.door.epoll, &connection.socket, data, flags)
+                    .or(Err(Over::Gone)),
             );
         }
         let ended = connection.state == State::Ending && !connection.blocked;
@@ -347,21 +330,12 @@ impl Server {
         .flatten()
         .fold(now + LOOK_NS, u64::min);
         let wait_ns = deadline_ns.saturating_sub(now).saturating_sub(SPIN_NS);
-        let timeout = Timespec::try_from(Duration::from_nanos(wait_ns)).ok();
-        self.events.clear();
-        match epoll::wait(
-            &self.epoll,
-            rustix::buffer::spare_capacity(&mut self.events),
-            timeout.as_ref(),
-        ) {
-            Ok(_) | Err(Errno::INTR) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        self.door.wait(Some(Duration::from_nanos(wait_ns)))
     }
 
     /// Serves what is ready. The listener comes last: who has left makes room for who comes.
     fn serve(&mut self, tally: &mut Tally) -> io::Result<()> {
-        let events = std::mem::take(&mut self.events);
+        let events = std::mem::take(&mut self.door.events);
         let mut listener_is_ready = false;
         for event in &events {
             if event.data.u64() == LISTENER {
@@ -384,7 +358,7 @@ impl Server {
                 self.drop_connection(id, over, tally);
             }
         }
-        self.events = events;
+        self.door.events = events;
         if listener_is_ready {
             self.accept()?;
         }
@@ -393,24 +367,9 @@ impl Server {
 
     fn accept(&mut self) -> io::Result<()> {
         for _ in 0..EVENT_COUNT_MAX {
-            let socket =
-                match accept_with(&self.listener, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC) {
-                    Ok(socket) => socket,
-                    Err(Errno::AGAIN) => break,
-                    Err(Errno::INTR | Errno::CONNABORTED | Errno::PROTO) => continue,
-                    Err(error) => return Err(error.into()),
-                };
-            set_tcp_nodelay(&socket, true)?;
-            let index = socket.as_raw_fd() as usize;
-            epoll::add(
-                &self.epoll,
-                &socket,
-                epoll::EventData::new_u64(index as u64),
-                epoll::EventFlags::IN,
-            )?;
-            if self.connections.len() <= index {
-                self.connections.resize_with(index + 1, || None);
-            }
+            let Some((index, socket)) = self.door.accept(&mut self.connections)? else {
+                break;
+            };
             let id = MemberId {
                 index: index as u32,
                 serial: self.serial_next,
