@@ -120,19 +120,24 @@ async def node_stopped(world, _traffic):
     return marks
 
 
-async def sentinel_failover(world, _traffic):
-    marks = Marks(time.monotonic(), 0)
-    world.redis.kill()
+async def when_promoted(promoted, marks):
+    """It is repaired once a replica has become a master."""
     deadline = time.monotonic() + 30
-
-    def promoted():
-        return any(b"role:master" in one.command("INFO", "replication") for one in world.replicas)
-
     while not await asyncio.to_thread(promoted):
         assert time.monotonic() < deadline, "no replica is promoted"
         await asyncio.sleep(0.02)
     marks.repaired = time.monotonic()
     return marks
+
+
+async def sentinel_failover(world, _traffic):
+    marks = Marks(time.monotonic(), 0)
+    world.redis.kill()
+
+    def promoted():
+        return any(b"role:master" in one.command("INFO", "replication") for one in world.replicas)
+
+    return await when_promoted(promoted, marks)
 
 
 async def cluster_failover(world, _traffic):
@@ -140,16 +145,11 @@ async def cluster_failover(world, _traffic):
     before = {port for _, port in world.masters()}
     marks = Marks(time.monotonic(), 0)
     world.by_port(port).kill()
-    deadline = time.monotonic() + 30
 
     def promoted():
         return {port for _, port in world.masters()} - before
 
-    while not await asyncio.to_thread(promoted):
-        assert time.monotonic() < deadline, "no replica is promoted"
-        await asyncio.sleep(0.02)
-    marks.repaired = time.monotonic()
-    return marks
+    return await when_promoted(promoted, marks)
 
 
 async def slots_moved(world, _traffic):

@@ -1,29 +1,21 @@
 """Nodes under load, small: one order on all of them, and one subscription for each room and node, whatever Redis does."""
 
 import json
-import os
 import subprocess
-from pathlib import Path
 
 import pytest
 from harness import eventually
-from harness.server import REPOSITORY, clean_environment
+from harness.load import load_binary
+from harness.server import clean_environment
 
 QUICK = "drain_window_ms = 200\nclose_timeout_ms = 300\n"
-
-
-def load_generator():
-    path = Path(os.environ.get("THRONG_LOAD_BIN", REPOSITORY / "target/debug/throng-load"))
-    if not path.exists():
-        pytest.skip(f"{path} is not there: run `cargo build --workspace`")
-    return str(path)
 
 
 def run(directory, *words, code=0):
     """One run of throng-load that ends with `code`: its figures, or what it said where there are none."""
     path = directory / "load.json"
     done = subprocess.run(
-        [load_generator(), *map(str, words), "--json", str(path)],
+        [load_binary(), *map(str, words), "--json", str(path)],
         capture_output=True,
         text=True,
         timeout=80,
@@ -109,7 +101,7 @@ def test_a_room_has_one_subscription_for_each_node_before_and_after_redis_restar
     pair, rooms = nodes(2), 2_000
     words = ["idle", "-q", *targets(pair), "--rooms", rooms, "--connections", 2 * rooms, "--hold", 60, "--settle", 0]
     loading = subprocess.Popen(
-        [load_generator(), *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=clean_environment()
+        [load_binary(), *map(str, words)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=clean_environment()
     )
     try:
         for node in pair:

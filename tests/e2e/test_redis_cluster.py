@@ -233,13 +233,7 @@ def test_a_user_who_may_not_ask_for_the_slots_is_told_so_once(node, cluster):
     url = RedisCluster.url_of(*cluster.masters).replace("://", "://app:pw@")
     one = node("a", url, "sharded", ready=False)
 
-    def reasons():
-        try:
-            return [str(reason) for reason in one.admin("/readyz").json["reasons"]]
-        except OSError:
-            return []
-
-    eventually(lambda: any("lacks +cluster|slots;" in reason for reason in reasons()), "it names the grant", timeout_s=15)
+    eventually(lambda: any("lacks +cluster|slots;" in str(reason) for reason in one.reasons()), "it names the grant", timeout_s=15)
 
     def count(section, pattern):
         told = (server.command("INFO", section).decode() for server in cluster.servers)
@@ -262,14 +256,8 @@ def test_any_node_that_answers_will_do_and_unserved_slots_are_told(node, cluster
     url = RedisCluster.url_of(cluster.masters[2], cluster.masters[0])
     one = node("a", url, "sharded", ready=False)
 
-    def reasons():
-        try:
-            return one.admin("/readyz").json["reasons"]
-        except OSError:
-            return []
-
-    eventually(reasons, "it is not ready")
+    eventually(one.reasons, "it is not ready")
     lost = f"127.0.0.1:{cluster.masters[2].port}"
-    eventually(lambda: {reason.get("server") for reason in reasons()} == {lost}, "and says where", timeout_s=15)
+    eventually(lambda: {reason.get("server") for reason in one.reasons()} == {lost}, "and says where", timeout_s=15)
     cluster.masters[2].start()
     eventually(lambda: one.admin("/readyz").status == 200, "it comes up", timeout_s=20)

@@ -2,23 +2,15 @@
 
 import asyncio
 import json
-import os
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 from harness import eventually
-from harness.server import REPOSITORY, clean_environment
+from harness.load import load_binary
+from harness.server import clean_environment
 
 QUICK = "drain_window_ms = 200\nclose_timeout_ms = 300\n"
-
-
-def load_generator():
-    path = Path(os.environ.get("THRONG_LOAD_BIN", REPOSITORY / "target/debug/throng-load"))
-    if not path.exists():
-        pytest.skip(f"{path} is not there: run `cargo build --workspace`")
-    return str(path)
 
 
 @pytest.fixture
@@ -31,7 +23,7 @@ def test_a_fan_out_over_two_nodes_loses_nothing_and_has_one_order(pair, tmp_path
     path = tmp_path / "load.json"
     done = subprocess.run(
         [
-            load_generator(),
+            load_binary(),
             "fanout",
             *("--target", a.url("")),
             *("--target", b.url("")),

@@ -201,13 +201,7 @@ def test_a_node_that_waits_for_a_master_says_so_and_heals(serve, group):
         sentinel.kill()
     a = serve(flags=["--redis", group.url, "--node-id", "a"], ready=False)
 
-    def reasons():
-        try:
-            return json.loads(a.admin("/readyz").body)["reasons"]
-        except OSError:
-            return []
-
-    eventually(lambda: any(reason.get("link") == "sentinel" for reason in reasons()), "it says that no Sentinel answers")
+    eventually(lambda: any(reason.get("link") == "sentinel" for reason in a.reasons()), "it says that no Sentinel answers")
     for sentinel in group.sentinels:
         sentinel.start()
     eventually(lambda: is_ready(a), "it is ready", timeout_s=20)

@@ -231,13 +231,7 @@ def test_a_node_that_waits_says_why(serve, tmp_path, secure):
     stranger = Authority(tmp_path, "stranger")
     a = serve(flags=["--redis", secure.tls_url, *trusting(stranger)], ready=False)
 
-    def reasons():
-        try:
-            return json.loads(a.admin("/readyz").body)["reasons"]
-        except OSError:
-            return []
-
-    eventually(lambda: any("is not trusted" in reason["message"] for reason in reasons()), "it says why")
+    eventually(lambda: any("is not trusted" in reason["message"] for reason in a.reasons()), "it says why")
 
 
 def test_check_says_which_tls_is_spoken_and_what_is_wrong_with_it(authority, secure):

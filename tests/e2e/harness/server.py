@@ -175,6 +175,13 @@ class Server:
         bearer = [f"Authorization: Bearer {key}"] if key else []
         return http_get(self.admin_address, path, method, [*bearer, *headers], body)
 
+    def reasons(self):
+        """Why it is not ready: none when it is, or as long as nobody answers."""
+        try:
+            return self.admin("/readyz").json["reasons"]
+        except OSError:
+            return []
+
     def get(self, path, method="GET", headers=()):
         """A plain HTTP request to the WebSocket port."""
         return http_get(self.address, path, method, headers)
