@@ -112,7 +112,7 @@ def test_a_node_that_starts_without_everybodys_server_takes_joins_and_tells_them
 
     (room, other), (near, _), (far, _) = at(kept, "room"), at(kept, "user"), at(lost, "user")
     lost.kill()
-    b = node("b", settings="redis_join_timeout_ms = 1000\n", ready=False)
+    b = node("b", ready=False)
 
     def runs():
         try:
