@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::link::Role;
-use super::{Effect, Expected, LinkOrder, Remote, wire};
+use super::{Expected, LinkOrder, Remote, wire};
 use crate::time::Tick;
 
 impl Remote {
@@ -31,8 +31,7 @@ impl Remote {
             self.channel_command(true, &left);
         }
         while let Some((room, shards)) = self.channels.take_overdue(now) {
-            self.counts.joins_refused += 1;
-            self.effects.push_back(Effect::JoinRefused { room, shards });
+            self.refuse_join(room, shards);
         }
         if !self.publishing.is_up() || !self.may_send() {
             let age = Duration::from_millis(u64::from(self.options.buffer_age_ms));

@@ -83,7 +83,7 @@ use self::rank::Rank;
 use self::sharded::Asks;
 use self::streams::Streams;
 use super::ShardSet;
-use crate::bus::{Batch, CoreId, RoomName};
+use crate::bus::{Batch, CoreId, RoomName, hidden};
 use crate::metrics::RedisSnapshot;
 use crate::time::Tick;
 
@@ -318,11 +318,14 @@ impl Remote {
                 }
             }
             Interest::Waits => self.ask(now),
-            Interest::Refused => {
-                self.counts.joins_refused += 1;
-                self.effects.push_back(Effect::JoinRefused { room, shards });
-            }
+            Interest::Refused => self.refuse_join(room, shards),
         }
+    }
+
+    fn refuse_join(&mut self, room: RoomName, shards: ShardSet) {
+        // Who waited for a hidden one is let in without it.
+        self.counts.joins_refused += u64::from(hidden(&room).is_none());
+        self.effects.push_back(Effect::JoinRefused { room, shards });
     }
 
     /// A shard's last member has left a room; `is_last`: nobody here is in it any more.
@@ -563,6 +566,7 @@ impl Remote {
                 self.send(now);
             }
             Role::Subscription => {
+                self.channels.found();
                 self.ask_probe(now);
                 self.ask(now);
             }
