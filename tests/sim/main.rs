@@ -52,19 +52,30 @@ fn redis_runs(usual: u64) -> u64 {
     runs.unwrap_or(usual)
 }
 
-/// Runs one seed to its end and gives its trace. A failure says how to see it again.
-fn run(seed: u64) -> u64 {
-    let mut run = Run::new(seed);
-    match catch_unwind(AssertUnwindSafe(|| run.all())) {
-        Ok(()) => run.trace(),
+/// Has `all` of a seed's world happen. A failure says where it was (`place`), and which `tests` show it again.
+fn to_its_end<W>(
+    seed: u64,
+    tests: &str,
+    mut world: W,
+    all: fn(&mut W),
+    place: fn(&W) -> String,
+) -> W {
+    match catch_unwind(AssertUnwindSafe(|| all(&mut world))) {
+        Ok(()) => world,
         Err(panic) => {
             eprintln!(
-                "seed {seed} failed in step {} ({}): THRONG_SIM_SEED={seed} cargo test --test sim",
-                run.step, run.phase
+                "seed {seed} failed in {}: THRONG_SIM_SEED={seed} cargo test --test sim {tests}",
+                place(&world)
             );
             resume_unwind(panic)
         }
     }
+}
+
+/// Runs one seed to its end and gives its trace.
+fn run(seed: u64) -> u64 {
+    let place = |run: &Run| format!("step {} ({})", run.step, run.phase);
+    to_its_end(seed, "nodes_keep", Run::new(seed), Run::all, place).trace()
 }
 
 #[test]
@@ -81,17 +92,9 @@ fn nodes_keep_their_promises_under_faults() {
 
 /// The same for several nodes around a Redis.
 fn run_redis(seed: u64) -> u64 {
-    let mut world = redis::World::new(seed);
-    match catch_unwind(AssertUnwindSafe(|| world.all())) {
-        Ok(()) => world.trace(),
-        Err(panic) => {
-            eprintln!(
-                "Redis seed {seed} failed in step {}: THRONG_SIM_SEED={seed} cargo test --test sim redis",
-                world.step
-            );
-            resume_unwind(panic)
-        }
-    }
+    let place = |world: &redis::World| format!("step {}", world.step);
+    let world = redis::World::new(seed);
+    to_its_end(seed, "redis", world, redis::World::all, place).trace()
 }
 
 #[test]
@@ -109,17 +112,10 @@ fn nodes_on_a_failing_redis_lose_nothing_in_silence() {
 
 /// The same for several nodes around several servers. How often rooms had to move.
 fn run_fleet(seed: u64) -> (u64, u64) {
-    let mut world = fleet::World::new(seed);
-    match catch_unwind(AssertUnwindSafe(|| world.all())) {
-        Ok(()) => (world.trace(), world.moves),
-        Err(panic) => {
-            eprintln!(
-                "fleet seed {seed} failed in step {}: THRONG_SIM_SEED={seed} cargo test --test sim fleet",
-                world.step
-            );
-            resume_unwind(panic)
-        }
-    }
+    let place = |world: &fleet::World| format!("step {}", world.step);
+    let world = fleet::World::new(seed);
+    let world = to_its_end(seed, "fleet", world, fleet::World::all, place);
+    (world.trace(), world.moves)
 }
 
 #[test]
