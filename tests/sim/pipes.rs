@@ -18,6 +18,15 @@ pub struct Pipe {
     pub half_open: bool,
 }
 
+impl Pipe {
+    /// The node subscribes to a room's channel, once; or to its probes', again to see whether the link works.
+    pub fn subscribe(&mut self, channel: Vec<u8>) {
+        let is_probe = channel.windows(7).any(|part| part == b":probe:");
+        let is_new = self.channels.insert(channel);
+        assert!(is_new || is_probe, "subscribed twice");
+    }
+}
+
 /// All connections that nodes have not closed.
 #[derive(Default)]
 pub struct Pipes {

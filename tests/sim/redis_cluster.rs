@@ -190,8 +190,7 @@ impl Cluster {
         }
         for channel in channels {
             let known = [&[kind], channel.as_slice()].concat();
-            let pipe = self.pipes.at(id);
-            assert!(pipe.channels.insert(known), "subscribed twice");
+            self.pipes.at(id).subscribe(known);
             let word: &[u8] = if kind == b's' {
                 b"ssubscribe"
             } else {

@@ -87,8 +87,7 @@ impl Servers for Server {
             b"SUBSCRIBE" => {
                 assert!(arguments.len() <= 512, "{} channels", arguments.len());
                 for channel in arguments {
-                    let pipe = self.pipes.at(id);
-                    assert!(pipe.channels.insert(channel.clone()), "subscribed twice");
+                    self.pipes.at(id).subscribe(channel.clone());
                     self.pipes.push(id, &[b"subscribe", channel]);
                 }
             }

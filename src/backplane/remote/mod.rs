@@ -517,19 +517,21 @@ impl Remote {
     /// Ends a link; it is made again after a rest.
     fn end_link(&mut self, role: Role, reason: String, now: Tick) {
         let was_up = self.link(role).is_up();
-        let random = &mut self.random;
         match role {
             Role::Publishing => {
-                self.publishing.fail(reason, now, random);
+                self.publishing.fail(reason, now, &mut self.random);
                 self.expected.clear();
                 self.outgoing.rewind();
+                if self.pulse.pending().is_some() {
+                    self.ask_probe_again(now); // nobody knows whether the other link is as silent
+                }
                 self.return_leaving();
                 if let Some(streams) = &mut self.streams {
                     streams.publishing_lost();
                 }
             }
             Role::Subscription => {
-                self.subscription.fail(reason, now, random);
+                self.subscription.fail(reason, now, &mut self.random);
                 self.probe_asked = false;
                 self.probe_stands = false;
                 self.asks.clear();
