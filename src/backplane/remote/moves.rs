@@ -23,7 +23,7 @@ use crate::time::Tick;
 pub enum News {
     /// Redis has not taken the entry: it does not serve its room.
     Displaced(Entry),
-    /// The entry of a room that has gone was on its way when the link was lost.
+    /// The entry of a room that has gone was on its way when the link was lost, or was acknowledged since then.
     Returned(Entry),
     /// Nothing of a room that has gone is on its way any more.
     Left(RoomName),
@@ -115,11 +115,14 @@ impl Remote {
     }
 
     /// Takes in what has its number and was not sent, or not taken.
-    pub fn resume(&mut self, entries: impl IntoIterator<Item = Entry>, now: Tick) {
-        for entry in entries {
-            self.outgoing.resume(entry);
-        }
+    pub fn resume(&mut self, entry: Entry, now: Tick) {
+        self.outgoing.resume(entry);
         self.send(now);
+    }
+
+    /// Bytes that wait here of what Redis had.
+    pub fn again_bytes(&self) -> u64 {
+        self.outgoing.again_bytes()
     }
 
     /// Numbers messages of a room that has not wholly come yet, and delivers them here if Redis would not; the rest is

@@ -2,6 +2,9 @@
 //!
 //! Nothing leaves the buffer before Redis has said that it has it, so that a lost link loses nothing: what was on its way
 //! is sent again under its old number, and who had it already drops it.
+//!
+//! What a server that is gone had acknowledged is sent again, too. It does not expire, and takes no room from what is
+//! published now: its publishers were told that it is published, and nobody would be told that it is not.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -34,12 +37,29 @@ pub struct Entry {
     pub taken: Tick,
     /// Members on this node have it already.
     pub local: bool,
+    /// Redis had it, and its publisher was told so: it does not expire.
+    pub again: bool,
 }
 
 impl Entry {
     /// What it costs in memory.
     pub fn bytes(&self) -> u64 {
         self.batch.weight_bytes() as u64 + ENTRY_BYTES
+    }
+
+    /// The same as what Redis had, and may have no more.
+    pub fn into_again(self, now: Tick) -> Self {
+        Self {
+            from: None,
+            taken: now,
+            again: true,
+            ..self
+        }
+    }
+
+    /// Where it stands among its room's: numbers of one sequence go up, and so do a room's epochs.
+    pub fn place(&self) -> (u32, u64) {
+        (self.stamp.epoch, self.stamp.sequence)
     }
 }
 
@@ -70,14 +90,16 @@ pub struct Outgoing {
     sequences: HashMap<RoomName, Sequence, FixedState>,
     /// When each sequence is to be looked at for its last use, oldest first.
     idle: VecDeque<(Tick, RoomName)>,
-    /// What a server that is gone had acknowledged: it goes before the queue, and waits for as long as it takes.
+    /// What is sent first: all of it was acknowledged before.
     replayed: VecDeque<Entry>,
+    /// What is sent then. The first of it was not; others may have been, where they stand behind what came before them.
     queue: VecDeque<Entry>,
     /// Entries at the front of both that are on their way.
     sent_count: usize,
-    /// Of the queue.
+    /// Of what was not acknowledged before.
     bytes: u64,
-    replayed_bytes: u64,
+    /// Of what was.
+    again_bytes: u64,
 }
 
 impl Outgoing {
@@ -92,7 +114,7 @@ impl Outgoing {
             queue: VecDeque::new(),
             sent_count: 0,
             bytes: 0,
-            replayed_bytes: 0,
+            again_bytes: 0,
         }
     }
 
@@ -147,13 +169,30 @@ impl Outgoing {
             from,
             taken: now,
             local: false,
+            again: false,
         }
     }
 
     /// Takes in what has its number, behind all else.
     pub fn resume(&mut self, entry: Entry) {
-        self.bytes += entry.bytes();
+        *self.bytes_like(&entry) += entry.bytes();
         self.queue.push_back(entry);
+        self.settle();
+    }
+
+    /// Where the bytes of such an entry count.
+    fn bytes_like(&mut self, entry: &Entry) -> &mut u64 {
+        match entry.again {
+            true => &mut self.again_bytes,
+            false => &mut self.bytes,
+        }
+    }
+
+    /// Moves the border between both parts to the first that may expire: nothing changes its place.
+    fn settle(&mut self) {
+        while self.queue.front().is_some_and(|entry| entry.again) {
+            self.replayed.extend(self.queue.pop_front());
+        }
     }
 
     /// Lets rooms go; what is on its way stays, and is acknowledged here or comes back with [`Self::take_unsent`].
@@ -176,10 +215,11 @@ impl Outgoing {
         let replayed_sent_count = self.sent_count.min(self.replayed.len());
         let queue_sent_count = self.sent_count - replayed_sent_count;
         let mut taken = take_from(&mut self.replayed, replayed_sent_count, &goes);
-        self.replayed_bytes -= bytes_of(&taken);
-        let queued = take_from(&mut self.queue, queue_sent_count, &goes);
-        self.bytes -= bytes_of(&queued);
-        taken.extend(queued);
+        taken.extend(take_from(&mut self.queue, queue_sent_count, &goes));
+        for entry in &taken {
+            *self.bytes_like(entry) -= entry.bytes();
+        }
+        self.settle();
         taken
     }
 
@@ -217,7 +257,7 @@ impl Outgoing {
         let Some(entry) = self.replayed.pop_front() else {
             return self.pop();
         };
-        self.replayed_bytes -= entry.bytes();
+        self.again_bytes -= entry.bytes();
         Some(entry)
     }
 
@@ -226,15 +266,12 @@ impl Outgoing {
         self.sent_count = 0;
     }
 
-    /// Puts entries in front that were acknowledged by a server that is gone. Nothing is on its way then. They do not expire:
-    /// their publishers were told that they are published. Their bytes count apart, against those of what is acknowledged.
+    /// Puts entries in front that were acknowledged by a server that is gone. Nothing is on its way then.
     pub fn replay(&mut self, entries: Vec<Entry>, now: Tick) {
         debug_assert_eq!(self.sent_count, 0, "nothing is on its way");
-        for mut entry in entries.into_iter().rev() {
-            entry.from = None;
-            entry.taken = now;
-            self.replayed_bytes += entry.bytes();
-            self.replayed.push_front(entry);
+        for entry in entries.into_iter().rev() {
+            self.again_bytes += entry.bytes();
+            self.replayed.push_front(entry.into_again(now));
         }
     }
 
@@ -249,6 +286,7 @@ impl Outgoing {
     fn pop(&mut self) -> Option<Entry> {
         let entry = self.queue.pop_front()?;
         self.bytes -= entry.bytes();
+        self.settle();
         Some(entry)
     }
 
@@ -295,8 +333,8 @@ impl Outgoing {
     }
 
     /// Bytes held of what is published again.
-    pub fn replayed_bytes(&self) -> u64 {
-        self.replayed_bytes
+    pub fn again_bytes(&self) -> u64 {
+        self.again_bytes
     }
 
     /// What a batch would add to them.
@@ -324,6 +362,17 @@ impl Outgoing {
     pub fn is_empty(&self) -> bool {
         self.replayed.is_empty() && self.queue.is_empty()
     }
+
+    /// Checks what must hold between inputs. For tests: O(entries).
+    pub fn check_invariants(&self) {
+        assert!(self.replayed.iter().all(|entry| entry.again));
+        assert!(self.queue.front().is_none_or(|entry| !entry.again));
+        let (again, first): (Vec<_>, Vec<_>) = self.iter().partition(|entry| entry.again);
+        for (entries, bytes) in [(again, self.again_bytes), (first, self.bytes)] {
+            assert_eq!(entries.into_iter().map(Entry::bytes).sum::<u64>(), bytes);
+        }
+        assert!(self.sent_count <= self.replayed.len() + self.queue.len());
+    }
 }
 
 /// Takes rooms' entries out that stand behind the first `sent_count`, in order.
@@ -336,10 +385,6 @@ fn take_from(
     let (taken, kept): (Vec<Entry>, Vec<Entry>) = unsent.partition(|entry| goes(&entry.room));
     entries.extend(kept);
     taken
-}
-
-fn bytes_of(entries: &[Entry]) -> u64 {
-    entries.iter().map(Entry::bytes).sum()
 }
 
 #[cfg(test)]
@@ -426,7 +471,7 @@ mod tests {
         let bytes = outgoing.bytes();
         outgoing.replay(acknowledged, Tick(3));
         assert_eq!(outgoing.bytes(), bytes, "they are not of the buffer");
-        assert_eq!(outgoing.replayed_bytes(), 3 * bytes);
+        assert_eq!(outgoing.again_bytes(), 3 * bytes);
         assert_eq!(outgoing.oldest_unsent(), Some(Tick(2)));
         assert_eq!(outgoing.expire(Tick(9)).unwrap().stamp.sequence, 3);
         assert!(outgoing.expire(Tick(9)).is_none() && outgoing.has_unsent());
@@ -442,7 +487,80 @@ mod tests {
             assert_eq!(&*outgoing.acknowledge().unwrap().room, room);
         }
         assert!(outgoing.is_empty() && !outgoing.has_unsent());
-        assert_eq!((outgoing.bytes(), outgoing.replayed_bytes()), (0, 0));
+        assert_eq!((outgoing.bytes(), outgoing.again_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn what_redis_had_outlives_what_stands_around_it_and_keeps_its_place() {
+        let mut outgoing = Outgoing::new(7, 1);
+        let room = RoomName::from("one");
+        let entries: Vec<Entry> = (0..5)
+            .map(|_| outgoing.number(&room, &batch(1), Some(CoreId(0)), Tick(1)))
+            .collect();
+        // The second and the third were acknowledged elsewhere, the fourth was not, the fifth was.
+        for (index, entry) in entries.into_iter().enumerate() {
+            let again = [1, 2, 4].contains(&index);
+            outgoing.resume(if again {
+                entry.into_again(Tick(1))
+            } else {
+                entry
+            });
+            outgoing.check_invariants();
+        }
+        let bytes = Outgoing::cost(&batch(1));
+        assert_eq!(
+            (outgoing.bytes(), outgoing.again_bytes()),
+            (2 * bytes, 3 * bytes)
+        );
+        outgoing.send_next();
+        outgoing.send_next();
+        outgoing.acknowledge();
+        outgoing.check_invariants();
+        assert_eq!(outgoing.oldest_unsent(), None, "one is on its way");
+        outgoing.rewind();
+        assert_eq!(outgoing.oldest_unsent(), Some(Tick(1)));
+        let expired = outgoing.expire(Tick(9)).unwrap();
+        assert_eq!((expired.stamp.sequence, expired.from), (4, Some(CoreId(0))));
+        outgoing.check_invariants();
+        assert!(outgoing.expire(Tick(9)).is_none(), "nothing else may");
+        assert_eq!((outgoing.bytes(), outgoing.oldest_unsent()), (0, None));
+        outgoing.push(&room, &batch(1), None, Tick(9));
+        let sent = |outgoing: &mut Outgoing| outgoing.send_next().map(|next| next.stamp.sequence);
+        for sequence in [2, 3, 5, 6] {
+            assert_eq!(sent(&mut outgoing), Some(sequence));
+        }
+        // On its way to yet another server, the same.
+        outgoing.rewind();
+        let parting = outgoing.release(|_| true);
+        let again: Vec<bool> = parting.unsent.iter().map(|entry| entry.again).collect();
+        assert_eq!(again, [true, true, true, false]);
+        assert_eq!((outgoing.bytes(), outgoing.again_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn what_expires_is_found_behind_any_number_that_does_not() {
+        let mut outgoing = Outgoing::new(7, 1);
+        let room = RoomName::from("one");
+        for number in 0..100 {
+            let entry = outgoing.number(&room, &batch(1), None, Tick(number));
+            let stays = number % 10 != 0;
+            outgoing.resume(if stays {
+                entry.into_again(Tick(0))
+            } else {
+                entry
+            });
+        }
+        let mut taken = Vec::new();
+        while let Some(entry) = outgoing.expire(Tick(50)) {
+            taken.push(entry.taken.0);
+            outgoing.check_invariants();
+        }
+        assert_eq!(taken, [0, 10, 20, 30, 40]);
+        assert_eq!(outgoing.iter().count(), 95);
+        let left = outgoing.take_unsent(|_| true);
+        let numbers = left.iter().map(|entry| entry.stamp.sequence);
+        assert!(numbers.is_sorted(), "all in their order");
+        outgoing.check_invariants();
     }
 
     #[test]

@@ -469,6 +469,19 @@ impl Remote {
         }
     }
 
+    /// Redis has what it was sent. Where its room has gone meanwhile, the new server may lack it, and is sent it, too.
+    pub(super) fn streams_acknowledged(&mut self, entry: Entry, now: Tick) {
+        let Some(streams) = &mut self.streams else {
+            return;
+        };
+        if self.leaving.contains_key(&entry.room) {
+            let again = entry.into_again(now);
+            self.news.push_back(moves::News::Returned(again));
+        } else {
+            streams.retained.keep(entry, now);
+        }
+    }
+
     /// Lets rooms go to another server: where they stand, and what was acknowledged of them, which it may lack.
     pub(super) fn streams_release(
         &mut self,
@@ -478,11 +491,8 @@ impl Remote {
         let Some(streams) = &mut self.streams else {
             return (Vec::new(), Vec::new());
         };
-        let mut again = streams.retained.release(&goes);
-        for entry in &mut again {
-            entry.from = None;
-            entry.taken = now;
-        }
+        let again = streams.retained.release(&goes).into_iter();
+        let again = again.map(|entry| entry.into_again(now)).collect();
         let heard = self.subscription.heard();
         (streams.places.release(heard, goes), again)
     }

@@ -116,6 +116,7 @@ mod tests {
             from: None,
             taken: Tick(0),
             local: false,
+            again: false,
         }
     }
 

@@ -55,11 +55,7 @@ fn go_down(remote: &mut Remote, at: Tick) {
 
 #[test]
 fn what_was_acknowledged_is_sent_again_after_any_outage_and_once_more_after_another() {
-    let options = Options {
-        mode: Mode::Streams,
-        buffer_age_ms: 1_000,
-        ..Options::new(Address::parse("redis://x").unwrap())
-    };
+    let options = options();
     assert_eq!(options.streams_retain_ms, 5_000);
     let mut remote = Remote::new(options, 0, 7, Tick(0));
     assert!(!come_up(&mut remote, "first", Tick(0)).contains("EVALSHA"));
@@ -94,4 +90,102 @@ fn what_was_acknowledged_is_sent_again_after_any_outage_and_once_more_after_anot
     go_down(&mut remote, back);
     let again = come_up(&mut remote, "third", Tick::from_ms(240_000));
     assert!(!again.contains("EVALSHA"), "it is the same server");
+}
+
+fn options() -> Options {
+    Options {
+        mode: Mode::Streams,
+        buffer_age_ms: 1_000,
+        ..Options::new(Address::parse("redis://x").unwrap())
+    }
+}
+
+/// The letters of what is published in `output`, in order.
+fn letters(output: &str) -> String {
+    let runs = output.split("\r\n").filter_map(|line| {
+        let last = line.chars().last()?;
+        line.ends_with(&String::from(last).repeat(40))
+            .then_some(last)
+    });
+    runs.collect()
+}
+
+#[test]
+fn what_was_acknowledged_goes_along_with_its_room_and_waits_for_any_server_for_as_long_as_it_takes()
+{
+    let mut old = Remote::new(options(), 0, 7, Tick(0));
+    let mut new = Remote::new(options(), 1, 8, Tick(0)).of_node(old.node(), 8);
+    come_up(&mut old, "old", Tick(0));
+    for letter in [b'a', b'b'] {
+        old.publish(&"r".into(), &text(letter), Some(CoreId(0)), Tick(0));
+    }
+    assert_eq!(letters(&written(&mut old, Tick(0))), "ab");
+    old.received(ROLE, b":1\r\n:2\r\n", Tick(0));
+    go_down(&mut old, Tick(0));
+    old.publish(&"r".into(), &text(b'c'), Some(CoreId(0)), Tick(0));
+    let departure = old.release(|_| true, Tick(0));
+    assert!(departure.in_flight.is_empty() && old.outgoing.is_empty());
+    for (room, sequence) in departure.sequences {
+        new.adopt_sequence(room, sequence, Tick(0));
+    }
+    let cost = departure.unsent[0].bytes();
+    new.set_bounds(2 * cost, 10);
+    for entry in departure.unsent {
+        new.resume(entry, Tick(0));
+    }
+    let snapshot = new.snapshot(Tick(0));
+    assert_eq!(
+        (snapshot.buffer_bytes, snapshot.stream_retained_bytes),
+        (cost, 2 * cost)
+    );
+    let published = new.publish(&"r".into(), &text(b'd'), Some(CoreId(0)), Tick(0));
+    assert_eq!(published, crate::backplane::remote::Published::Taken);
+
+    // Far longer than a message waits whose publisher was not told.
+    let late = Tick::from_ms(3_600_000);
+    assert!(new.next_deadline().unwrap() <= Tick::from_ms(1_001));
+    new.handle_deadline(late);
+    let refused = std::iter::from_fn(|| new.poll_effect())
+        .filter(|effect| matches!(effect, Effect::Refused { .. }));
+    assert_eq!(refused.count(), 2, "c and d, whose publishers hear of it");
+    assert_eq!(new.snapshot(late).messages_refused, 2);
+    go_down(&mut new, late);
+    let back = late.after(Duration::from_secs(60));
+    assert_eq!(letters(&come_up(&mut new, "new", back)), "ab");
+    new.publish(&"r".into(), &text(b'e'), None, back);
+    assert_eq!(letters(&written(&mut new, back)), "e");
+    new.received(ROLE, b":1\r\n:2\r\n:3\r\n", back);
+    assert_eq!(new.snapshot(late).messages_refused, 2);
+    assert!(new.outgoing.is_empty());
+}
+
+#[test]
+fn what_an_old_server_acknowledges_of_a_room_that_has_gone_goes_after_it() {
+    let mut old = Remote::new(options(), 0, 7, Tick(0));
+    come_up(&mut old, "old", Tick(0));
+    for letter in [b'a', b'b', b'c'] {
+        old.publish(&"r".into(), &text(letter), None, Tick(0));
+    }
+    written(&mut old, Tick(0));
+    old.received(ROLE, b":1\r\n", Tick(0));
+    let departure = old.release(|_| true, Tick(0));
+    assert_eq!(departure.unsent.len(), 1, "what was acknowledged by then");
+    assert_eq!(departure.in_flight, ["r".into()]);
+    old.received(ROLE, b":2\r\n:3\r\n", Tick::from_ms(5));
+    let news: Vec<_> = std::iter::from_fn(|| old.poll_news()).collect();
+    let [
+        moves::News::Returned(b),
+        moves::News::Returned(c),
+        moves::News::Left(_),
+    ] = news.as_slice()
+    else {
+        panic!("{news:?}");
+    };
+    assert!(b.again && c.again && b.place() < c.place());
+    assert!(old.is_idle());
+    assert_eq!(
+        old.snapshot(Tick(0)).stream_retained_bytes,
+        0,
+        "nothing stays"
+    );
 }
