@@ -46,7 +46,7 @@ pub struct Departure {
     pub places: Vec<(RoomName, Carried)>,
     /// What was not sent, in order.
     pub unsent: Vec<Entry>,
-    /// Those of which something is on its way.
+    /// Those of which something is on its way, or on its way back.
     pub in_flight: Vec<RoomName>,
 }
 
@@ -67,7 +67,12 @@ impl Remote {
         } = self.outgoing.release(&goes);
         let (places, mut again) = self.streams_release(&goes, now);
         again.extend(unsent);
-        let rooms = in_flight.keys().cloned().collect();
+        // What was refused, and is not heard of yet, comes before what was not sent.
+        let refused = self.news.iter().filter_map(|news| match news {
+            News::Displaced(entry) if goes(&entry.room) => Some(&entry.room),
+            _ => None,
+        });
+        let rooms = in_flight.keys().chain(refused).cloned().collect();
         self.leaving.extend(in_flight);
         Departure {
             channels: channels.wanted,
