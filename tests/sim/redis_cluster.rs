@@ -341,10 +341,11 @@ impl Cluster {
             self.say(id, b"-NOSCRIPT No matching script.\r\n");
             return;
         };
-        if let Some((channel, payload)) = appended.push {
+        let (push, answer) = appended.answer();
+        if let Some((channel, payload)) = push {
             self.publish(id, b'k', &channel, &arguments[4], &payload);
         }
-        self.say(id, format!(":{}\r\n", appended.last).as_bytes());
+        self.say(id, answer.as_bytes());
     }
 
     /// Answers MOVED if another server has the slot, as far as this one knows.

@@ -45,10 +45,21 @@ pub struct Kept {
 }
 
 /// What an append has done.
-pub struct Appended {
-    pub last: u64,
-    /// The channel and what is to be published on it; `None`: it was there.
-    pub push: Option<(Vec<u8>, Vec<u8>)>,
+pub enum Appended {
+    /// What is to be published on the channel; `None`: it was there. The newest offset.
+    Taken(u64, Option<(Vec<u8>, Vec<u8>)>),
+    /// What it follows was not taken.
+    Refused,
+}
+
+impl Appended {
+    /// The channel and what is to be published on it, and what is answered.
+    pub fn answer(self) -> (Option<(Vec<u8>, Vec<u8>)>, String) {
+        match self {
+            Self::Taken(last, push) => (push, format!(":{last}\r\n")),
+            Self::Refused => (None, "-TRYAGAIN what it follows was not taken\r\n".into()),
+        }
+    }
 }
 
 pub const DIGEST: &[u8] = b"0123456789abcdef0123456789abcdef01234567";
@@ -153,6 +164,7 @@ impl Kept {
             sequences,
             first,
             last,
+            after,
         ] = rest
         else {
             panic!("{} arguments", rest.len());
@@ -170,10 +182,16 @@ impl Kept {
         let stream = head;
         if let Some((of, up_to)) = stream.taken.get(node)
             && of == sequences
-            && number(first) <= *up_to
         {
-            let last = stream.last;
-            return Some(Appended { last, push: None });
+            if number(first) <= *up_to {
+                return Some(Appended::Taken(stream.last, None));
+            }
+            if *up_to < number(after) {
+                return Some(Appended::Refused);
+            }
+        }
+        if stream.last == 0 && number(after) > 0 {
+            return Some(Appended::Refused);
         }
         self.before
             .push_back((self.now, key.clone(), stream.clone()));
@@ -200,10 +218,8 @@ impl Kept {
         let epoch = &stream.history[stream.history.len() - 32..][..16];
         let head = format!("\x01\x03{epoch}{begins:016x}");
         let payload = [head.as_bytes(), parcel].concat();
-        Some(Appended {
-            last: stream.last,
-            push: Some((channel.clone(), payload)),
-        })
+        let push = Some((channel.clone(), payload));
+        Some(Appended::Taken(stream.last, push))
     }
 
     /// The answer to HMGET, XRANGE, GET or SET.

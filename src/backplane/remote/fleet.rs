@@ -471,16 +471,8 @@ impl Fleet {
 
     /// Nothing of the room is on its way at its old server: what has waited goes to the new one.
     fn arrive(&mut self, room: &RoomName, now: Tick) {
-        let entries = self.transit.end(room);
-        let had = entries.iter().rposition(|entry| entry.again);
-        for (index, entry) in entries.into_iter().enumerate() {
-            // What was refused before something newer of its room was taken has missed its place: whoever has the newer one
-            // takes it for something that it has. Its publisher is told.
-            if !entry.again && had.is_some_and(|had| index < had) {
-                self.of(room).1.give_up(&entry);
-            } else {
-                self.resume(entry, now);
-            }
+        for entry in self.transit.end(room) {
+            self.resume(entry, now);
         }
         self.gather(self.place(room), now);
     }

@@ -39,6 +39,8 @@ pub struct Entry {
     pub local: bool,
     /// Redis had it, and its publisher was told so: it does not expire.
     pub again: bool,
+    /// The last number of its sequence that was on its way when it was sent itself; 0: none was.
+    pub after: u64,
 }
 
 impl Entry {
@@ -57,6 +59,11 @@ impl Entry {
         }
     }
 
+    /// The number of its last message.
+    pub fn last(&self) -> u64 {
+        self.stamp.sequence + self.batch.messages.len() as u64 - 1
+    }
+
     /// Where it stands among its room's: numbers of one sequence go up, and so do a room's epochs.
     pub fn place(&self) -> (u32, u64) {
         (self.stamp.epoch, self.stamp.sequence)
@@ -69,6 +76,8 @@ pub struct Sequence {
     epoch: u32,
     next: u64,
     used: Tick,
+    /// The last number that is on its way to the server; 0: none is.
+    on_way: u64,
 }
 
 /// What goes with rooms to another server.
@@ -151,6 +160,7 @@ impl Outgoing {
                     epoch,
                     next: 1,
                     used: now,
+                    on_way: 0,
                 })
             }
         };
@@ -170,6 +180,7 @@ impl Outgoing {
             taken: now,
             local: false,
             again: false,
+            after: 0,
         }
     }
 
@@ -227,7 +238,8 @@ impl Outgoing {
     pub fn adopt(&mut self, room: RoomName, sequence: Sequence, now: Tick) {
         self.idle
             .push_back((now.after(SEQUENCE_IDLE), room.clone()));
-        self.sequences.insert(room, sequence);
+        let on_way = 0; // here
+        self.sequences.insert(room, Sequence { on_way, ..sequence });
     }
 
     /// The epoch that the next new sequence gets. What rooms leave behind must not come again under an old one: all
@@ -244,15 +256,32 @@ impl Outgoing {
     /// The next entry to be sent; it counts as sent.
     pub fn send_next(&mut self) -> Option<&Entry> {
         let entry = match self.sent_count.checked_sub(self.replayed.len()) {
-            None => self.replayed.get(self.sent_count)?,
-            Some(index) => self.queue.get(index)?,
+            None => self.replayed.get_mut(self.sent_count)?,
+            Some(index) => self.queue.get_mut(index)?,
         };
         self.sent_count += 1;
+        entry.after = match self.sequences.get_mut(&entry.room) {
+            Some(sequence) if sequence.epoch == entry.stamp.epoch => {
+                std::mem::replace(&mut sequence.on_way, entry.last())
+            }
+            _ => 0,
+        };
         Some(entry)
     }
 
     /// Redis has the oldest that is on its way.
     pub fn acknowledge(&mut self) -> Option<Entry> {
+        let entry = self.take_refused()?;
+        if let Some(sequence) = self.sequences.get_mut(&entry.room)
+            && sequence.on_way == entry.last()
+        {
+            sequence.on_way = 0;
+        }
+        Some(entry)
+    }
+
+    /// Redis has not taken the oldest that is on its way. It stays what the next of its room follows.
+    pub fn take_refused(&mut self) -> Option<Entry> {
         self.sent_count = self.sent_count.checked_sub(1)?;
         let Some(entry) = self.replayed.pop_front() else {
             return self.pop();
@@ -263,6 +292,12 @@ impl Outgoing {
 
     /// The link was lost: everything is to be sent again.
     pub fn rewind(&mut self) {
+        let sent = self.replayed.iter().chain(&self.queue);
+        for entry in sent.take(self.sent_count) {
+            if let Some(sequence) = self.sequences.get_mut(&entry.room) {
+                sequence.on_way = 0;
+            }
+        }
         self.sent_count = 0;
     }
 

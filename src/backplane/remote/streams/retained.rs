@@ -117,6 +117,7 @@ mod tests {
             taken: Tick(0),
             local: false,
             again: false,
+            after: 0,
         }
     }
 
