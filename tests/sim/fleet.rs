@@ -4,7 +4,8 @@
 //! Safety: nobody sees a message twice; what a node publishes is seen in its order; with sharded channels and `refuse`
 //! all see the order of the servers. Liveness, once the faults have stopped: every link works, every interest is
 //! answered, each room is followed once by each node that has members and where its slot is; every message that was not
-//! refused has been published, and every member has it or was told.
+//! refused has been published, and every member has it or was told; with streams all of it is kept where its room is,
+//! whatever replicas lacked.
 //!
 //! With one exception, which docs/PROTOCOL.md §5 names: what a server has taken for a slot that it had lost without knowing
 //! (it was replaced while it was down, and back before it heard of that) is shown by the publisher's numbers alone. Who has

@@ -526,6 +526,38 @@ mod tests {
     }
 
     #[test]
+    fn each_knows_what_of_its_room_was_on_its_way_before_it() {
+        let mut outgoing = Outgoing::new(7, 1);
+        let (one, two) = (RoomName::from("one"), RoomName::from("two"));
+        let publish = |outgoing: &mut Outgoing, room, count| {
+            outgoing.push(room, &batch(count), None, Tick(0));
+            outgoing.send_next().unwrap().after
+        };
+        assert_eq!(publish(&mut outgoing, &one, 2), 0);
+        assert_eq!(publish(&mut outgoing, &two, 1), 0);
+        assert_eq!(publish(&mut outgoing, &one, 1), 2);
+        outgoing.acknowledge();
+        outgoing.acknowledge();
+        assert_eq!(publish(&mut outgoing, &one, 1), 3, "the newest of them");
+        assert_eq!(publish(&mut outgoing, &two, 1), 0, "it was acknowledged");
+        // What was refused is followed all the same: the next is not to overtake it.
+        outgoing.take_refused();
+        outgoing.take_refused();
+        assert_eq!(publish(&mut outgoing, &one, 1), 4);
+        outgoing.rewind();
+        outgoing.acknowledge();
+        let after: Vec<u64> =
+            std::iter::from_fn(|| outgoing.send_next().map(|next| next.after)).collect();
+        assert_eq!(after, [0, 0], "another link");
+        let parting = outgoing.release(|_| true);
+        for (room, sequence) in parting.sequences {
+            outgoing.adopt(room, sequence, Tick(0));
+        }
+        while outgoing.acknowledge().is_some() {}
+        assert_eq!(publish(&mut outgoing, &one, 1), 0, "another server");
+    }
+
+    #[test]
     fn what_redis_had_outlives_what_stands_around_it_and_keeps_its_place() {
         let mut outgoing = Outgoing::new(7, 1);
         let room = RoomName::from("one");

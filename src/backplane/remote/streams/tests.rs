@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::backplane::remote::{Address, LinkOrder, Mode, Role};
+use crate::backplane::remote::{Address, LinkOrder, Mode, Role, Source, placement};
 use crate::bus::{Batch, BatchMessage, MessageKind};
 
 const ROLE: Role = Role::Publishing;
@@ -11,10 +11,14 @@ const HELLO: &[u8] = b"%1\r\n$7\r\nversion\r\n$6\r\n7.0.15\r\n";
 const DIGEST: &[u8] = b"$40\r\n0123456789abcdef0123456789abcdef01234567\r\n";
 
 fn text(letter: u8) -> Arc<Batch> {
+    letters_of(letter, 40)
+}
+
+fn letters_of(letter: u8, count: usize) -> Arc<Batch> {
     Arc::new(Batch {
-        bytes: vec![letter; 40],
+        bytes: vec![letter; count],
         messages: vec![BatchMessage {
-            end: 40,
+            end: count as u32,
             header_bytes: 0,
             kind: MessageKind::Text,
             sender: None,
@@ -188,4 +192,39 @@ fn what_an_old_server_acknowledges_of_a_room_that_has_gone_goes_after_it() {
         0,
         "nothing stays"
     );
+}
+
+#[test]
+fn what_was_refused_is_waited_for_before_what_was_not_sent_goes_to_the_next_server() {
+    let Ok(Source::Cluster { seeds }) = Source::parse("redis-cluster://x") else {
+        panic!("it is a cluster");
+    };
+    let options = Options {
+        mode: Mode::Streams,
+        ..Options::new(seeds[0].clone())
+    };
+    let mut old = Remote::new(options, 1, 7, Tick(0));
+    old.set_probe_tag(placement::tag_in(|_| true), Tick(0));
+    come_up(&mut old, "old", Tick(0));
+    for letter in [b'a', b'b'] {
+        old.publish(&"r".into(), &text(letter), None, Tick(0));
+    }
+    let output = written(&mut old, Tick(0));
+    let words: Vec<&str> = output.split("\r\n").collect();
+    let last = words.iter().rev().nth(1);
+    assert_eq!(last, Some(&"1"), "b follows a, and is refused with it");
+    // The link takes no more than this for the time being.
+    old.publish(&"s".into(), &letters_of(b'x', 300_000), None, Tick(0));
+    old.publish(&"r".into(), &text(b'c'), None, Tick(0));
+    old.received(
+        ROLE,
+        b"-MOVED 1 y:1\r\n-TRYAGAIN what it follows was not taken\r\n",
+        Tick(0),
+    );
+    let departure = old.release(|room| room == "r", Tick(0));
+    assert_eq!(departure.unsent.len(), 1);
+    assert!(departure.in_flight.contains(&"r".into()), "a and b are");
+    let news = std::iter::from_fn(|| old.poll_news());
+    let displaced = news.filter(|news| matches!(news, moves::News::Displaced(_)));
+    assert_eq!(displaced.count(), 2);
 }
