@@ -44,17 +44,20 @@ pub struct Kept {
     is_script_known: bool,
 }
 
+/// A channel, and what is to be published on it.
+type Push = (Vec<u8>, Vec<u8>);
+
 /// What an append has done.
 pub enum Appended {
-    /// What is to be published on the channel; `None`: it was there. The newest offset.
-    Taken(u64, Option<(Vec<u8>, Vec<u8>)>),
+    /// The newest offset is this. No push: it was there.
+    Taken(u64, Option<Push>),
     /// What it follows was not taken.
     Refused,
 }
 
 impl Appended {
-    /// The channel and what is to be published on it, and what is answered.
-    pub fn answer(self) -> (Option<(Vec<u8>, Vec<u8>)>, String) {
+    /// What is to be published, and what is answered.
+    pub fn answer(self) -> (Option<Push>, String) {
         match self {
             Self::Taken(last, push) => (push, format!(":{last}\r\n")),
             Self::Refused => (None, "-TRYAGAIN what it follows was not taken\r\n".into()),

@@ -647,3 +647,50 @@ impl Fleet {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backplane::remote::Address;
+    use crate::backplane::remote::outgoing::Outgoing;
+    use crate::bus::{BatchMessage, MessageKind};
+
+    #[test]
+    fn what_servers_had_that_fail_in_turn_is_bounded_and_what_is_beyond_is_counted() {
+        let message = BatchMessage {
+            end: 0,
+            header_bytes: 0,
+            kind: MessageKind::Text,
+            sender: None,
+        };
+        let batch = Arc::new(Batch {
+            bytes: Vec::new(),
+            messages: vec![message],
+            published: Tick(0),
+        });
+        let cost = Outgoing::cost(&batch);
+        let options = Options {
+            mode: Mode::Streams,
+            buffer_bytes_max: 3 * cost,
+            ..Options::new(Address::parse("redis://x").unwrap())
+        };
+        let mut fleet = Fleet::new(options, 7, Tick(0));
+        let mut source = Outgoing::new(7, 1);
+        for _ in 0..4 {
+            let entry = source.number(&"r".into(), &batch, None, Tick(0));
+            fleet.resume(entry.into_again(Tick(0)), Tick(0));
+        }
+        let snapshot = fleet.snapshot(Tick(0));
+        assert_eq!(snapshot.stream_retained_bytes, 3 * cost);
+        assert_eq!(snapshot.messages_refused, 1);
+        // What is published has its own room.
+        for _ in 0..3 {
+            let published = fleet.publish(&"r".into(), &batch, None, Tick(0));
+            assert_eq!(published, Published::Taken);
+        }
+        let published = fleet.publish(&"r".into(), &batch, None, Tick(0));
+        assert!(matches!(published, Published::Refused { .. }));
+        assert_eq!(fleet.snapshot(Tick(0)).buffer_bytes, 3 * cost);
+        assert_eq!(fleet.unacknowledged(), 6);
+    }
+}
