@@ -82,7 +82,7 @@ use self::rank::Rank;
 use self::sharded::Asks;
 use self::streams::Streams;
 use super::ShardSet;
-use crate::bus::{Batch, CoreId, RoomName};
+use crate::bus::{Batch, CoreId, RoomName, hidden};
 use crate::metrics::RedisSnapshot;
 use crate::time::Tick;
 
@@ -317,11 +317,14 @@ impl Remote {
                 }
             }
             Interest::Waits => self.ask(now),
-            Interest::Refused => {
-                self.counts.joins_refused += 1;
-                self.effects.push_back(Effect::JoinRefused { room, shards });
-            }
+            Interest::Refused => self.refuse_join(room, shards),
         }
+    }
+
+    fn refuse_join(&mut self, room: RoomName, shards: ShardSet) {
+        // Who waited for a hidden one is let in without it.
+        self.counts.joins_refused += u64::from(hidden(&room).is_none());
+        self.effects.push_back(Effect::JoinRefused { room, shards });
     }
 
     /// A shard's last member has left a room; `is_last`: nobody here is in it any more.
@@ -513,19 +516,21 @@ impl Remote {
     /// Ends a link; it is made again after a rest.
     fn end_link(&mut self, role: Role, reason: String, now: Tick) {
         let was_up = self.link(role).is_up();
-        let random = &mut self.random;
         match role {
             Role::Publishing => {
-                self.publishing.fail(reason, now, random);
+                self.publishing.fail(reason, now, &mut self.random);
                 self.expected.clear();
                 self.outgoing.rewind();
+                if self.pulse.pending().is_some() {
+                    self.ask_probe_again(now); // nobody knows whether the other link is as silent
+                }
                 self.return_leaving();
                 if let Some(streams) = &mut self.streams {
                     streams.publishing_lost();
                 }
             }
             Role::Subscription => {
-                self.subscription.fail(reason, now, random);
+                self.subscription.fail(reason, now, &mut self.random);
                 self.probe_asked = false;
                 self.probe_stands = false;
                 self.asks.clear();
@@ -562,6 +567,7 @@ impl Remote {
                 self.send(now);
             }
             Role::Subscription => {
+                self.channels.found();
                 self.ask_probe(now);
                 self.ask(now);
             }

@@ -558,6 +558,10 @@ impl Remote {
         {
             self.streams_commands_ready(now); // the server has other slots
         }
+        let take_overdue = |streams: &mut Box<Streams>| streams.places.take_overdue(now);
+        while let Some((room, shards)) = self.streams.as_mut().and_then(take_overdue) {
+            self.refuse_join(room, shards);
+        }
         let Some(streams) = &mut self.streams else {
             return;
         };
@@ -565,10 +569,6 @@ impl Remote {
         // said which it is.
         if streams.is_ready() {
             streams.retained.expire(self.publishing.heard());
-        }
-        while let Some((room, shards)) = streams.places.take_overdue(now) {
-            self.counts.joins_refused += 1;
-            self.effects.push_back(Effect::JoinRefused { room, shards });
         }
         if streams.clock_is_due(now)
             && !self.is_scout
