@@ -683,14 +683,16 @@ mod tests {
         let snapshot = fleet.snapshot(Tick(0));
         assert_eq!(snapshot.stream_retained_bytes, 3 * cost);
         assert_eq!(snapshot.messages_refused, 1);
-        // What is published has its own room.
-        for _ in 0..3 {
-            let published = fleet.publish(&"r".into(), &batch, None, Tick(0));
-            assert_eq!(published, Published::Taken);
-        }
-        let published = fleet.publish(&"r".into(), &batch, None, Tick(0));
-        assert!(matches!(published, Published::Refused { .. }));
-        assert_eq!(fleet.snapshot(Tick(0)).buffer_bytes, 3 * cost);
-        assert_eq!(fleet.unacknowledged(), 6);
+        // An empty buffer takes any one batch, whatever else waits.
+        let large = Arc::new(Batch {
+            bytes: vec![0; 4 * cost as usize],
+            messages: batch.messages.clone(),
+            published: Tick(0),
+        });
+        let mut publish = |batch| fleet.publish(&"r".into(), batch, None, Tick(0));
+        assert_eq!(publish(&large), Published::Taken);
+        assert!(matches!(publish(&batch), Published::Refused { .. }));
+        assert_eq!(fleet.snapshot(Tick(0)).buffer_bytes, Outgoing::cost(&large));
+        assert_eq!(fleet.unacknowledged(), 4);
     }
 }
