@@ -134,7 +134,7 @@ names! {
     STREAM_MESSAGES_RECOVERED: Counter "throng_stream_recovered_messages", "Messages that were missed and read from their stream.";
     STREAM_MESSAGES_GONE: Counter "throng_stream_gone_messages", "Messages that were missed and are no longer in their stream.";
     STREAM_ROOMS_BEHIND: Gauge "throng_stream_rooms_behind", "Rooms whose stream is to be read.";
-    STREAM_RETAINED_BYTES: Gauge "throng_stream_retained_bytes", "What Redis has acknowledged lately, kept for a server that takes its place.";
+    STREAM_RETAINED_BYTES: Gauge "throng_stream_retained_bytes", "What Redis has acknowledged lately, kept for a server that takes its place, or waiting for it.";
 
     CLUSTER_NODES: Gauge "throng_cluster_nodes", "Nodes that were heard at Redis within three intervals, this one included; 0 without Redis.";
     REGISTRY_UP: Gauge "throng_registry_up", "1 when Redis has answered this node's last heartbeat, and no server refuses what the registry asks; 0 without Redis, too.";

@@ -4,7 +4,8 @@
 //! Safety: nobody sees a message twice; what a node publishes is seen in its order; with sharded channels and `refuse`
 //! all see the order of the servers. Liveness, once the faults have stopped: every link works, every interest is
 //! answered, each room is followed once by each node that has members and where its slot is; every message that was not
-//! refused has been published, and every member has it or was told.
+//! refused has been published, and every member has it or was told; with streams all of it is kept where its room is,
+//! whatever replicas lacked.
 //!
 //! With one exception, which docs/PROTOCOL.md §5 names: what a server has taken for a slot that it had lost without knowing
 //! (it was replaced while it was down, and back before it heard of that) is shown by the publisher's numbers alone. Who has
@@ -40,7 +41,7 @@ impl World {
     pub fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let degraded = *random.pick(&[Degraded::Local, Degraded::Refuse]);
-        let mode = *random.pick(&[Mode::Pubsub, Mode::Sharded]);
+        let mode = *random.pick(&[Mode::Pubsub, Mode::Sharded, Mode::Streams]);
         let is_cluster = !random.one_in(4);
         let cluster = Cluster::new(if is_cluster { 4 } else { 3 }, is_cluster);
         let nodes = (0..random.between(2, 3))
@@ -54,7 +55,10 @@ impl World {
                     hold_ms: 300,
                     join_timeout_ms: random.between(500, 3_000) as u32,
                     joins_waiting_max: random.between(4, 20) as u32,
-                    buffer_bytes_max: random.between(8_000, 80_000) as u64,
+                    buffer_bytes_max: match mode {
+                        Mode::Streams => 1 << 20, // what was acknowledged lately is kept, all of it
+                        _ => random.between(8_000, 80_000) as u64,
+                    },
                     buffer_age_ms: random.between(500, 8_000) as u32,
                     backlog_bytes_max: 1 << 20,
                     probe_interval_ms: 500,
@@ -122,7 +126,7 @@ impl World {
             2 => cluster.stop(server, true),
             3..5 => cluster.stop(server, false),
             5..7 => cluster.come_up(server),
-            7 | 8 if cluster.is_cluster() => cluster.fail_over(),
+            7 | 8 if cluster.is_cluster() => cluster.fail_over(random.below(6)),
             9..11 if cluster.is_cluster() => {
                 let room = *random.pick(&ROOMS);
                 if let Some(channel) = cluster.channels_of(room).first() {
@@ -164,6 +168,9 @@ impl World {
             let known = logged.contains(id) || self.nodes.refused.contains(id);
             assert!(known, "{id} was neither published nor refused");
         }
+        if self.mode == Mode::Streams {
+            self.check_kept();
+        }
         let places = log.places();
         for stay in self.nodes.stays() {
             self.check_order(stay, &places);
@@ -171,6 +178,17 @@ impl World {
         for (node, name, stay) in self.nodes.members() {
             self.check_complete(node, name, stay);
         }
+    }
+
+    /// What was published, and nobody was told otherwise, is kept where its room is.
+    fn check_kept(&self) {
+        let kept = self.nodes.servers.kept();
+        let log = self.nodes.servers.log.messages.iter();
+        let gone = log.filter(|logged| !logged.astray && !kept.contains(&logged.id));
+        let gone = gone.map(|logged| logged.id);
+        let refused = &self.nodes.refused;
+        let gone: Vec<u64> = gone.filter(|id| !refused.contains(id)).collect();
+        assert!(gone.is_empty(), "{gone:?} were acknowledged, and are gone");
     }
 
     fn check_followers(&self) {

@@ -29,12 +29,11 @@ pub struct Log {
 impl Log {
     /// Writes down what is published on a channel, which is a room's if it is messages. What messages are in it.
     pub fn record(&mut self, room: Option<&str>, parcel: &[u8], astray: bool) -> Vec<u64> {
-        let Parcel::Messages { stamp, count, body } = wire::decode(parcel).unwrap() else {
+        let Parcel::Messages { stamp, .. } = wire::decode(parcel).unwrap() else {
             return Vec::new();
         };
         let room = room.expect("the channel of a room");
-        let batch = wire::decode_batch(room, body, count, true, stamp.sent).unwrap();
-        let ids: Vec<u64> = ids(&batch).collect();
+        let ids = messages_of(room, parcel);
         let key = (room.to_owned(), stamp.node, stamp.epoch, stamp.sequence);
         if self.seen.insert(key) {
             self.messages.extend(ids.iter().map(|&id| Logged {
@@ -57,6 +56,17 @@ impl Log {
     pub fn places(&self) -> HashMap<u64, usize> {
         let messages = self.messages.iter().enumerate();
         messages.map(|(place, logged)| (logged.id, place)).collect()
+    }
+}
+
+/// The messages of a parcel.
+pub fn messages_of(room: &str, parcel: &[u8]) -> Vec<u64> {
+    match wire::decode(parcel).unwrap() {
+        Parcel::Messages { stamp, count, body } => {
+            let batch = wire::decode_batch(room, body, count, true, stamp.sent).unwrap();
+            ids(&batch).collect()
+        }
+        Parcel::Probe(_) => Vec::new(),
     }
 }
 

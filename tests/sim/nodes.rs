@@ -33,8 +33,8 @@ pub trait Servers {
     /// Carries out one command.
     fn command(&mut self, id: u64, words: &[Vec<u8>]);
 
-    /// It is `now`, for servers to which that matters.
-    fn set_time(&mut self, _now: Tick) {}
+    /// It is `now`.
+    fn set_time(&mut self, now: Tick);
 
     /// Carries out up to `count` commands of one connection.
     fn work(&mut self, id: u64, count: usize) {
@@ -282,6 +282,7 @@ impl<S: Servers> Nodes<S> {
     /// Time passes, a little.
     pub fn pass(&mut self) {
         self.now = Tick(self.now.0 + self.random.below(20_000) as u64);
+        self.servers.set_time(self.now);
     }
 
     /// A few things happen, up to `most`, as chance has it.

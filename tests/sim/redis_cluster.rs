@@ -1,14 +1,16 @@
 //! Several Redis servers by the script: by themselves, or a cluster whose slots move and whose masters die. Each knows
 //! who serves what as of some time ago.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use throng::backplane::remote::placement::{SLOT_COUNT, slot_of};
 use throng::backplane::remote::{Address, Endpoint};
+use throng::time::Tick;
 
-use super::log::Log;
+use super::log::{Log, messages_of};
 use super::nodes::Servers;
 use super::pipes::{Pipes, bulk};
+use super::redis_streams::{DIGEST, Kept};
 
 #[derive(Default, Clone)]
 struct Server {
@@ -16,6 +18,8 @@ struct Server {
     is_stopped: bool,
     /// Who serves each slot, as far as it knows. Empty: the servers are by themselves.
     view: Vec<u8>,
+    /// What is kept in streams mode.
+    kept: Kept,
 }
 
 pub struct Cluster {
@@ -38,12 +42,13 @@ impl Cluster {
         } else {
             Vec::new()
         };
-        let server = Server {
+        let server = |index| Server {
             view: truth.clone(),
+            kept: Kept::of(index),
             ..Server::default()
         };
         Self {
-            servers: vec![server; count],
+            servers: (0..count).map(server).collect(),
             pipes: Pipes::default(),
             truth,
             log: Log::default(),
@@ -59,6 +64,7 @@ impl Cluster {
 
     pub fn go_down(&mut self, server: usize) {
         self.servers[server].is_down = true;
+        self.servers[server].kept.restart();
         self.servers[server].is_stopped = false;
         self.pipes.end_all(server);
     }
@@ -71,20 +77,34 @@ impl Cluster {
         self.servers[server].is_stopped = is_stopped;
     }
 
-    /// The slots of servers that are down go to one that is up and has none, or to any.
-    pub fn fail_over(&mut self) {
+    /// The slots of servers that are down go to one that is up and has none, or to any. Of what was kept in them it may lack
+    /// the last `lag` appends of each.
+    pub fn fail_over(&mut self, lag: usize) {
         let up = |server: &usize| !self.servers[*server].is_down;
         let all = 0..self.servers.len();
         let idle = |server: &usize| !self.truth.contains(&(*server as u8));
-        let Some(heir) = all.clone().filter(up).find(idle).or(all.clone().find(up)) else {
+        let heir = all.clone().filter(up).find(idle).or(all.clone().find(up));
+        let Some(heir) = heir.filter(|_| self.is_cluster()) else {
             return;
         };
+        let mut streams = Vec::new();
+        for (index, server) in self.servers.iter().enumerate() {
+            if server.is_down {
+                let mut replica = server.kept.clone();
+                replica.fall_behind(lag);
+                let truth = &self.truth;
+                streams.extend(replica.take(|key| usize::from(truth[slot_index(key)]) == index));
+            }
+        }
         for slot in 0..self.truth.len() {
             if self.servers[usize::from(self.truth[slot])].is_down {
                 self.truth[slot] = heir as u8;
             }
         }
         self.hear_of_all(heir);
+        let kept = &mut self.servers[heir].kept;
+        kept.take(|key| streams.iter().any(|(other, _)| other == key));
+        kept.put(streams);
     }
 
     /// The slot of a channel goes to another server, which is up.
@@ -96,12 +116,21 @@ impl Cluster {
         self.truth[usize::from(slot)] = target as u8;
         self.servers[target].view[usize::from(slot)] = target as u8;
         self.servers[source].view[usize::from(slot)] = target as u8;
+        let is_moved = |key: &[u8]| slot_of(key) == slot;
+        let streams = self.servers[source].kept.take(is_moved);
+        self.servers[target].kept.take(is_moved);
+        self.servers[target].kept.put(streams);
         self.drop_foreign(source);
     }
 
     /// A server hears who serves what.
     pub fn hear_of_all(&mut self, server: usize) {
         self.servers[server].view = self.truth.clone();
+        let truth = &self.truth;
+        let is_foreign = |key: &[u8]| usize::from(truth[slot_index(key)]) != server;
+        if !truth.is_empty() {
+            self.servers[server].kept.take(is_foreign);
+        }
         self.drop_foreign(server);
     }
 
@@ -127,12 +156,18 @@ impl Cluster {
 
     /// Everything is as it should be from now on.
     pub fn heal(&mut self) {
-        self.fail_over();
+        self.fail_over(0);
         for server in 0..self.servers.len() {
             self.come_up(server);
             self.stop(server, false);
             self.hear_of_all(server);
         }
+    }
+
+    /// The messages that are kept.
+    pub fn kept(&self) -> HashSet<u64> {
+        let parcels = self.servers.iter().flat_map(|server| server.kept.parcels());
+        parcels.flat_map(|parcel| messages_of("", parcel)).collect()
     }
 
     pub fn server_count(&self) -> usize {
@@ -162,6 +197,25 @@ impl Cluster {
     }
 
     // --- commands ---------------------------------------------------------------------------------------------------
+
+    fn kept_of(&mut self, id: u64) -> &mut Kept {
+        &mut self.servers[self.pipes.by_id[&id].server].kept
+    }
+
+    fn append(&mut self, id: u64, arguments: &[Vec<u8>]) {
+        if self.is_elsewhere(id, &arguments[2..4]) {
+            return;
+        }
+        let Some(appended) = self.kept_of(id).append(arguments) else {
+            self.pipes.say(id, b"-NOSCRIPT No matching script.\r\n");
+            return;
+        };
+        let (push, answer) = appended.answer();
+        if let Some((channel, payload)) = push {
+            self.publish(id, b'k', &channel, &arguments[4], &payload);
+        }
+        self.pipes.say(id, answer.as_bytes());
+    }
 
     /// Answers MOVED if another server has the slot, as far as this one knows.
     fn is_elsewhere(&mut self, id: u64, channels: &[Vec<u8>]) -> bool {
@@ -216,18 +270,24 @@ impl Cluster {
         }
     }
 
-    fn publish(&mut self, id: u64, kind: u8, channel: &[u8], payload: &[u8]) {
-        if kind == b's' && self.is_elsewhere(id, &[channel.to_vec()]) {
-            return;
-        }
+    /// Publishes `payload`, which has `parcel` in it: to all followers (`c`), to those of a sharded channel (`s`), or to
+    /// all what was appended to a stream (`k`). How many there are.
+    fn publish(
+        &mut self,
+        id: u64,
+        kind: u8,
+        channel: &[u8],
+        parcel: &[u8],
+        payload: &[u8],
+    ) -> usize {
         let server = self.pipes.by_id[&id].server;
         let home = self.home(channel);
-        let astray = kind == b's' && home.is_some_and(|home| home != server);
+        let astray = kind != b'c' && home.is_some_and(|home| home != server);
         let room = std::str::from_utf8(channel).unwrap().split_once(":room:");
-        self.log.record(room.map(|(_, room)| room), payload, astray);
+        self.log.record(room.map(|(_, room)| room), parcel, astray);
         // In a cluster what is published by PUBLISH reaches the subscribers of every server.
-        let everywhere = kind == b'c' && self.is_cluster();
-        let known = [&[kind], channel].concat();
+        let everywhere = kind != b's' && self.is_cluster();
+        let known = [if kind == b's' { b"s" } else { b"c" }, channel].concat();
         let pipes = self.pipes.live();
         let followers = pipes
             .filter(|(_, pipe)| pipe.channels.contains(&known))
@@ -241,8 +301,7 @@ impl Cluster {
         for follower in &followers {
             self.pipes.push(*follower, &[word, channel, payload]);
         }
-        self.pipes
-            .say(id, format!(":{}\r\n", followers.len()).as_bytes());
+        followers.len()
     }
 
     fn slots(&mut self, id: u64) {
@@ -281,6 +340,12 @@ impl Servers for Cluster {
         (!self.servers[server].is_down).then(|| self.pipes.open(server))
     }
 
+    fn set_time(&mut self, now: Tick) {
+        for server in &mut self.servers {
+            server.kept.now = now;
+        }
+    }
+
     fn hears(&self, server: usize) -> bool {
         !self.servers[server].is_stopped && !self.servers[server].is_down
     }
@@ -307,10 +372,37 @@ impl Servers for Cluster {
             b"SSUBSCRIBE" => self.subscribe(id, b's', arguments),
             b"UNSUBSCRIBE" => self.unsubscribe(id, b'c', arguments),
             b"SUNSUBSCRIBE" => self.unsubscribe(id, b's', arguments),
-            b"PUBLISH" => self.publish(id, b'c', &arguments[0], &arguments[1]),
-            b"SPUBLISH" => self.publish(id, b's', &arguments[0], &arguments[1]),
+            b"PUBLISH" => {
+                let count = self.publish(id, b'c', &arguments[0], &arguments[1], &arguments[1]);
+                self.pipes.say(id, format!(":{count}\r\n").as_bytes());
+            }
+            b"SPUBLISH" => {
+                if !self.is_elsewhere(id, &arguments[..1]) {
+                    let count = self.publish(id, b's', &arguments[0], &arguments[1], &arguments[1]);
+                    self.pipes.say(id, format!(":{count}\r\n").as_bytes());
+                }
+            }
             b"CLUSTER" => self.slots(id),
+            b"EVALSHA" => self.append(id, arguments),
+            b"SCRIPT" => {
+                self.kept_of(id).load(&arguments[1]);
+                self.pipes.say_bulk(id, DIGEST);
+            }
+            b"INFO" => {
+                let info = self.kept_of(id).info();
+                self.pipes.say_bulk(id, info.as_bytes());
+            }
+            b"HMGET" | b"XRANGE" | b"GET" | b"SET" => {
+                if !self.is_elsewhere(id, &arguments[..1]) {
+                    let answer = self.kept_of(id).answer(words);
+                    self.pipes.say(id, &answer);
+                }
+            }
             other => panic!("{:?}", String::from_utf8_lossy(other)),
         }
     }
+}
+
+fn slot_index(key: &[u8]) -> usize {
+    usize::from(slot_of(key))
 }

@@ -104,11 +104,11 @@ impl Servers for Server {
             }
             b"EVALSHA" => match self.kept.append(arguments) {
                 Some(appended) => {
-                    if let Some((channel, payload)) = appended.push {
+                    let (push, answer) = appended.answer();
+                    if let Some((channel, payload)) = push {
                         self.publish(&channel, &arguments[4], &payload);
                     }
-                    self.pipes
-                        .say(id, format!(":{}\r\n", appended.last).as_bytes());
+                    self.pipes.say(id, answer.as_bytes());
                 }
                 None => self.pipes.say(id, b"-NOSCRIPT No matching script.\r\n"),
             },

@@ -345,7 +345,7 @@ impl Remote {
 
     fn is_full(&self, batch: &Batch) -> bool {
         let bytes = self.outgoing.bytes() + Outgoing::cost(batch);
-        bytes > self.options.buffer_bytes_max && !self.outgoing.is_empty()
+        bytes > self.options.buffer_bytes_max && self.outgoing.bytes() > 0
     }
 
     /// Messages for a room, from a shard or (`None`) from the admin API. A full buffer refuses them: see
@@ -702,7 +702,7 @@ impl Remote {
             ..self.counts.clone()
         };
         if let Some(streams) = &self.streams {
-            snapshot.stream_retained_bytes = self.outgoing.replayed_bytes();
+            snapshot.stream_retained_bytes = self.outgoing.again_bytes();
             streams.count(&mut snapshot);
         }
         snapshot
@@ -754,6 +754,7 @@ impl Remote {
     /// When something does not hold.
     pub fn check_invariants(&self) {
         self.channels.check_invariants();
+        self.outgoing.check_invariants();
         if let Some(streams) = &self.streams {
             streams.places.check_invariants();
         }
