@@ -126,7 +126,7 @@ names! {
     REDIS_BUFFER_MAX_BYTES: Gauge "throng_redis_buffer_max_bytes", "Those at most; 0 without Redis.";
     REDIS_BUFFER_AGE: Gauge "throng_redis_buffer_age_seconds", "How long the oldest of them has waited.";
     REDIS_SUBSCRIPTIONS: Gauge "throng_redis_subscriptions", "Channels whose subscription stands: those of rooms, of users, and everybody's.";
-    REDIS_JOINS_WAITING: Gauge "throng_redis_joins_waiting", "Rooms whose joins wait for their subscription.";
+    REDIS_JOINS_WAITING: Gauge "throng_redis_joins_waiting", "Rooms and users whose joins wait for their subscription.";
     REDIS_JOINS_REFUSED: Counter "throng_redis_joins_refused", "Rooms whose joins were refused because they could not be subscribed to in time, or too many waited.";
     REDIS_BACKLOG_BYTES: Gauge "throng_redis_backlog_bytes", "What waits for shards beyond their lanes.";
     REDIS_BACKLOG_DROPPED: Counter "throng_redis_backlog_dropped", "Messages dropped because a shard could not take them, once a shard.";

@@ -254,9 +254,9 @@ def test_modes_may_meet_while_they_are_changed(node, kept):
 def test_what_follows_a_message_that_was_refused_is_refused_with_it_and_taken_in_its_order(kept):
     script = Path(__file__).parents[2] / "src/backplane/remote/streams/append.lua"
 
-    def append(first, last, after, room="r"):
+    def append(first, last, after, room="r", node="n1", epoch=5):
         keys = [f"throng:stream:room:{room}", f"throng:known:room:{room}"]
-        words = ["parcel", last - first + 1, 100, 60_000, "server", "0" * 16, "PUBLISH", f"throng:room:{room}", "n1", 5, first, last, after]
+        words = ["parcel", last - first + 1, 100, 60_000, "server", "0" * 16, "PUBLISH", f"throng:room:{room}", node, epoch, first, last, after]
         return kept.command("EVAL", script.read_text(), 2, *keys, *words)
 
     def is_refused(*words, **how):
@@ -275,3 +275,20 @@ def test_what_follows_a_message_that_was_refused_is_refused_with_it_and_taken_in
     assert append(3, 3, 2) == 6
     assert append(9, 9, 0) == 7, "what was given up is not waited for"
     assert kept.command("XLEN", "throng:stream:room:r") == 5
+    # The same where the room is known, and this node is not, or by another sequence.
+    for how in ({"node": "n2"}, {"epoch": 6}):
+        assert is_refused(2, 2, 1, **how)
+        append(1, 1, 0, **how)
+        append(2, 2, 1, **how)
+    assert kept.command("XLEN", "throng:stream:room:r") == 9
+    # A node that was forgotten among many is taken at its word.
+    for number in range(70):
+        append(1, 1, 0, room="many", node=f"n{number}")
+    assert kept.command("HEXISTS", "throng:known:room:many", "n1") == 0
+    assert append(2, 2, 1, room="many", node="n1") == 71
+    # What a room's key has in it refuses them all: none of them waits for another.
+    kept.command("DEL", "throng:stream:room:r")
+    kept.command("SET", "throng:stream:room:r", "something else")
+    for words in ((10, 10, 0), (11, 11, 10)):
+        with pytest.raises(RedisError, match="WRONGTYPE"):
+            append(*words)

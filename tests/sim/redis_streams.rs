@@ -185,17 +185,12 @@ impl Kept {
         );
         let Stream { head, entries } = self.data.streams.entry(key.clone()).or_default();
         let stream = head;
-        if let Some((of, up_to)) = stream.taken.get(node)
-            && of == sequences
-        {
-            if number(first) <= *up_to {
-                return Some(Appended::Taken(stream.last, None));
-            }
-            if *up_to < number(after) {
-                return Some(Appended::Refused);
-            }
+        let taken = stream.taken.get(node).filter(|(of, _)| of == sequences);
+        let taken = taken.map_or(0, |(_, up_to)| *up_to);
+        if number(first) <= taken {
+            return Some(Appended::Taken(stream.last, None));
         }
-        if stream.last == 0 && number(after) > 0 {
+        if taken < number(after) {
             return Some(Appended::Refused);
         }
         self.before

@@ -6,26 +6,28 @@ local node, sequences, first_sequence, last_sequence = ARGV[9], ARGV[10], ARGV[1
 -- What was sent just before, and had not been answered then: where it was refused, this one is, too.
 local after = tonumber(ARGV[13])
 
-local known = redis.call('HMGET', KEYS[2], 'h', 's', 'o', node)
-local history, last, seen = known[1], tonumber(known[3]), known[4]
+local known = redis.call('HMGET', KEYS[2], 'h', 's', 'o', node, 'p')
+local history, last, seen, purged = known[1], tonumber(known[3]), known[4], known[5]
 if not history or not last then
   redis.call('DEL', KEYS[1], KEYS[2])
-  history, last, seen = '', 0, false
-  if after > 0 then
-    return redis.error_reply('TRYAGAIN what it follows was not taken')
-  end
+  history, last, seen, purged = '', 0, false, false
 end
+-- The last number that was taken of its sequence: none, where the node is not known or has begun another one since.
+local taken = 0
 if seen then
   local of, number = string.match(seen, '^(%d+):(%d+)$')
-  if of == sequences and tonumber(first_sequence) <= tonumber(number) then
-    return last
-  elseif of == sequences and tonumber(number) < after then
-    return redis.error_reply('TRYAGAIN what it follows was not taken')
-  end
-elseif redis.call('HLEN', KEYS[2]) > 64 then
+  if of == sequences then taken = tonumber(number) end
+  if tonumber(first_sequence) <= taken then return last end
+end
+if taken < after and (seen or not purged) then
+  redis.call('XRANGE', KEYS[1], '-', '-') -- what refuses the one before for good refuses this one likewise
+  return redis.error_reply('TRYAGAIN what it follows was not taken')
+end
+if not seen and redis.call('HLEN', KEYS[2]) > 64 then
   for _, name in ipairs(redis.call('HKEYS', KEYS[2])) do
     if string.sub(name, 1, 1) == 'n' then redis.call('HDEL', KEYS[2], name) end
   end
+  redis.call('HSET', KEYS[2], 'p', '1') -- from now on a node that is not known may have been
 end
 local first = last + 1
 if known[2] ~= server or history == '' then
