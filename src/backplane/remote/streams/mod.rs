@@ -566,9 +566,14 @@ impl Remote {
             return;
         };
         // As of when the server was heard: what it had acknowledged before it went away is kept until it is back, and has
-        // said which it is.
+        // said which it is. What has not come back on a silent link is not old, either: once that is given up, members here
+        // get all of it at once, and what came before that could not be delivered behind it.
         if streams.is_ready() {
-            streams.retained.expire(self.publishing.heard());
+            let heard = match self.subscription.is_up() {
+                true => self.publishing.heard().min(self.subscription.heard()),
+                false => self.publishing.heard(),
+            };
+            streams.retained.expire(heard);
         }
         if streams.clock_is_due(now)
             && !self.is_scout

@@ -104,6 +104,37 @@ fn options() -> Options {
     }
 }
 
+#[test]
+fn what_did_not_come_back_on_a_silent_link_is_delivered_here_however_long_that_took() {
+    let options = options();
+    let retain = Duration::from_millis(u64::from(options.streams_retain_ms));
+    let mut remote = Remote::new(options, 0, 7, Tick(0));
+    come_up(&mut remote, "first", Tick(0));
+    let other = Role::Subscription;
+    remote.connected(other, Tick(0));
+    remote.received(other, HELLO, Tick(0));
+    remote.interest(CoreId(0), &"r".into(), Tick(0));
+    let stands = b">3\r\n$9\r\nsubscribe\r\n$13\r\nthrong:room:r\r\n:1\r\n";
+    remote.received(other, stands, Tick(0));
+    let mut now = Tick(0);
+    for letter in b"abc" {
+        remote.publish(&"r".into(), &text(*letter), None, now);
+        written(&mut remote, now);
+        remote.received(ROLE, b":1\r\n", now);
+        now = now.after(retain);
+        remote.streams_deadline(now);
+    }
+    assert!(remote.outgoing.is_empty());
+    while remote.poll_effect().is_some() {} // whether the stream can be read is not the matter
+    remote.failed(other, "a probe has not come back".into(), now);
+    let told: Vec<Effect> = std::iter::from_fn(|| remote.poll_effect()).collect();
+    let delivered = |effect: &Effect| match effect {
+        Effect::Deliver { batch, .. } => batch.bytes[0],
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(told.iter().map(delivered).collect::<Vec<u8>>(), b"abc");
+}
+
 /// The letters of what is published in `output`, in order.
 fn letters(output: &str) -> String {
     let runs = output.split("\r\n").filter_map(|line| {
