@@ -414,6 +414,8 @@ impl<S: Servers> Nodes<S> {
             assert_eq!(node.backplane.link_troubles(self.now), [], "node {index}");
             let redis = node.backplane.snapshot(self.now).redis;
             assert!(redis.ready && redis.buffer_bytes == 0, "node {index}");
+            // What is sent again is not in that figure.
+            assert_eq!(node.backplane.unacknowledged(), 0, "node {index}");
             assert!(!node.backplane.has_backlog() && !node.backplane.has_stalled());
             for (name, room) in node.shards.iter().flatten() {
                 assert_eq!(room.unanswered, 0, "node {index}: {name} was not answered");
