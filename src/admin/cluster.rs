@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::fit::Difference;
 use super::router::Options;
 use super::{Answer, Health};
 use crate::bus::{ClusterReply, NodeSeen};
@@ -163,13 +164,17 @@ fn whole(nodes: Vec<Value>, options: &Options, user_count: u64) -> Value {
     })
 }
 
-/// What a node has told of itself, or what is known of one that is silent.
-fn node(seen: &NodeSeen, own: &Map<String, Value>, options: &Options) -> Value {
+/// What a node has told of itself; `None`: it is silent, or has told something else.
+pub fn told(seen: &NodeSeen, options: &Options) -> Option<Map<String, Value>> {
     let silent_ms = SILENT_INTERVALS * u64::from(options.cluster_interval_ms);
-    let state = seen.state.as_deref().filter(|_| seen.age_ms <= silent_ms);
-    let told = state.and_then(|text| serde_json::from_str::<Map<String, Value>>(text).ok());
-    let told = told.filter(|told| FIELDS.iter().all(|field| told.contains_key(*field)));
-    let mut node = told.unwrap_or_else(|| {
+    let state = seen.state.as_deref().filter(|_| seen.age_ms <= silent_ms)?;
+    let told = serde_json::from_str::<Map<String, Value>>(state).ok();
+    told.filter(|told| FIELDS.iter().all(|field| told.contains_key(*field)))
+}
+
+/// The same for the answer, or what is known of one that is silent.
+fn node(seen: &NodeSeen, own: &Map<String, Value>, options: &Options) -> Value {
+    let mut node = told(seen, options).unwrap_or_else(|| {
         let unknown = FIELDS
             .iter()
             .map(|field| ((*field).to_owned(), Value::Null));
@@ -184,15 +189,9 @@ fn node(seen: &NodeSeen, own: &Map<String, Value>, options: &Options) -> Value {
         json!(format!("{:016x}", seen.incarnation)),
     );
     node.insert("age_ms".into(), json!(seen.age_ms));
-    for (field, code) in [("mode", "mode_mismatch"), ("layout", "layout_mismatch")] {
-        let of =
-            |node: &Map<String, Value>| node.get(field).filter(|value| !value.is_null()).cloned();
-        let differs = of(&node)
-            .zip(of(own))
-            .is_some_and(|(other, own)| other != own);
-        if differs && let Some(Value::Array(reasons)) = node.get_mut("reasons") {
-            reasons.push(json!(code));
-        }
+    let difference = Difference::between(&node, own);
+    if let Some(Value::Array(reasons)) = node.get_mut("reasons") {
+        reasons.extend(difference.codes().map(|code| json!(code)));
     }
     Value::Object(node)
 }
@@ -218,11 +217,11 @@ const FIELDS: [&str; 16] = [
 ];
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use crate::metrics::ShardReport;
 
-    fn options() -> Options {
+    pub fn options() -> Options {
         Options {
             node_id: "a".into(),
             incarnation: 0xab,
@@ -266,7 +265,15 @@ mod tests {
         node
     }
 
-    fn seen(node: &str, age_ms: u64, state: Option<String>) -> NodeSeen {
+    /// What a node with these options that does nothing says of itself.
+    pub fn own_state() -> Map<String, Value> {
+        let (health, options) = (health(Phase::Running), options());
+        let mut meter = Meter::default();
+        let (state, _) = meter.state(&snapshot(0, 0), &health, &[], &options, Tick(0));
+        state
+    }
+
+    pub fn seen(node: &str, age_ms: u64, state: Option<String>) -> NodeSeen {
         NodeSeen {
             node: node.into(),
             incarnation: 7,
@@ -341,13 +348,7 @@ mod tests {
     #[test]
     fn nodes_are_silent_after_three_intervals_or_without_a_state_and_do_not_count() {
         let options = options();
-        let (own, _) = Meter::default().state(
-            &snapshot(0, 0),
-            &health(Phase::Running),
-            &[],
-            &options,
-            Tick(0),
-        );
+        let own = own_state();
         let text = Value::Object(own.clone()).to_string();
         let other_mode = text.replace("pubsub", "streams");
         let nodes = vec![
@@ -392,13 +393,7 @@ mod tests {
     #[test]
     fn figures_that_no_node_can_have_break_no_sum() {
         let options = options();
-        let (mut own, _) = Meter::default().state(
-            &snapshot(0, 0),
-            &health(Phase::Running),
-            &[],
-            &options,
-            Tick(0),
-        );
+        let mut own = own_state();
         own.insert("connections".into(), json!(u64::MAX));
         own.insert("buffered_bytes".into(), json!(-1));
         own.insert("messages_in_per_s".into(), json!(f64::MAX));
@@ -427,13 +422,7 @@ mod tests {
     #[test]
     fn without_redis_a_node_is_alone_and_while_it_is_away_it_says_so() {
         let options = options();
-        let (own, _) = Meter::default().state(
-            &snapshot(0, 0),
-            &health(Phase::Running),
-            &[],
-            &options,
-            Tick(0),
-        );
+        let own = own_state();
         let answer = alone(&own, &options, None);
         assert_eq!(answer.status, 200);
         assert_eq!(parsed(&answer)["totals"]["users"], 2);
