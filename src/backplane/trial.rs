@@ -358,3 +358,6 @@ fn carrying(part: Part, rights: [&'static str; 3], channels: [&str; 2]) -> Vec<D
     deeds.push(Deed::new(part, unsubscribe, &words).heard());
     deeds
 }
+
+#[cfg(test)]
+mod tests;
