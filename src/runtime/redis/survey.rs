@@ -185,6 +185,13 @@ impl Survey<'_> {
         let grant = Grant::at_redis(self.options);
         let mut talk = self.begin(address, grant.clone())?;
         let reply = talk.ask(&[b"CLUSTER", b"SLOTS"])?;
+        if let Reply::Error(error) = &reply
+            && error.starts_with("NOPERM")
+        {
+            // Whoever lacks this may lack more, which any node can tell.
+            let lacks = self.carrier(address, |_| true).err();
+            return Err(lacks.unwrap_or_else(|| explain(error, &grant)));
+        }
         let host = match &address.endpoint {
             Endpoint::Tcp { host, .. } => host.as_str(),
             _ => "",
