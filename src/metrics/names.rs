@@ -126,15 +126,15 @@ names! {
     REDIS_BUFFER_MAX_BYTES: Gauge "throng_redis_buffer_max_bytes", "Those at most; 0 without Redis.";
     REDIS_BUFFER_AGE: Gauge "throng_redis_buffer_age_seconds", "How long the oldest of them has waited.";
     REDIS_SUBSCRIPTIONS: Gauge "throng_redis_subscriptions", "Channels whose subscription stands: those of rooms, of users, and everybody's.";
-    REDIS_JOINS_WAITING: Gauge "throng_redis_joins_waiting", "Rooms and users whose joins wait for their subscription.";
-    REDIS_JOINS_REFUSED: Counter "throng_redis_joins_refused", "Rooms and users whose joins were refused because they could not be subscribed to in time, or too many waited.";
+    REDIS_JOINS_WAITING: Gauge "throng_redis_joins_waiting", "Rooms whose joins wait for their subscription.";
+    REDIS_JOINS_REFUSED: Counter "throng_redis_joins_refused", "Rooms whose joins were refused because they could not be subscribed to in time, or too many waited.";
     REDIS_BACKLOG_BYTES: Gauge "throng_redis_backlog_bytes", "What waits for shards beyond their lanes.";
     REDIS_BACKLOG_DROPPED: Counter "throng_redis_backlog_dropped", "Messages dropped because a shard could not take them, once a shard.";
     STREAM_CATCH_UPS: Counter "throng_stream_catch_ups", "Times a room began to read what it had missed from its stream.";
     STREAM_MESSAGES_RECOVERED: Counter "throng_stream_recovered_messages", "Messages that were missed and read from their stream.";
     STREAM_MESSAGES_GONE: Counter "throng_stream_gone_messages", "Messages that were missed and are no longer in their stream.";
     STREAM_ROOMS_BEHIND: Gauge "throng_stream_rooms_behind", "Rooms whose stream is to be read.";
-    STREAM_RETAINED_BYTES: Gauge "throng_stream_retained_bytes", "What Redis has acknowledged lately, kept for a server that takes its place.";
+    STREAM_RETAINED_BYTES: Gauge "throng_stream_retained_bytes", "What Redis has acknowledged lately, kept for a server that takes its place, or waiting for it.";
 
     CLUSTER_NODES: Gauge "throng_cluster_nodes", "Nodes that were heard at Redis within three intervals, this one included; 0 without Redis.";
     CLUSTER_MISFITS: Gauge "throng_cluster_misfits", "Other nodes that do not fit this one, as it saw them last, by what differs: layout (servers, partitions), mode.";

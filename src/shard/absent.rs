@@ -2,7 +2,8 @@
 //!
 //! A connection's own room has to stand before it is let in. A user's and everybody's need not, once the backplane has
 //! refused them: their Redis server may be a lost one, and the room's a good one. Such a room is *absent*. It is asked
-//! for again every second, and when it stands, who was let in without it is told that messages may be missing.
+//! for again, a second after it was asked for at the earliest: at once, if the refusal took longer, since nobody follows
+//! it for a room that waits for nothing. When it stands, who was let in without it is told that messages may be missing.
 //! Invariant: an absent room is hidden and pending; it has one place in the queue, or an answer that is due.
 
 use std::collections::{HashMap, VecDeque};
@@ -16,7 +17,7 @@ use super::{Delivery, Shard};
 use crate::bus::{RoomName, Upstream};
 use crate::time::Tick;
 
-/// How long a room rests when the backplane could not follow it.
+/// A room is not asked for more often than this.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// So many are asked for again at once, and the next ones after a pause: many users may be at one lost server.
 const RETRY_COUNT_MAX: usize = 512;
@@ -48,10 +49,12 @@ impl Absent {
         self.rooms.contains_key(&room)
     }
 
-    fn insert(&mut self, room: RoomIndex, now: Tick) {
-        let due = now.after(RETRY_AFTER);
+    /// A room that was asked for at `asked` is absent.
+    fn insert(&mut self, room: RoomIndex, asked: Tick, now: Tick) {
+        let due = asked.after(RETRY_AFTER).max(now);
         self.rooms.insert(room, due);
-        self.retries.push_back((due, room));
+        let place = self.retries.partition_point(|(other, _)| *other <= due);
+        self.retries.insert(place, (due, room));
         if self.retries.len() > ABANDONED_COUNT_MAX + 2 * self.rooms.len() {
             let rooms = &self.rooms;
             self.retries
@@ -95,7 +98,8 @@ impl Absent {
 impl Shard {
     /// The backplane cannot follow a hidden room now: who waits for nothing else is let in.
     pub(super) fn go_without(&mut self, room_index: RoomIndex) {
-        self.absent.insert(room_index, self.now);
+        let asked = self.rooms[room_index].asked;
+        self.absent.insert(room_index, asked, self.now);
         self.let_in(room_index);
     }
 
@@ -145,7 +149,7 @@ mod tests {
     fn many_rooms_are_asked_for_again_in_parts_and_each_once() {
         let mut absent = Absent::new(1);
         for room in 0..1_100 {
-            absent.insert(RoomIndex(room), Tick(0));
+            absent.insert(RoomIndex(room), Tick(0), Tick(0));
         }
         assert!(absent.take_due(Tick::from_ms(999)).is_empty());
         let mut taken = Vec::new();
@@ -159,10 +163,23 @@ mod tests {
     }
 
     #[test]
+    fn a_room_whose_refusal_took_long_is_asked_for_again_before_those_that_rest() {
+        let mut absent = Absent::new(1);
+        absent.insert(RoomIndex(1), Tick::from_ms(1_900), Tick::from_ms(2_000));
+        absent.insert(RoomIndex(2), Tick::from_ms(1_000), Tick::from_ms(2_000));
+        absent.insert(RoomIndex(3), Tick::from_ms(1_200), Tick::from_ms(2_000));
+        for (ms, room) in [(2_000, 2), (2_200, 3), (2_900, 1)] {
+            assert!(absent.take_due(Tick::from_ms(ms - 1)).is_empty());
+            assert_eq!(absent.next_deadline(), Some(Tick::from_ms(ms)));
+            assert_eq!(absent.take_due(Tick::from_ms(ms)), [RoomIndex(room)]);
+        }
+    }
+
+    #[test]
     fn rooms_that_come_and_go_leave_a_bounded_queue() {
         let mut absent = Absent::new(1);
         for round in 0..10_000 {
-            absent.insert(RoomIndex(7), Tick(round));
+            absent.insert(RoomIndex(7), Tick(round), Tick(round));
             assert!(absent.remove(RoomIndex(7)));
             assert!(absent.retries.len() <= ABANDONED_COUNT_MAX + 2);
         }

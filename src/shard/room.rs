@@ -127,6 +127,8 @@ pub(super) struct Room {
     pub policy: DropPolicy,
     /// Interests sent that the backplane has not answered; only the last answer counts.
     pub answers_due: u32,
+    /// When the last of them was sent.
+    pub asked: Tick,
     pub message_count: u64,
 }
 
@@ -194,6 +196,7 @@ impl RoomTable {
             reach,
             policy: self.policy(name),
             answers_due: 0,
+            asked: Tick(0),
             message_count: 0,
         };
         let index = if let Some(index) = self.free.pop() {

@@ -98,6 +98,7 @@ impl Shard {
     pub(super) fn send_interest(&mut self, index: RoomIndex) {
         let room = &mut self.rooms[index];
         room.answers_due += 1;
+        room.asked = self.now;
         let room = RoomName::clone(&room.name);
         self.forward(Upstream::Interest { room }, 0);
     }

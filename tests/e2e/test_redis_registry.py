@@ -305,10 +305,9 @@ def check_over_several_servers(a, b, victim):
     await_counts(b, users, "all are known")
     room = b.admin("/v1/users/u7").json["connections"]
     assert sorted((one["node"], one["room"]) for one in room) == [("a", "r"), ("v", "r")]
-    seen = eventually(
-        lambda: (seen := b.admin("/v1/cluster").json)["totals"]["users"] == 40 and seen, "each user is counted once"
-    )
-    assert [one["state"] for one in seen["nodes"]] == ["ready", "ready", "ready"]
+    eventually(lambda: b.admin("/v1/cluster").json["totals"]["users"] == 40, "each user is counted once")
+    states = lambda: [one["state"] for one in b.admin("/v1/cluster").json["nodes"]]
+    eventually(lambda: states() == ["ready", "ready", "ready"], "each node has said that it is ready")
     victim.kill()
     await_counts(b, dict.fromkeys(users, 1), "the dead node's are gone", 7)
     eventually(

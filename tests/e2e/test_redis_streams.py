@@ -5,9 +5,10 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
-from harness import Redis, eventually
+from harness import Redis, RedisError, eventually
 
 SETTINGS = "ping_interval_ms = 120000\nredis_probe_interval_ms = 500\nredis_probe_timeout_ms = 1000\ndrain_window_ms = 200\nclose_timeout_ms = 300\n"
 KEPT = ["appendonly yes", "appendfsync everysec"]
@@ -248,3 +249,29 @@ def test_modes_may_meet_while_they_are_changed(node, kept):
     one, other = join(a, "r"), join(b, "r")
     say((one, other), "kept")
     say((other, one), "not kept")
+
+
+def test_what_follows_a_message_that_was_refused_is_refused_with_it_and_taken_in_its_order(kept):
+    script = Path(__file__).parents[2] / "src/backplane/remote/streams/append.lua"
+
+    def append(first, last, after, room="r"):
+        keys = [f"throng:stream:room:{room}", f"throng:known:room:{room}"]
+        words = ["parcel", last - first + 1, 100, 60_000, "server", "0" * 16, "PUBLISH", f"throng:room:{room}", "n1", 5, first, last, after]
+        return kept.command("EVAL", script.read_text(), 2, *keys, *words)
+
+    def is_refused(*words, **how):
+        with pytest.raises(RedisError, match="^TRYAGAIN "):
+            append(*words, **how)
+        return True
+
+    assert is_refused(2, 2, 1), "nothing is kept yet, and something was to come before it"
+    assert append(1, 2, 0) == 2
+    assert append(3, 3, 2) == 3, "what it follows was taken"
+    assert is_refused(5, 6, 4), "4 was refused"
+    assert is_refused(7, 7, 6)
+    assert append(4, 4, 0) == 4
+    assert append(5, 6, 4) == 6
+    assert append(5, 6, 4) == 6, "once"
+    assert append(3, 3, 2) == 6
+    assert append(9, 9, 0) == 7, "what was given up is not waited for"
+    assert kept.command("XLEN", "throng:stream:room:r") == 5

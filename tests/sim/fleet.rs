@@ -4,7 +4,8 @@
 //! Safety: nobody sees a message twice; what a node publishes is seen in its order; with sharded channels and `refuse`
 //! all see the order of the servers. Liveness, once the faults have stopped: every link works, every interest is
 //! answered, each room is followed once by each node that has members and where its slot is; every message that was not
-//! refused has been published, and every member has it or was told.
+//! refused has been published, and every member has it or was told; with streams all of it is kept where its room is,
+//! whatever replicas lacked.
 //!
 //! With one exception, which docs/PROTOCOL.md §5 names: what a server has taken for a slot that it had lost without knowing
 //! (it was replaced while it was down, and back before it heard of that) is shown by the publisher's numbers alone. Who has
@@ -104,7 +105,7 @@ impl World {
     pub fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let degraded = *random.pick(&[Degraded::Local, Degraded::Refuse]);
-        let mode = *random.pick(&[Mode::Pubsub, Mode::Sharded]);
+        let mode = *random.pick(&[Mode::Pubsub, Mode::Sharded, Mode::Streams]);
         let is_cluster = !random.one_in(4);
         let cluster = Cluster::new(if is_cluster { 4 } else { 3 }, is_cluster);
         let nodes = (0..random.between(2, 3))
@@ -118,7 +119,10 @@ impl World {
                     hold_ms: 300,
                     join_timeout_ms: random.between(500, 3_000) as u32,
                     joins_waiting_max: random.between(4, 20) as u32,
-                    buffer_bytes_max: random.between(8_000, 80_000) as u64,
+                    buffer_bytes_max: match mode {
+                        Mode::Streams => 1 << 20, // what was acknowledged lately is kept, all of it
+                        _ => random.between(8_000, 80_000) as u64,
+                    },
                     buffer_age_ms: random.between(500, 8_000) as u32,
                     backlog_bytes_max: 1 << 20,
                     probe_interval_ms: 500,
@@ -156,6 +160,7 @@ impl World {
         for step in 0..STEPS {
             self.step = step;
             self.now = Tick(self.now.0 + self.random.below(20_000) as u64);
+            self.cluster.set_now(self.now);
             self.act();
             self.pump();
         }
@@ -192,7 +197,10 @@ impl World {
             2 => self.cluster.stop(server, true),
             3..5 => self.cluster.stop(server, false),
             5..7 => self.cluster.come_up(server),
-            7 | 8 if self.cluster.is_cluster() => self.cluster.fail_over(),
+            7 | 8 if self.cluster.is_cluster() => {
+                let lag = self.random.below(6);
+                self.cluster.fail_over(lag);
+            }
             9..11 if self.cluster.is_cluster() => {
                 let room = *self.random.pick(&ROOMS);
                 if let Some(channel) = self.cluster.channels_of(room).first() {
@@ -428,6 +436,7 @@ impl World {
         let until = self.now.0 + time_us;
         while self.now.0 < until {
             self.now = Tick(self.now.0 + 10_000);
+            self.cluster.set_now(self.now);
             for node in 0..self.nodes.len() {
                 self.turn(node);
                 self.links(node);
@@ -458,6 +467,9 @@ impl World {
             let known = logged.contains(id) || self.refused.contains(id);
             assert!(known, "{id} was neither published nor refused");
         }
+        if self.mode == Mode::Streams {
+            self.check_kept();
+        }
         let places = self.cluster.log.iter().enumerate();
         let places: HashMap<u64, usize> =
             places.map(|(place, logged)| (logged.id, place)).collect();
@@ -472,6 +484,16 @@ impl World {
                 }
             }
         }
+    }
+
+    /// What was published, and nobody was told otherwise, is kept where its room is.
+    fn check_kept(&self) {
+        let kept = self.cluster.kept();
+        let log = self.cluster.log.iter();
+        let gone = log.filter(|logged| !logged.astray && !kept.contains(&logged.id));
+        let gone = gone.map(|logged| logged.id);
+        let gone: Vec<u64> = gone.filter(|id| !self.refused.contains(id)).collect();
+        assert!(gone.is_empty(), "{gone:?} were acknowledged, and are gone");
     }
 
     fn check_followers(&self) {

@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
 use throng::backplane::remote::placement::{SLOT_COUNT, slot_of};
 use throng::backplane::remote::wire::{self, Parcel};
+use throng::time::Tick;
 
-use super::redis_server::take_command;
+use super::redis_server::{is_probe, take_command};
+use super::redis_streams::{DIGEST, Kept, bulk};
 
 /// One connection, both directions.
 #[derive(Default)]
@@ -38,6 +40,8 @@ struct Server {
     is_stopped: bool,
     /// Who serves each slot, as far as it knows. Empty: the servers are by themselves.
     view: Vec<u8>,
+    /// What is kept in streams mode.
+    kept: Kept,
 }
 
 pub struct Cluster {
@@ -65,12 +69,13 @@ impl Cluster {
         } else {
             Vec::new()
         };
-        let server = Server {
+        let server = |index| Server {
             view: truth.clone(),
+            kept: Kept::of(index),
             ..Server::default()
         };
         Self {
-            servers: vec![server; count],
+            servers: (0..count).map(server).collect(),
             pipes: BTreeMap::new(),
             next: 0,
             truth,
@@ -110,6 +115,7 @@ impl Cluster {
 
     pub fn go_down(&mut self, server: usize) {
         self.servers[server].is_down = true;
+        self.servers[server].kept.restart();
         self.servers[server].is_stopped = false;
         for id in self.pipes.keys().copied().collect::<Vec<_>>() {
             if self.pipes[&id].server == server {
@@ -126,20 +132,34 @@ impl Cluster {
         self.servers[server].is_stopped = is_stopped;
     }
 
-    /// The slots of servers that are down go to one that is up and has none, or to any.
-    pub fn fail_over(&mut self) {
+    /// The slots of servers that are down go to one that is up and has none, or to any. Of what was kept in them it may lack
+    /// the last `lag` appends of each.
+    pub fn fail_over(&mut self, lag: usize) {
         let up = |server: &usize| !self.servers[*server].is_down;
         let all = 0..self.servers.len();
         let idle = |server: &usize| !self.truth.contains(&(*server as u8));
-        let Some(heir) = all.clone().filter(up).find(idle).or(all.clone().find(up)) else {
+        let heir = all.clone().filter(up).find(idle).or(all.clone().find(up));
+        let Some(heir) = heir.filter(|_| self.is_cluster()) else {
             return;
         };
+        let mut streams = Vec::new();
+        for (index, server) in self.servers.iter().enumerate() {
+            if server.is_down {
+                let mut replica = server.kept.clone();
+                replica.fall_behind(lag);
+                let truth = &self.truth;
+                streams.extend(replica.take(|key| usize::from(truth[slot_index(key)]) == index));
+            }
+        }
         for slot in 0..self.truth.len() {
             if self.servers[usize::from(self.truth[slot])].is_down {
                 self.truth[slot] = heir as u8;
             }
         }
         self.hear_of_all(heir);
+        let kept = &mut self.servers[heir].kept;
+        kept.take(|key| streams.iter().any(|(other, _)| other == key));
+        kept.put(streams);
     }
 
     /// The slot of a channel goes to another server, which is up.
@@ -151,12 +171,21 @@ impl Cluster {
         self.truth[usize::from(slot)] = target as u8;
         self.servers[target].view[usize::from(slot)] = target as u8;
         self.servers[source].view[usize::from(slot)] = target as u8;
+        let is_moved = |key: &[u8]| slot_of(key) == slot;
+        let streams = self.servers[source].kept.take(is_moved);
+        self.servers[target].kept.take(is_moved);
+        self.servers[target].kept.put(streams);
         self.drop_foreign(source);
     }
 
     /// A server hears who serves what.
     pub fn hear_of_all(&mut self, server: usize) {
         self.servers[server].view = self.truth.clone();
+        let truth = &self.truth;
+        let is_foreign = |key: &[u8]| usize::from(truth[slot_index(key)]) != server;
+        if !truth.is_empty() {
+            self.servers[server].kept.take(is_foreign);
+        }
         self.drop_foreign(server);
     }
 
@@ -182,12 +211,25 @@ impl Cluster {
 
     /// Everything is as it should be from now on.
     pub fn heal(&mut self) {
-        self.fail_over();
+        self.fail_over(0);
         for server in 0..self.servers.len() {
             self.come_up(server);
             self.stop(server, false);
             self.hear_of_all(server);
         }
+    }
+
+    /// What time it is.
+    pub fn set_now(&mut self, now: Tick) {
+        for server in &mut self.servers {
+            server.kept.now = now;
+        }
+    }
+
+    /// The messages that are kept.
+    pub fn kept(&self) -> HashSet<u64> {
+        let parcels = self.servers.iter().flat_map(|server| server.kept.parcels());
+        parcels.flat_map(|parcel| messages_of("", parcel)).collect()
     }
 
     pub fn server_count(&self) -> usize {
@@ -257,11 +299,53 @@ impl Cluster {
             b"SSUBSCRIBE" => self.subscribe(id, b's', arguments),
             b"UNSUBSCRIBE" => self.unsubscribe(id, b'c', arguments),
             b"SUNSUBSCRIBE" => self.unsubscribe(id, b's', arguments),
-            b"PUBLISH" => self.publish(id, b'c', &arguments[0], &arguments[1]),
-            b"SPUBLISH" => self.publish(id, b's', &arguments[0], &arguments[1]),
+            b"PUBLISH" => {
+                let count = self.publish(id, b'c', &arguments[0], &arguments[1], &arguments[1]);
+                self.say(id, format!(":{count}\r\n").as_bytes());
+            }
+            b"SPUBLISH" => {
+                if !self.is_elsewhere(id, &arguments[..1]) {
+                    let count = self.publish(id, b's', &arguments[0], &arguments[1], &arguments[1]);
+                    self.say(id, format!(":{count}\r\n").as_bytes());
+                }
+            }
             b"CLUSTER" => self.slots(id),
+            b"EVALSHA" => self.append(id, arguments),
+            b"SCRIPT" => {
+                self.kept_of(id).load(&arguments[1]);
+                self.say_text(id, DIGEST);
+            }
+            b"INFO" => {
+                let info = self.kept_of(id).info();
+                self.say_text(id, info.as_bytes());
+            }
+            b"HMGET" | b"XRANGE" | b"GET" | b"SET" => {
+                if !self.is_elsewhere(id, &arguments[..1]) {
+                    let answer = self.kept_of(id).answer(words);
+                    self.say(id, &answer);
+                }
+            }
             other => panic!("{:?}", String::from_utf8_lossy(other)),
         }
+    }
+
+    fn kept_of(&mut self, id: u64) -> &mut Kept {
+        &mut self.servers[self.pipes[&id].server].kept
+    }
+
+    fn append(&mut self, id: u64, arguments: &[Vec<u8>]) {
+        if self.is_elsewhere(id, &arguments[2..4]) {
+            return;
+        }
+        let Some(appended) = self.kept_of(id).append(arguments) else {
+            self.say(id, b"-NOSCRIPT No matching script.\r\n");
+            return;
+        };
+        let (push, answer) = appended.answer();
+        if let Some((channel, payload)) = push {
+            self.publish(id, b'k', &channel, &arguments[4], &payload);
+        }
+        self.say(id, answer.as_bytes());
     }
 
     /// Answers MOVED if another server has the slot, as far as this one knows.
@@ -291,7 +375,8 @@ impl Cluster {
         for channel in channels {
             let known = [&[kind], channel.as_slice()].concat();
             let pipe = self.pipes.get_mut(&id).unwrap();
-            assert!(pipe.channels.insert(known), "subscribed twice");
+            let is_new = pipe.channels.insert(known);
+            assert!(is_new || is_probe(channel), "subscribed twice");
             let word: &[u8] = if kind == b's' {
                 b"ssubscribe"
             } else {
@@ -317,19 +402,24 @@ impl Cluster {
         }
     }
 
-    fn publish(&mut self, id: u64, kind: u8, channel: &[u8], payload: &[u8]) {
-        if kind == b's' && self.is_elsewhere(id, &[channel.to_vec()]) {
-            return;
-        }
-        if let Parcel::Messages { stamp, count, body } = wire::decode(payload).unwrap() {
+    /// Publishes `payload`, which has `parcel` in it: to all followers (`c`), to those of a sharded channel (`s`), or to
+    /// all what was appended to a stream (`k`). How many there are.
+    fn publish(
+        &mut self,
+        id: u64,
+        kind: u8,
+        channel: &[u8],
+        parcel: &[u8],
+        payload: &[u8],
+    ) -> usize {
+        if let Parcel::Messages { stamp, .. } = wire::decode(parcel).unwrap() {
             let channel = std::str::from_utf8(channel).unwrap();
             let (_, room) = channel.split_once(":room:").unwrap();
-            let batch = wire::decode_batch(room, body, count, true, stamp.sent).unwrap();
-            let ids: Vec<u64> = super::redis::ids(&batch).collect();
+            let ids = messages_of(room, parcel);
             let room = room.to_owned();
             let key = (room.clone(), stamp.node, stamp.epoch, stamp.sequence);
             let home = self.home(channel.as_bytes());
-            let astray = kind == b's' && home.is_some_and(|home| home != self.pipes[&id].server);
+            let astray = kind != b'c' && home.is_some_and(|home| home != self.pipes[&id].server);
             if self.seen.insert(key) {
                 self.log.extend(ids.into_iter().map(|id| Logged {
                     room: room.clone(),
@@ -347,8 +437,8 @@ impl Cluster {
         }
         // In a cluster what is published by PUBLISH reaches the subscribers of every server.
         let server = self.pipes[&id].server;
-        let everywhere = kind == b'c' && self.is_cluster();
-        let known = [&[kind], channel].concat();
+        let everywhere = kind != b's' && self.is_cluster();
+        let known = [if kind == b's' { b"s" } else { b"c" }, channel].concat();
         let pipes = self
             .pipes
             .iter()
@@ -363,7 +453,7 @@ impl Cluster {
         for follower in &followers {
             self.push(*follower, &[word, channel, payload]);
         }
-        self.say(id, format!(":{}\r\n", followers.len()).as_bytes());
+        followers.len()
     }
 
     fn slots(&mut self, id: u64) {
@@ -397,9 +487,30 @@ impl Cluster {
         self.say(id, &out);
     }
 
+    fn say_text(&mut self, id: u64, text: &[u8]) {
+        let mut out = Vec::new();
+        bulk(&mut out, text);
+        self.say(id, &out);
+    }
+
     fn say(&mut self, id: u64, bytes: &[u8]) {
         if let Some(pipe) = self.pipes.get_mut(&id) {
             pipe.down.extend(bytes);
         }
+    }
+}
+
+fn slot_index(key: &[u8]) -> usize {
+    usize::from(slot_of(key))
+}
+
+/// The messages of a parcel.
+fn messages_of(room: &str, parcel: &[u8]) -> Vec<u64> {
+    match wire::decode(parcel).unwrap() {
+        Parcel::Messages { stamp, count, body } => {
+            let batch = wire::decode_batch(room, body, count, true, stamp.sent).unwrap();
+            super::redis::ids(&batch).collect()
+        }
+        Parcel::Probe(_) => Vec::new(),
     }
 }

@@ -11,8 +11,8 @@ use throng::time::Tick;
 const LAG_MAX: usize = 5;
 const LAG_TIME: Duration = Duration::from_secs(1);
 
-#[derive(Default)]
-struct Stream {
+#[derive(Clone, Default)]
+pub struct Stream {
     head: Head,
     entries: Vec<(u64, u64, Vec<u8>)>,
 }
@@ -27,7 +27,7 @@ struct Head {
     taken: BTreeMap<Vec<u8>, (Vec<u8>, u64)>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Data {
     /// By the key of what is known.
     streams: BTreeMap<Vec<u8>, Stream>,
@@ -35,7 +35,7 @@ struct Data {
 }
 
 /// All of it, and how streams were before the last appends.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Kept {
     data: Data,
     before: VecDeque<(Tick, Vec<u8>, Head)>,
@@ -44,16 +44,38 @@ pub struct Kept {
     is_script_known: bool,
 }
 
+/// A channel, and what is to be published on it.
+type Push = (Vec<u8>, Vec<u8>);
+
 /// What an append has done.
-pub struct Appended {
-    pub last: u64,
-    /// The channel and what is to be published on it; `None`: it was there.
-    pub push: Option<(Vec<u8>, Vec<u8>)>,
+pub enum Appended {
+    /// The newest offset is this. No push: it was there.
+    Taken(u64, Option<Push>),
+    /// What it follows was not taken.
+    Refused,
+}
+
+impl Appended {
+    /// What is to be published, and what is answered.
+    pub fn answer(self) -> (Option<Push>, String) {
+        match self {
+            Self::Taken(last, push) => (push, format!(":{last}\r\n")),
+            Self::Refused => (None, "-TRYAGAIN what it follows was not taken\r\n".into()),
+        }
+    }
 }
 
 pub const DIGEST: &[u8] = b"0123456789abcdef0123456789abcdef01234567";
 
 impl Kept {
+    /// That of one server among several: no two have the same `run_id`.
+    pub fn of(server: usize) -> Self {
+        Self {
+            run: (server as u64) << 32,
+            ..Self::default()
+        }
+    }
+
     /// The process ends; another begins with what was kept.
     pub fn restart(&mut self) {
         self.run += 1;
@@ -70,6 +92,11 @@ impl Kept {
     /// A replica takes over that is `lag` appends behind.
     pub fn fail_over(&mut self, lag: usize) {
         self.restart();
+        self.fall_behind(lag);
+    }
+
+    /// What a replica has of it that is `lag` appends behind.
+    pub fn fall_behind(&mut self, lag: usize) {
         for _ in 0..lag {
             if let Some((since, key, head)) = self.before.pop_back()
                 && since.after(LAG_TIME) > self.now
@@ -80,6 +107,27 @@ impl Kept {
             }
         }
         self.before.clear();
+    }
+
+    /// Takes out what is kept of rooms, by the key of what is known of them.
+    pub fn take(&mut self, goes: impl Fn(&[u8]) -> bool) -> Vec<(Vec<u8>, Stream)> {
+        self.before.retain(|(_, key, _)| !goes(key));
+        let streams = std::mem::take(&mut self.data.streams).into_iter();
+        let (gone, kept): (BTreeMap<_, _>, _) = streams.partition(|(key, _)| goes(key));
+        self.data.streams = kept;
+        gone.into_iter().collect()
+    }
+
+    /// Takes over what another has let go.
+    pub fn put(&mut self, streams: Vec<(Vec<u8>, Stream)>) {
+        self.data.streams.extend(streams);
+    }
+
+    /// All batches that are kept.
+    pub fn parcels(&self) -> impl Iterator<Item = &[u8]> {
+        let streams = self.data.streams.values();
+        let entries = streams.flat_map(|stream| &stream.entries);
+        entries.map(|(_, _, parcel)| parcel.as_slice())
     }
 
     pub fn info(&self) -> String {
@@ -119,6 +167,7 @@ impl Kept {
             sequences,
             first,
             last,
+            after,
         ] = rest
         else {
             panic!("{} arguments", rest.len());
@@ -136,10 +185,16 @@ impl Kept {
         let stream = head;
         if let Some((of, up_to)) = stream.taken.get(node)
             && of == sequences
-            && number(first) <= *up_to
         {
-            let last = stream.last;
-            return Some(Appended { last, push: None });
+            if number(first) <= *up_to {
+                return Some(Appended::Taken(stream.last, None));
+            }
+            if *up_to < number(after) {
+                return Some(Appended::Refused);
+            }
+        }
+        if stream.last == 0 && number(after) > 0 {
+            return Some(Appended::Refused);
         }
         self.before
             .push_back((self.now, key.clone(), stream.clone()));
@@ -166,10 +221,8 @@ impl Kept {
         let epoch = &stream.history[stream.history.len() - 32..][..16];
         let head = format!("\x01\x03{epoch}{begins:016x}");
         let payload = [head.as_bytes(), parcel].concat();
-        Some(Appended {
-            last: stream.last,
-            push: Some((channel.clone(), payload)),
-        })
+        let push = Some((channel.clone(), payload));
+        Some(Appended::Taken(stream.last, push))
     }
 
     /// The answer to HMGET, XRANGE, GET or SET.

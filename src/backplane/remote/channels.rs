@@ -18,7 +18,7 @@ use hashbrown::HashMap;
 
 use super::arrivals::Arrivals;
 use crate::backplane::ShardSet;
-use crate::bus::{CoreId, RoomName};
+use crate::bus::{CoreId, RoomName, hidden};
 use crate::time::Tick;
 
 /// Channels in one SUBSCRIBE or UNSUBSCRIBE at most.
@@ -27,6 +27,8 @@ pub const COMMAND_CHANNEL_COUNT_MAX: usize = 512;
 pub const ASKED_CHANNEL_COUNT_MAX: usize = 4 * COMMAND_CHANNEL_COUNT_MAX;
 /// Queued channels that nobody wants any more are forgotten once they are more than these and half of all.
 const ABANDONED_COUNT_MAX: usize = 1_024;
+/// While the server is away, who waits for a hidden room waits no longer: it can be let in without it.
+const HIDDEN_TIMEOUT_MAX: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -44,7 +46,7 @@ pub struct Channel {
     wanted: bool,
     /// Shards whose interest is not answered.
     waiting: ShardSet,
-    waiting_since: Tick,
+    waiting_until: Tick,
     held_since: Tick,
     /// It stood before the link was lost: members are in.
     has_stood: bool,
@@ -96,13 +98,14 @@ pub struct Channels {
     standing_count: usize,
     /// Rooms with interests that are not answered.
     waiting_count: usize,
-    /// When each began to wait, oldest first; who waits no more is passed over.
+    /// Until when each waits, soonest first; who waits no more is passed over.
     waits: VecDeque<(Tick, RoomName)>,
     holds: VecDeque<(Tick, RoomName)>,
     /// When the next command may be sent, by the bounded rate.
     next_ask: Tick,
     hold: Duration,
     join_timeout: Duration,
+    link_up: bool,
     waiting_max: usize,
     ask_interval_ns: u64,
 }
@@ -123,6 +126,7 @@ impl Channels {
             next_ask: Tick(0),
             hold: Duration::from_millis(u64::from(options.hold_ms)),
             join_timeout: Duration::from_millis(u64::from(options.join_timeout_ms)),
+            link_up: false,
             waiting_max: options.joins_waiting_max as usize,
             ask_interval_ns: 1_000_000_000 / u64::from(options.subscribes_per_s_max.max(1)),
         }
@@ -145,26 +149,34 @@ impl Channels {
         if is_new && self.waiting_count >= self.waiting_max {
             return Interest::Refused;
         }
+        let until = now.after(self.patience(room));
         let channel = self.rooms.entry(room.clone()).or_insert_with(|| {
             self.queued.push_back(room.clone());
             Channel {
                 state: State::Queued,
                 wanted: true,
                 waiting: ShardSet::EMPTY,
-                waiting_since: now,
+                waiting_until: now,
                 held_since: now,
                 has_stood: false,
                 arrivals: Arrivals::default(),
             }
         });
         if channel.waiting.is_empty() {
-            channel.waiting_since = now;
+            channel.waiting_until = until;
             self.waiting_count += 1;
-            self.waits
-                .push_back((now.after(self.join_timeout), room.clone()));
+            let place = self.waits.partition_point(|(other, _)| *other <= until);
+            self.waits.insert(place, (until, room.clone()));
         }
         channel.waiting.insert(shard);
         Interest::Waits
+    }
+
+    fn patience(&self, room: &str) -> Duration {
+        if self.link_up || hidden(room).is_none() {
+            return self.join_timeout;
+        }
+        self.join_timeout.min(HIDDEN_TIMEOUT_MAX)
     }
 
     /// `shard` does not want the room any more; `is_last`: nobody here does. Whether its interest was still owed an
@@ -323,7 +335,7 @@ impl Channels {
             let (due, room) = self.waits.pop_front()?;
             if let Some(channel) = self.rooms.get_mut(&room)
                 && !channel.waiting.is_empty()
-                && channel.waiting_since.after(self.join_timeout) == due
+                && channel.waiting_until == due
             {
                 self.waiting_count -= 1;
                 return Some((room, std::mem::take(&mut channel.waiting)));
@@ -353,8 +365,14 @@ impl Channels {
         rooms
     }
 
+    /// The link can be used.
+    pub fn found(&mut self) {
+        self.link_up = true;
+    }
+
     /// The link was lost: everything that is wanted is queued anew.
     pub fn lose(&mut self) {
+        self.link_up = false;
         self.queued.clear();
         self.abandoned_count = 0;
         self.holds.clear();
@@ -412,7 +430,7 @@ impl Channels {
     pub fn adopt(&mut self, room: RoomName, channel: Channel) {
         if !channel.waiting.is_empty() {
             self.waiting_count += 1;
-            let due = channel.waiting_since.after(self.join_timeout);
+            let due = channel.waiting_until;
             let place = self.waits.partition_point(|(other, _)| *other <= due);
             self.waits.insert(place, (due, room.clone()));
         }
@@ -499,6 +517,7 @@ impl Channels {
 mod tests {
     use super::super::{Address, Options};
     use super::*;
+    use crate::bus::EVERYBODY;
 
     const A: CoreId = CoreId(0);
     const B: CoreId = CoreId(1);
@@ -522,6 +541,27 @@ mod tests {
         let stood = stood.collect();
         channels.check_invariants();
         stood
+    }
+
+    #[test]
+    fn a_hidden_room_waits_for_a_server_that_is_away_for_a_second_and_a_room_for_the_whole_time() {
+        let mut channels = Channels::new(&options(), 1);
+        channels.interest(A, &room("r"), Tick(0));
+        channels.interest(A, &room(EVERYBODY), Tick(0));
+        assert_eq!(channels.take_overdue(Tick::from_ms(999)), None);
+        let overdue = |channels: &mut Channels, ms| {
+            let overdue = channels.take_overdue(Tick::from_ms(ms));
+            overdue.map(|(room, _)| room.to_string())
+        };
+        assert_eq!(overdue(&mut channels, 1_000).as_deref(), Some(EVERYBODY));
+        assert_eq!(channels.deadline(false), Some(Tick::from_ms(10_000)));
+        channels.disinterest(A, &room(EVERYBODY), true, Tick::from_ms(1_000));
+        channels.found();
+        channels.interest(A, &room(EVERYBODY), Tick::from_ms(1_000));
+        assert_eq!(overdue(&mut channels, 10_000).as_deref(), Some("r"));
+        assert_eq!(overdue(&mut channels, 10_999), None);
+        assert_eq!(overdue(&mut channels, 11_000).as_deref(), Some(EVERYBODY));
+        channels.check_invariants();
     }
 
     #[test]

@@ -163,7 +163,6 @@ impl Fleet {
             });
             members.push((endpoint, server));
         }
-        self.divide_bounds();
         let Some(cluster) = self.cluster_mut() else {
             return;
         };
@@ -197,6 +196,8 @@ impl Fleet {
         for server in 0..self.server_count() {
             self.relocate(server, now);
         }
+        // Smaller shares come last: what was acknowledged lately goes along with its rooms first.
+        self.divide_bounds();
         self.dismiss_idle(now);
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::link::Role;
-use super::{Effect, Expected, LinkOrder, Remote, wire};
+use super::{Expected, LinkOrder, Remote, wire};
 use crate::time::Tick;
 
 impl Remote {
@@ -23,6 +23,9 @@ impl Remote {
             }
         }
         self.probe(now);
+        if self.probe_again_deadline().is_some_and(|due| due <= now) {
+            self.ask_probe_again(now);
+        }
         self.ask_rank(now);
         self.ask(now);
         let left = self.channels.take_left(now);
@@ -31,8 +34,7 @@ impl Remote {
             self.channel_command(true, &left);
         }
         while let Some((room, shards)) = self.channels.take_overdue(now) {
-            self.counts.joins_refused += 1;
-            self.effects.push_back(Effect::JoinRefused { room, shards });
+            self.refuse_join(room, shards);
         }
         if !self.publishing.is_up() || !self.may_send() {
             let age = Duration::from_millis(u64::from(self.options.buffer_age_ms));
@@ -119,6 +121,26 @@ impl Remote {
         self.ask_rank_beside(now);
     }
 
+    /// No probe goes out while the publishing link is lost. The subscription link is asked for the probe channel once more
+    /// instead, which Redis answers although it stands.
+    pub(super) fn ask_probe_again(&mut self, now: Tick) {
+        if self.probe_may_be_asked_again() {
+            self.ask_probe(now);
+        }
+    }
+
+    fn probe_may_be_asked_again(&self) -> bool {
+        let asked = !self.probe_stands || self.probe_asked;
+        self.subscription.is_up() && !asked && self.closing.is_none()
+    }
+
+    /// When the subscription link has been silent for too long while no probe could go out.
+    fn probe_again_deadline(&self) -> Option<Tick> {
+        let wanted = !self.publishing.is_up() && self.probe_may_be_asked_again();
+        let interval = Duration::from_millis(u64::from(self.options.probe_interval_ms));
+        wanted.then(|| self.subscription.heard().after(interval))
+    }
+
     pub(super) fn probe_ready(&self) -> bool {
         self.publishing.is_up()
             && self.probe_stands
@@ -163,6 +185,7 @@ impl Remote {
             answer,
             subscribed,
             self.pulse.deadline(self.probe_ready(), self.heard()),
+            self.probe_again_deadline(),
             self.channels.deadline(may_ask),
             self.rank_deadline(),
             expires.map(|taken| taken.after(age)),

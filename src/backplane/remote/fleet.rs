@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use super::cluster::{Cluster, SCOUT};
 use super::moves::News;
+use super::outgoing::Entry;
 use super::placement::{Rendezvous, tag_of};
 use super::transit::Transit;
 use super::watching::{self, Watched};
@@ -443,8 +444,7 @@ impl Fleet {
             if self.transit.has(&entry.room) {
                 self.transit.admit(entry, source);
             } else {
-                let (_, remote) = self.of(&entry.room);
-                remote.resume([entry], now);
+                self.resume(entry, now);
             }
         }
         for (room, channel) in departure.channels {
@@ -471,10 +471,23 @@ impl Fleet {
 
     /// Nothing of the room is on its way at its old server: what has waited goes to the new one.
     fn arrive(&mut self, room: &RoomName, now: Tick) {
-        let entries = self.transit.end(room);
-        let (server, remote) = self.of(room);
-        remote.resume(entries, now);
-        self.gather(server, now);
+        for entry in self.transit.end(room) {
+            self.resume(entry, now);
+        }
+        self.gather(self.place(room), now);
+    }
+
+    /// Hands an entry to the server that has its room by now. What Redis had does not expire there, and is bounded by what
+    /// may wait at all servers together.
+    fn resume(&mut self, entry: Entry, now: Tick) {
+        let bytes_max = self.options.buffer_bytes_max;
+        let (_, remote) = self.of(&entry.room);
+        let held = remote.again_bytes();
+        if entry.again && held > 0 && held + entry.bytes() > bytes_max {
+            remote.give_up(&entry);
+        } else {
+            remote.resume(entry, now);
+        }
     }
 
     /// Goes on with PUBLISH and SUBSCRIBE where the sharded commands are forbidden.
@@ -564,6 +577,7 @@ impl Fleet {
         all.mode = self.mode_label();
         all.ready = ready && self.cluster_trouble(now).is_none();
         all.buffer_bytes += self.transit.bytes();
+        all.stream_retained_bytes += self.transit.again_bytes();
         all.buffer_bytes_max = self.options.buffer_bytes_max;
         all
     }
@@ -631,5 +645,54 @@ impl Fleet {
                 "{room} has arrived"
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backplane::remote::Address;
+    use crate::backplane::remote::outgoing::Outgoing;
+    use crate::bus::{BatchMessage, MessageKind};
+
+    #[test]
+    fn what_servers_had_that_fail_in_turn_is_bounded_and_what_is_beyond_is_counted() {
+        let message = BatchMessage {
+            end: 0,
+            header_bytes: 0,
+            kind: MessageKind::Text,
+            sender: None,
+        };
+        let batch = Arc::new(Batch {
+            bytes: Vec::new(),
+            messages: vec![message],
+            published: Tick(0),
+        });
+        let cost = Outgoing::cost(&batch);
+        let options = Options {
+            mode: Mode::Streams,
+            buffer_bytes_max: 3 * cost,
+            ..Options::new(Address::parse("redis://x").unwrap())
+        };
+        let mut fleet = Fleet::new(options, 7, Tick(0));
+        let mut source = Outgoing::new(7, 1);
+        for _ in 0..4 {
+            let entry = source.number(&"r".into(), &batch, None, Tick(0));
+            fleet.resume(entry.into_again(Tick(0)), Tick(0));
+        }
+        let snapshot = fleet.snapshot(Tick(0));
+        assert_eq!(snapshot.stream_retained_bytes, 3 * cost);
+        assert_eq!(snapshot.messages_refused, 1);
+        // An empty buffer takes any one batch, whatever else waits.
+        let large = Arc::new(Batch {
+            bytes: vec![0; 4 * cost as usize],
+            messages: batch.messages.clone(),
+            published: Tick(0),
+        });
+        let mut publish = |batch| fleet.publish(&"r".into(), batch, None, Tick(0));
+        assert_eq!(publish(&large), Published::Taken);
+        assert!(matches!(publish(&batch), Published::Refused { .. }));
+        assert_eq!(fleet.snapshot(Tick(0)).buffer_bytes, Outgoing::cost(&large));
+        assert_eq!(fleet.unacknowledged(), 4);
     }
 }

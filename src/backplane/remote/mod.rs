@@ -85,7 +85,7 @@ use self::rank::Rank;
 use self::sharded::Asks;
 use self::streams::Streams;
 use super::ShardSet;
-use crate::bus::{Batch, CoreId, RoomName};
+use crate::bus::{Batch, CoreId, RoomName, hidden};
 use crate::metrics::RedisSnapshot;
 use crate::time::Tick;
 
@@ -320,11 +320,14 @@ impl Remote {
                 }
             }
             Interest::Waits => self.ask(now),
-            Interest::Refused => {
-                self.counts.joins_refused += 1;
-                self.effects.push_back(Effect::JoinRefused { room, shards });
-            }
+            Interest::Refused => self.refuse_join(room, shards),
         }
+    }
+
+    fn refuse_join(&mut self, room: RoomName, shards: ShardSet) {
+        // Who waited for a hidden one is let in without it.
+        self.counts.joins_refused += u64::from(hidden(&room).is_none());
+        self.effects.push_back(Effect::JoinRefused { room, shards });
     }
 
     /// A shard's last member has left a room; `is_last`: nobody here is in it any more.
@@ -344,7 +347,7 @@ impl Remote {
 
     fn is_full(&self, batch: &Batch) -> bool {
         let bytes = self.outgoing.bytes() + Outgoing::cost(batch);
-        bytes > self.options.buffer_bytes_max && !self.outgoing.is_empty()
+        bytes > self.options.buffer_bytes_max && self.outgoing.bytes() > 0
     }
 
     /// Messages for a room, from a shard or (`None`) from the admin API. A full buffer refuses them: see
@@ -516,19 +519,21 @@ impl Remote {
     /// Ends a link; it is made again after a rest.
     fn end_link(&mut self, role: Role, reason: String, now: Tick) {
         let was_up = self.link(role).is_up();
-        let random = &mut self.random;
         match role {
             Role::Publishing => {
-                self.publishing.fail(reason, now, random);
+                self.publishing.fail(reason, now, &mut self.random);
                 self.expected.clear();
                 self.outgoing.rewind();
+                if self.pulse.pending().is_some() {
+                    self.ask_probe_again(now); // nobody knows whether the other link is as silent
+                }
                 self.return_leaving();
                 if let Some(streams) = &mut self.streams {
                     streams.publishing_lost();
                 }
             }
             Role::Subscription => {
-                self.subscription.fail(reason, now, random);
+                self.subscription.fail(reason, now, &mut self.random);
                 self.probe_asked = false;
                 self.probe_stands = false;
                 self.asks.clear();
@@ -565,6 +570,7 @@ impl Remote {
                 self.send(now);
             }
             Role::Subscription => {
+                self.channels.found();
                 self.ask_probe(now);
                 self.ask(now);
             }
@@ -698,7 +704,7 @@ impl Remote {
             ..self.counts.clone()
         };
         if let Some(streams) = &self.streams {
-            snapshot.stream_retained_bytes = self.outgoing.replayed_bytes();
+            snapshot.stream_retained_bytes = self.outgoing.again_bytes();
             streams.count(&mut snapshot);
         }
         snapshot
@@ -750,6 +756,7 @@ impl Remote {
     /// When something does not hold.
     pub fn check_invariants(&self) {
         self.channels.check_invariants();
+        self.outgoing.check_invariants();
         if let Some(streams) = &self.streams {
             streams.places.check_invariants();
         }

@@ -23,7 +23,7 @@ use crate::time::Tick;
 pub enum News {
     /// Redis has not taken the entry: it does not serve its room.
     Displaced(Entry),
-    /// The entry of a room that has gone was on its way when the link was lost.
+    /// The entry of a room that has gone was on its way when the link was lost, or was acknowledged since then.
     Returned(Entry),
     /// Nothing of a room that has gone is on its way any more.
     Left(RoomName),
@@ -46,7 +46,7 @@ pub struct Departure {
     pub places: Vec<(RoomName, Carried)>,
     /// What was not sent, in order.
     pub unsent: Vec<Entry>,
-    /// Those of which something is on its way.
+    /// Those of which something is on its way, or on its way back.
     pub in_flight: Vec<RoomName>,
 }
 
@@ -67,7 +67,12 @@ impl Remote {
         } = self.outgoing.release(&goes);
         let (places, mut again) = self.streams_release(&goes, now);
         again.extend(unsent);
-        let rooms = in_flight.keys().cloned().collect();
+        // What was refused, and is not heard of yet, comes before what was not sent.
+        let refused = self.news.iter().filter_map(|news| match news {
+            News::Displaced(entry) if goes(&entry.room) => Some(&entry.room),
+            _ => None,
+        });
+        let rooms = in_flight.keys().chain(refused).cloned().collect();
         self.leaving.extend(in_flight);
         Departure {
             channels: channels.wanted,
@@ -115,11 +120,14 @@ impl Remote {
     }
 
     /// Takes in what has its number and was not sent, or not taken.
-    pub fn resume(&mut self, entries: impl IntoIterator<Item = Entry>, now: Tick) {
-        for entry in entries {
-            self.outgoing.resume(entry);
-        }
+    pub fn resume(&mut self, entry: Entry, now: Tick) {
+        self.outgoing.resume(entry);
         self.send(now);
+    }
+
+    /// Bytes that wait here of what Redis had.
+    pub fn again_bytes(&self) -> u64 {
+        self.outgoing.again_bytes()
     }
 
     /// Numbers messages of a room that has not wholly come yet, and delivers them here if Redis would not; the rest is

@@ -2,6 +2,9 @@
 //!
 //! Nothing leaves the buffer before Redis has said that it has it, so that a lost link loses nothing: what was on its way
 //! is sent again under its old number, and who had it already drops it.
+//!
+//! What a server that is gone had acknowledged is sent again, too. It does not expire, and takes no room from what is
+//! published now: its publishers were told that it is published, and nobody would be told that it is not.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -34,12 +37,36 @@ pub struct Entry {
     pub taken: Tick,
     /// Members on this node have it already.
     pub local: bool,
+    /// Redis had it, and its publisher was told so: it does not expire.
+    pub again: bool,
+    /// The last number of its sequence that was on its way when it was sent itself; 0: none was.
+    pub after: u64,
 }
 
 impl Entry {
     /// What it costs in memory.
     pub fn bytes(&self) -> u64 {
         self.batch.weight_bytes() as u64 + ENTRY_BYTES
+    }
+
+    /// The same as what Redis had, and may have no more.
+    pub fn into_again(self, now: Tick) -> Self {
+        Self {
+            from: None,
+            taken: now,
+            again: true,
+            ..self
+        }
+    }
+
+    /// The number of its last message.
+    pub fn last(&self) -> u64 {
+        self.stamp.sequence + self.batch.messages.len() as u64 - 1
+    }
+
+    /// Where it stands among its room's: numbers of one sequence go up, and so do a room's epochs.
+    pub fn place(&self) -> (u32, u64) {
+        (self.stamp.epoch, self.stamp.sequence)
     }
 }
 
@@ -49,6 +76,8 @@ pub struct Sequence {
     epoch: u32,
     next: u64,
     used: Tick,
+    /// The last number that is on its way to the server; 0: none is.
+    on_way: u64,
 }
 
 /// What goes with rooms to another server.
@@ -70,14 +99,16 @@ pub struct Outgoing {
     sequences: HashMap<RoomName, Sequence, FixedState>,
     /// When each sequence is to be looked at for its last use, oldest first.
     idle: VecDeque<(Tick, RoomName)>,
-    /// What a server that is gone had acknowledged: it goes before the queue, and waits for as long as it takes.
+    /// What is sent first: all of it was acknowledged before.
     replayed: VecDeque<Entry>,
+    /// What is sent then. The first of it was not; others may have been, where they stand behind what came before them.
     queue: VecDeque<Entry>,
     /// Entries at the front of both that are on their way.
     sent_count: usize,
-    /// Of the queue.
+    /// Of what was not acknowledged before.
     bytes: u64,
-    replayed_bytes: u64,
+    /// Of what was.
+    again_bytes: u64,
 }
 
 impl Outgoing {
@@ -92,7 +123,7 @@ impl Outgoing {
             queue: VecDeque::new(),
             sent_count: 0,
             bytes: 0,
-            replayed_bytes: 0,
+            again_bytes: 0,
         }
     }
 
@@ -129,6 +160,7 @@ impl Outgoing {
                     epoch,
                     next: 1,
                     used: now,
+                    on_way: 0,
                 })
             }
         };
@@ -147,13 +179,31 @@ impl Outgoing {
             from,
             taken: now,
             local: false,
+            again: false,
+            after: 0,
         }
     }
 
     /// Takes in what has its number, behind all else.
     pub fn resume(&mut self, entry: Entry) {
-        self.bytes += entry.bytes();
+        *self.bytes_like(&entry) += entry.bytes();
         self.queue.push_back(entry);
+        self.settle();
+    }
+
+    /// Where the bytes of such an entry count.
+    fn bytes_like(&mut self, entry: &Entry) -> &mut u64 {
+        match entry.again {
+            true => &mut self.again_bytes,
+            false => &mut self.bytes,
+        }
+    }
+
+    /// Moves the border between both parts to the first that may expire: nothing changes its place.
+    fn settle(&mut self) {
+        while self.queue.front().is_some_and(|entry| entry.again) {
+            self.replayed.extend(self.queue.pop_front());
+        }
     }
 
     /// Lets rooms go; what is on its way stays, and is acknowledged here or comes back with [`Self::take_unsent`].
@@ -176,10 +226,11 @@ impl Outgoing {
         let replayed_sent_count = self.sent_count.min(self.replayed.len());
         let queue_sent_count = self.sent_count - replayed_sent_count;
         let mut taken = take_from(&mut self.replayed, replayed_sent_count, &goes);
-        self.replayed_bytes -= bytes_of(&taken);
-        let queued = take_from(&mut self.queue, queue_sent_count, &goes);
-        self.bytes -= bytes_of(&queued);
-        taken.extend(queued);
+        taken.extend(take_from(&mut self.queue, queue_sent_count, &goes));
+        for entry in &taken {
+            *self.bytes_like(entry) -= entry.bytes();
+        }
+        self.settle();
         taken
     }
 
@@ -187,7 +238,8 @@ impl Outgoing {
     pub fn adopt(&mut self, room: RoomName, sequence: Sequence, now: Tick) {
         self.idle
             .push_back((now.after(SEQUENCE_IDLE), room.clone()));
-        self.sequences.insert(room, sequence);
+        let on_way = 0; // here
+        self.sequences.insert(room, Sequence { on_way, ..sequence });
     }
 
     /// The epoch that the next new sequence gets. What rooms leave behind must not come again under an old one: all
@@ -204,37 +256,57 @@ impl Outgoing {
     /// The next entry to be sent; it counts as sent.
     pub fn send_next(&mut self) -> Option<&Entry> {
         let entry = match self.sent_count.checked_sub(self.replayed.len()) {
-            None => self.replayed.get(self.sent_count)?,
-            Some(index) => self.queue.get(index)?,
+            None => self.replayed.get_mut(self.sent_count)?,
+            Some(index) => self.queue.get_mut(index)?,
         };
         self.sent_count += 1;
+        entry.after = match self.sequences.get_mut(&entry.room) {
+            Some(sequence) if sequence.epoch == entry.stamp.epoch => {
+                std::mem::replace(&mut sequence.on_way, entry.last())
+            }
+            _ => 0,
+        };
         Some(entry)
     }
 
     /// Redis has the oldest that is on its way.
     pub fn acknowledge(&mut self) -> Option<Entry> {
+        let entry = self.take_refused()?;
+        if let Some(sequence) = self.sequences.get_mut(&entry.room)
+            && sequence.on_way == entry.last()
+        {
+            sequence.on_way = 0;
+        }
+        Some(entry)
+    }
+
+    /// Redis has not taken the oldest that is on its way. It stays what the next of its room follows.
+    pub fn take_refused(&mut self) -> Option<Entry> {
         self.sent_count = self.sent_count.checked_sub(1)?;
         let Some(entry) = self.replayed.pop_front() else {
             return self.pop();
         };
-        self.replayed_bytes -= entry.bytes();
+        self.again_bytes -= entry.bytes();
         Some(entry)
     }
 
     /// The link was lost: everything is to be sent again.
     pub fn rewind(&mut self) {
+        let sent = self.replayed.iter().chain(&self.queue);
+        for entry in sent.take(self.sent_count) {
+            if let Some(sequence) = self.sequences.get_mut(&entry.room) {
+                sequence.on_way = 0;
+            }
+        }
         self.sent_count = 0;
     }
 
-    /// Puts entries in front that were acknowledged by a server that is gone. Nothing is on its way then. They do not expire:
-    /// their publishers were told that they are published. Their bytes count apart, against those of what is acknowledged.
+    /// Puts entries in front that were acknowledged by a server that is gone. Nothing is on its way then.
     pub fn replay(&mut self, entries: Vec<Entry>, now: Tick) {
         debug_assert_eq!(self.sent_count, 0, "nothing is on its way");
-        for mut entry in entries.into_iter().rev() {
-            entry.from = None;
-            entry.taken = now;
-            self.replayed_bytes += entry.bytes();
-            self.replayed.push_front(entry);
+        for entry in entries.into_iter().rev() {
+            self.again_bytes += entry.bytes();
+            self.replayed.push_front(entry.into_again(now));
         }
     }
 
@@ -249,6 +321,7 @@ impl Outgoing {
     fn pop(&mut self) -> Option<Entry> {
         let entry = self.queue.pop_front()?;
         self.bytes -= entry.bytes();
+        self.settle();
         Some(entry)
     }
 
@@ -295,8 +368,8 @@ impl Outgoing {
     }
 
     /// Bytes held of what is published again.
-    pub fn replayed_bytes(&self) -> u64 {
-        self.replayed_bytes
+    pub fn again_bytes(&self) -> u64 {
+        self.again_bytes
     }
 
     /// What a batch would add to them.
@@ -324,6 +397,17 @@ impl Outgoing {
     pub fn is_empty(&self) -> bool {
         self.replayed.is_empty() && self.queue.is_empty()
     }
+
+    /// Checks what must hold between inputs. For tests: O(entries).
+    pub fn check_invariants(&self) {
+        assert!(self.replayed.iter().all(|entry| entry.again));
+        assert!(self.queue.front().is_none_or(|entry| !entry.again));
+        let (again, first): (Vec<_>, Vec<_>) = self.iter().partition(|entry| entry.again);
+        for (entries, bytes) in [(again, self.again_bytes), (first, self.bytes)] {
+            assert_eq!(entries.into_iter().map(Entry::bytes).sum::<u64>(), bytes);
+        }
+        assert!(self.sent_count <= self.replayed.len() + self.queue.len());
+    }
 }
 
 /// Takes rooms' entries out that stand behind the first `sent_count`, in order.
@@ -336,10 +420,6 @@ fn take_from(
     let (taken, kept): (Vec<Entry>, Vec<Entry>) = unsent.partition(|entry| goes(&entry.room));
     entries.extend(kept);
     taken
-}
-
-fn bytes_of(entries: &[Entry]) -> u64 {
-    entries.iter().map(Entry::bytes).sum()
 }
 
 #[cfg(test)]
@@ -426,7 +506,7 @@ mod tests {
         let bytes = outgoing.bytes();
         outgoing.replay(acknowledged, Tick(3));
         assert_eq!(outgoing.bytes(), bytes, "they are not of the buffer");
-        assert_eq!(outgoing.replayed_bytes(), 3 * bytes);
+        assert_eq!(outgoing.again_bytes(), 3 * bytes);
         assert_eq!(outgoing.oldest_unsent(), Some(Tick(2)));
         assert_eq!(outgoing.expire(Tick(9)).unwrap().stamp.sequence, 3);
         assert!(outgoing.expire(Tick(9)).is_none() && outgoing.has_unsent());
@@ -442,7 +522,112 @@ mod tests {
             assert_eq!(&*outgoing.acknowledge().unwrap().room, room);
         }
         assert!(outgoing.is_empty() && !outgoing.has_unsent());
-        assert_eq!((outgoing.bytes(), outgoing.replayed_bytes()), (0, 0));
+        assert_eq!((outgoing.bytes(), outgoing.again_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn each_knows_what_of_its_room_was_on_its_way_before_it() {
+        let mut outgoing = Outgoing::new(7, 1);
+        let (one, two) = (RoomName::from("one"), RoomName::from("two"));
+        let publish = |outgoing: &mut Outgoing, room, count| {
+            outgoing.push(room, &batch(count), None, Tick(0));
+            outgoing.send_next().unwrap().after
+        };
+        assert_eq!(publish(&mut outgoing, &one, 2), 0);
+        assert_eq!(publish(&mut outgoing, &two, 1), 0);
+        assert_eq!(publish(&mut outgoing, &one, 1), 2);
+        outgoing.acknowledge();
+        outgoing.acknowledge();
+        assert_eq!(publish(&mut outgoing, &one, 1), 3, "the newest of them");
+        assert_eq!(publish(&mut outgoing, &two, 1), 0, "it was acknowledged");
+        // What was refused is followed all the same: the next is not to overtake it.
+        outgoing.take_refused();
+        outgoing.take_refused();
+        assert_eq!(publish(&mut outgoing, &one, 1), 4);
+        outgoing.rewind();
+        outgoing.acknowledge();
+        let after: Vec<u64> =
+            std::iter::from_fn(|| outgoing.send_next().map(|next| next.after)).collect();
+        assert_eq!(after, [0, 0], "another link");
+        let parting = outgoing.release(|_| true);
+        for (room, sequence) in parting.sequences {
+            outgoing.adopt(room, sequence, Tick(0));
+        }
+        while outgoing.acknowledge().is_some() {}
+        assert_eq!(publish(&mut outgoing, &one, 1), 0, "another server");
+    }
+
+    #[test]
+    fn what_redis_had_outlives_what_stands_around_it_and_keeps_its_place() {
+        let mut outgoing = Outgoing::new(7, 1);
+        let room = RoomName::from("one");
+        let entries: Vec<Entry> = (0..5)
+            .map(|_| outgoing.number(&room, &batch(1), Some(CoreId(0)), Tick(1)))
+            .collect();
+        // The second and the third were acknowledged elsewhere, the fourth was not, the fifth was.
+        for (index, entry) in entries.into_iter().enumerate() {
+            let again = [1, 2, 4].contains(&index);
+            outgoing.resume(if again {
+                entry.into_again(Tick(1))
+            } else {
+                entry
+            });
+            outgoing.check_invariants();
+        }
+        let bytes = Outgoing::cost(&batch(1));
+        assert_eq!(
+            (outgoing.bytes(), outgoing.again_bytes()),
+            (2 * bytes, 3 * bytes)
+        );
+        outgoing.send_next();
+        outgoing.send_next();
+        outgoing.acknowledge();
+        outgoing.check_invariants();
+        assert_eq!(outgoing.oldest_unsent(), None, "one is on its way");
+        outgoing.rewind();
+        assert_eq!(outgoing.oldest_unsent(), Some(Tick(1)));
+        let expired = outgoing.expire(Tick(9)).unwrap();
+        assert_eq!((expired.stamp.sequence, expired.from), (4, Some(CoreId(0))));
+        outgoing.check_invariants();
+        assert!(outgoing.expire(Tick(9)).is_none(), "nothing else may");
+        assert_eq!((outgoing.bytes(), outgoing.oldest_unsent()), (0, None));
+        outgoing.push(&room, &batch(1), None, Tick(9));
+        let sent = |outgoing: &mut Outgoing| outgoing.send_next().map(|next| next.stamp.sequence);
+        for sequence in [2, 3, 5, 6] {
+            assert_eq!(sent(&mut outgoing), Some(sequence));
+        }
+        // On its way to yet another server, the same.
+        outgoing.rewind();
+        let parting = outgoing.release(|_| true);
+        let again: Vec<bool> = parting.unsent.iter().map(|entry| entry.again).collect();
+        assert_eq!(again, [true, true, true, false]);
+        assert_eq!((outgoing.bytes(), outgoing.again_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn what_expires_is_found_behind_any_number_that_does_not() {
+        let mut outgoing = Outgoing::new(7, 1);
+        let room = RoomName::from("one");
+        for number in 0..100 {
+            let entry = outgoing.number(&room, &batch(1), None, Tick(number));
+            let stays = number % 10 != 0;
+            outgoing.resume(if stays {
+                entry.into_again(Tick(0))
+            } else {
+                entry
+            });
+        }
+        let mut taken = Vec::new();
+        while let Some(entry) = outgoing.expire(Tick(50)) {
+            taken.push(entry.taken.0);
+            outgoing.check_invariants();
+        }
+        assert_eq!(taken, [0, 10, 20, 30, 40]);
+        assert_eq!(outgoing.iter().count(), 95);
+        let left = outgoing.take_unsent(|_| true);
+        let numbers = left.iter().map(|entry| entry.stamp.sequence);
+        assert!(numbers.is_sorted(), "all in their order");
+        outgoing.check_invariants();
     }
 
     #[test]

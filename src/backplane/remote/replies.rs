@@ -85,10 +85,9 @@ impl Remote {
                     self.publishing.proven();
                 }
                 if let Some(entry) = self.outgoing.acknowledge() {
-                    self.note_left(&entry.room);
-                    if let Some(streams) = &mut self.streams {
-                        streams.retained.keep(entry, now);
-                    }
+                    let room = entry.room.clone();
+                    self.streams_acknowledged(entry, now);
+                    self.note_left(&room);
                 }
                 Ok(())
             }

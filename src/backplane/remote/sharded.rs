@@ -286,7 +286,7 @@ impl Remote {
     fn displaced(&mut self) -> Result<(), String> {
         match self.expected.pop_front() {
             Some((Expected::Batch, _)) => {
-                if let Some(mut entry) = self.outgoing.acknowledge() {
+                if let Some(mut entry) = self.outgoing.take_refused() {
                     let room = entry.room.clone();
                     self.deliver_leaving(Some(&entry), |other| other == &*room);
                     entry.local |= self.options.degraded == Degraded::Local;

@@ -17,6 +17,8 @@ struct World {
     answers: Vec<(&'static str, &'static str)>,
     commands: Vec<String>,
     connects: Vec<(Role, Tick)>,
+    /// It takes connections and commands, and answers nothing.
+    silent: bool,
     fatal: Option<String>,
     effects: Vec<Effect>,
 }
@@ -59,6 +61,7 @@ impl World {
             answers: Vec::new(),
             commands: Vec::new(),
             connects: Vec::new(),
+            silent: false,
             fatal: None,
             effects: Vec::new(),
         }
@@ -111,6 +114,9 @@ impl World {
     fn answer(&mut self, link: LinkId, words: &[Vec<u8>]) {
         let command = String::from_utf8_lossy(&words[0]).into_owned();
         self.commands.push(command.clone());
+        if self.silent {
+            return;
+        }
         let told = self.answers.iter().find(|(name, _)| *name == command);
         let told = told.map(|(_, told)| format!("{told}\r\n").into_bytes());
         let push = |kind: &str, channel: &[u8], last: Vec<u8>| {
@@ -164,8 +170,12 @@ impl World {
         assert_eq!(published, Published::Taken);
     }
 
+    fn troubles(&self) -> Vec<LinkTrouble> {
+        self.fleet.troubles(self.now)
+    }
+
     fn reasons(&self) -> Vec<String> {
-        let troubles = self.fleet.troubles(self.now).into_iter();
+        let troubles = self.troubles().into_iter();
         troubles.map(|trouble| trouble.reason).collect()
     }
 
@@ -289,4 +299,24 @@ fn what_is_lost_at_a_stop_is_counted() {
     world.run(1_001);
     assert!(world.fleet.is_closed(world.now));
     assert_eq!(world.fleet.unacknowledged(), 2);
+}
+
+#[test]
+fn a_server_that_falls_silent_is_found_on_both_links_whatever_was_on_its_way() {
+    // The publishing link is found together with the probe; before one goes out; while one is on its way.
+    for (published_ms, found_ms) in [(None, 8_000), (Some(0), 8_000), (Some(3_000), 9_001)] {
+        let mut world = World::new(Mode::Pubsub, |_| {});
+        world.run(100);
+        world.silent = true;
+        if let Some(ms) = published_ms {
+            world.run(ms);
+            world.publish("r");
+        }
+        world.run(found_ms - published_ms.unwrap_or_default());
+        let found: Vec<&str> = world.troubles().iter().map(|one| one.link).collect();
+        assert_eq!(found, ["publishing", "subscription"], "{published_ms:?}");
+        world.silent = false;
+        world.run(8_100);
+        assert_eq!(world.reasons(), Vec::<String>::new(), "{published_ms:?}");
+    }
 }

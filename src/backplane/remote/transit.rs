@@ -16,13 +16,18 @@ struct Passage {
     source: u16,
     /// What waits, in the order of its numbers.
     entries: VecDeque<Entry>,
+    /// What Redis had of that, likewise: it does not expire.
+    again: VecDeque<Entry>,
 }
 
-/// All of them, bounded by their bytes.
+/// All of them, bounded by their bytes. What Redis had is bounded by what the old server's part held of it.
 #[derive(Debug)]
 pub struct Transit {
     rooms: HashMap<RoomName, Passage, FixedState>,
+    /// Of what Redis has not had yet.
     bytes: u64,
+    /// Of what it had.
+    again_bytes: u64,
     bytes_max: u64,
 }
 
@@ -31,6 +36,7 @@ impl Default for Transit {
         Self {
             rooms: HashMap::with_hasher(FixedState::with_seed(0)),
             bytes: 0,
+            again_bytes: 0,
             bytes_max: 0,
         }
     }
@@ -57,6 +63,7 @@ impl Transit {
         self.rooms.entry(room).or_insert_with(|| Passage {
             source,
             entries: VecDeque::new(),
+            again: VecDeque::new(),
         });
     }
 
@@ -68,26 +75,33 @@ impl Transit {
         }
     }
 
-    /// Keeps what comes back from `source`, in its place: numbers of one sequence go up, and so do a room's epochs.
+    /// Keeps what comes back from `source`, in its place.
     pub fn admit(&mut self, entry: Entry, source: u16) {
         self.begin(entry.room.clone(), source);
         let Some(passage) = self.rooms.get_mut(&entry.room) else {
             return;
         };
-        let key = |entry: &Entry| (entry.stamp.epoch, entry.stamp.sequence);
-        let place = passage
-            .entries
-            .partition_point(|other| key(other) < key(&entry));
-        self.bytes += entry.bytes();
-        passage.entries.insert(place, entry);
+        let (entries, bytes) = match entry.again {
+            true => (&mut passage.again, &mut self.again_bytes),
+            false => (&mut passage.entries, &mut self.bytes),
+        };
+        let place = entries.partition_point(|other| other.place() < entry.place());
+        *bytes += entry.bytes();
+        entries.insert(place, entry);
     }
 
-    /// The room has arrived: what has waited for it.
-    pub fn end(&mut self, room: &str) -> VecDeque<Entry> {
-        let passage = self.rooms.remove(room);
-        let entries = passage.map_or_else(VecDeque::new, |passage| passage.entries);
-        self.bytes -= entries.iter().map(Entry::bytes).sum::<u64>();
-        entries
+    /// The room has arrived: what has waited for it, in the order of its numbers.
+    pub fn end(&mut self, room: &str) -> Vec<Entry> {
+        let Some(passage) = self.rooms.remove(room) else {
+            return Vec::new();
+        };
+        let bytes = |entries: &VecDeque<Entry>| entries.iter().map(Entry::bytes).sum::<u64>();
+        self.bytes -= bytes(&passage.entries);
+        self.again_bytes -= bytes(&passage.again);
+        let mut all: Vec<Entry> = passage.again.into();
+        all.extend(passage.entries);
+        all.sort_by_key(Entry::place); // two runs: one merge
+        all
     }
 
     /// The rooms on their way from `source`.
@@ -104,7 +118,7 @@ impl Transit {
         rooms.map(|(room, passage)| (room, passage.source))
     }
 
-    /// Takes an entry out that was taken before `limit`.
+    /// Takes an entry out that may expire and was taken before `limit`.
     pub fn expire(&mut self, limit: Tick) -> Option<Entry> {
         let mut passages = self.rooms.values_mut();
         let entries = passages.find_map(|passage| {
@@ -116,7 +130,7 @@ impl Transit {
         Some(entry)
     }
 
-    /// When the oldest was taken.
+    /// When the oldest that may expire was taken.
     pub fn oldest(&self) -> Option<Tick> {
         let fronts = self
             .rooms
@@ -127,13 +141,19 @@ impl Transit {
 
     /// Messages that wait. O(what waits).
     pub fn message_count(&self) -> usize {
-        let entries = self.rooms.values().flat_map(|passage| &passage.entries);
+        let passages = self.rooms.values();
+        let entries = passages.flat_map(|passage| passage.again.iter().chain(&passage.entries));
         entries.map(|entry| entry.batch.messages.len()).sum()
     }
 
-    /// Bytes that wait.
+    /// Bytes that wait of what Redis has not had yet.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Bytes that wait of what it had.
+    pub fn again_bytes(&self) -> u64 {
+        self.again_bytes
     }
 }
 
@@ -184,5 +204,41 @@ mod tests {
             .map(|entry| entry.stamp.sequence);
         assert_eq!(numbers.collect::<Vec<_>>(), [2, 3, 4]);
         assert_eq!((transit.bytes(), transit.has("r")), (0, false));
+    }
+
+    #[test]
+    fn what_redis_had_does_not_expire_and_takes_no_room() {
+        let mut transit = Transit::default();
+        let [a, b, c, d, e] = entries(5).try_into().unwrap();
+        let (cost, batch) = (Outgoing::cost(&a.batch), Arc::clone(&a.batch));
+        transit.set_bytes_max(2 * cost);
+        transit.begin("r".into(), 3);
+        for entry in [d, e] {
+            transit.keep(entry);
+        }
+        transit.admit(b, 3);
+        for entry in [a, c] {
+            transit.admit(entry.into_again(Tick(0)), 3);
+        }
+        assert!(!transit.has_room_for(&batch));
+        assert_eq!(
+            (transit.bytes(), transit.again_bytes()),
+            (3 * cost, 2 * cost)
+        );
+        assert_eq!(transit.oldest(), Some(Tick(1)));
+        assert_eq!(transit.expire(Tick(9)).unwrap().stamp.sequence, 2);
+        assert_eq!(transit.expire(Tick(9)).unwrap().stamp.sequence, 4);
+        assert!(transit.has_room_for(&batch), "the rest is not counted");
+        assert_eq!(transit.expire(Tick(9)).unwrap().stamp.sequence, 5);
+        assert!(transit.expire(Tick(9)).is_none());
+        assert_eq!((transit.oldest(), transit.message_count()), (None, 2));
+        let f = entries(6).pop().unwrap();
+        transit.keep(f);
+        let all = transit.end("r").into_iter();
+        let all: Vec<_> = all
+            .map(|entry| (entry.stamp.sequence, entry.again))
+            .collect();
+        assert_eq!(all, [(1, true), (3, true), (6, false)]);
+        assert_eq!((transit.bytes(), transit.again_bytes()), (0, 0));
     }
 }

@@ -3,17 +3,24 @@
 local parcel, count, length_max, ttl_ms = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local server, fresh, verb, channel = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 local node, sequences, first_sequence, last_sequence = ARGV[9], ARGV[10], ARGV[11], ARGV[12]
+-- What was sent just before, and had not been answered then: where it was refused, this one is, too.
+local after = tonumber(ARGV[13])
 
 local known = redis.call('HMGET', KEYS[2], 'h', 's', 'o', node)
 local history, last, seen = known[1], tonumber(known[3]), known[4]
 if not history or not last then
   redis.call('DEL', KEYS[1], KEYS[2])
   history, last, seen = '', 0, false
+  if after > 0 then
+    return redis.error_reply('TRYAGAIN what it follows was not taken')
+  end
 end
 if seen then
   local of, number = string.match(seen, '^(%d+):(%d+)$')
   if of == sequences and tonumber(first_sequence) <= tonumber(number) then
     return last
+  elseif of == sequences and tonumber(number) < after then
+    return redis.error_reply('TRYAGAIN what it follows was not taken')
   end
 elseif redis.call('HLEN', KEYS[2]) > 64 then
   for _, name in ipairs(redis.call('HKEYS', KEYS[2])) do

@@ -85,6 +85,7 @@ pub struct Streams {
     length_max: String,
     ttl_ms: String,
     retain: Duration,
+    is_cluster: bool,
 }
 
 impl Streams {
@@ -108,6 +109,7 @@ impl Streams {
             length_max: options.streams_length_max.to_string(),
             ttl_ms: options.streams_ttl_ms.to_string(),
             retain,
+            is_cluster: options.is_cluster(),
         }
     }
 
@@ -139,14 +141,16 @@ impl Streams {
         let count = entry.batch.messages.len() as u64;
         let fresh = format!("{:016x}", self.fresh.up_to(u64::MAX - 1));
         let node = format!("n{:016x}", entry.stamp.node);
-        let last = entry.stamp.sequence + count - 1;
+        // Elsewhere nothing is refused but with all that follows it.
+        let after = if self.is_cluster { entry.after } else { 0 };
         let numbers = [
             count,
             u64::from(entry.stamp.epoch),
             entry.stamp.sequence,
-            last,
+            entry.last(),
+            after,
         ];
-        let [count, epoch, first, last] = numbers.map(|number| number.to_string());
+        let [count, epoch, first, last, after] = numbers.map(|number| number.to_string());
         link.command(&[
             b"EVALSHA",
             digest,
@@ -165,6 +169,7 @@ impl Streams {
             epoch.as_bytes(),
             first.as_bytes(),
             last.as_bytes(),
+            after.as_bytes(),
         ]);
     }
 
@@ -471,6 +476,19 @@ impl Remote {
         }
     }
 
+    /// Redis has what it was sent. Where its room has gone meanwhile, the new server may lack it, and is sent it, too.
+    pub(super) fn streams_acknowledged(&mut self, entry: Entry, now: Tick) {
+        let Some(streams) = &mut self.streams else {
+            return;
+        };
+        if self.leaving.contains_key(&entry.room) {
+            let again = entry.into_again(now);
+            self.news.push_back(moves::News::Returned(again));
+        } else {
+            streams.retained.keep(entry, now);
+        }
+    }
+
     /// Lets rooms go to another server: where they stand, and what was acknowledged of them, which it may lack.
     pub(super) fn streams_release(
         &mut self,
@@ -480,11 +498,8 @@ impl Remote {
         let Some(streams) = &mut self.streams else {
             return (Vec::new(), Vec::new());
         };
-        let mut again = streams.retained.release(&goes);
-        for entry in &mut again {
-            entry.from = None;
-            entry.taken = now;
-        }
+        let again = streams.retained.release(&goes).into_iter();
+        let again = again.map(|entry| entry.into_again(now)).collect();
         let heard = self.subscription.heard();
         (streams.places.release(heard, goes), again)
     }
@@ -545,6 +560,10 @@ impl Remote {
         {
             self.streams_commands_ready(now); // the server has other slots
         }
+        let take_overdue = |streams: &mut Box<Streams>| streams.places.take_overdue(now);
+        while let Some((room, shards)) = self.streams.as_mut().and_then(take_overdue) {
+            self.refuse_join(room, shards);
+        }
         let Some(streams) = &mut self.streams else {
             return;
         };
@@ -552,10 +571,6 @@ impl Remote {
         // said which it is.
         if streams.is_ready() {
             streams.retained.expire(self.publishing.heard());
-        }
-        while let Some((room, shards)) = streams.places.take_overdue(now) {
-            self.counts.joins_refused += 1;
-            self.effects.push_back(Effect::JoinRefused { room, shards });
         }
         if streams.clock_is_due(now)
             && !self.is_scout

@@ -116,6 +116,8 @@ mod tests {
             from: None,
             taken: Tick(0),
             local: false,
+            again: false,
+            after: 0,
         }
     }
 
