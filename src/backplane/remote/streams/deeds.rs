@@ -20,7 +20,7 @@ pub fn deeds(options: &Options, channel: &str, scratch: &str) -> Vec<Deed> {
     let clock = clock.as_bytes();
     let of = |right: &'static str, words: &[&[u8]]| Deed::new(Part::Messages, right, words);
     let no_script = NO_SCRIPT.as_bytes();
-    let append: [&[u8]; 17] = [
+    let append: [&[u8]; 18] = [
         b"EVAL",
         SCRIPT.as_bytes(),
         b"2",
@@ -38,6 +38,7 @@ pub fn deeds(options: &Options, channel: &str, scratch: &str) -> Vec<Deed> {
         b"1",
         b"1",
         b"1",
+        b"0",
     ];
     vec![
         of("+info", &[b"INFO", b"server"]),
@@ -59,4 +60,20 @@ pub fn deeds(options: &Options, channel: &str, scratch: &str) -> Vec<Deed> {
         of("", &[b"DEL", known]).of(Kind::Cleanup),
         of("", &[b"DEL", clock]).of(Kind::Cleanup),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::Address;
+    use super::*;
+
+    #[test]
+    fn the_script_is_given_as_many_arguments_as_it_reads() {
+        let options = Options::new(Address::parse("redis://h").unwrap());
+        let deeds = deeds(&options, "throng:room:r", "check");
+        let proof = deeds.iter().find(|deed| deed.kind == Kind::Proof).unwrap();
+        let given = proof.words.len() - 5; // EVAL, the script, how many keys, and two of these
+        let reads = |number: usize| SCRIPT.contains(&format!("ARGV[{number}]"));
+        assert!((1..=given).all(reads) && !reads(given + 1), "{given}");
+    }
 }
