@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::fit::Difference;
 use super::router::Options;
 use super::{Answer, Health};
 use crate::bus::{ClusterReply, NodeSeen};
@@ -163,13 +164,17 @@ fn whole(nodes: Vec<Value>, options: &Options, user_count: u64) -> Value {
     })
 }
 
-/// What a node has told of itself, or what is known of one that is silent.
-fn node(seen: &NodeSeen, own: &Map<String, Value>, options: &Options) -> Value {
+/// What a node has told of itself; `None`: it is silent, or has told something else.
+pub fn told(seen: &NodeSeen, options: &Options) -> Option<Map<String, Value>> {
     let silent_ms = SILENT_INTERVALS * u64::from(options.cluster_interval_ms);
-    let state = seen.state.as_deref().filter(|_| seen.age_ms <= silent_ms);
-    let told = state.and_then(|text| serde_json::from_str::<Map<String, Value>>(text).ok());
-    let told = told.filter(|told| FIELDS.iter().all(|field| told.contains_key(*field)));
-    let mut node = told.unwrap_or_else(|| {
+    let state = seen.state.as_deref().filter(|_| seen.age_ms <= silent_ms)?;
+    let told = serde_json::from_str::<Map<String, Value>>(state).ok();
+    told.filter(|told| FIELDS.iter().all(|field| told.contains_key(*field)))
+}
+
+/// The same for the answer, or what is known of one that is silent.
+fn node(seen: &NodeSeen, own: &Map<String, Value>, options: &Options) -> Value {
+    let mut node = told(seen, options).unwrap_or_else(|| {
         let unknown = FIELDS
             .iter()
             .map(|field| ((*field).to_owned(), Value::Null));
@@ -184,15 +189,9 @@ fn node(seen: &NodeSeen, own: &Map<String, Value>, options: &Options) -> Value {
         json!(format!("{:016x}", seen.incarnation)),
     );
     node.insert("age_ms".into(), json!(seen.age_ms));
-    for (field, code) in [("mode", "mode_mismatch"), ("layout", "layout_mismatch")] {
-        let of =
-            |node: &Map<String, Value>| node.get(field).filter(|value| !value.is_null()).cloned();
-        let differs = of(&node)
-            .zip(of(own))
-            .is_some_and(|(other, own)| other != own);
-        if differs && let Some(Value::Array(reasons)) = node.get_mut("reasons") {
-            reasons.push(json!(code));
-        }
+    let difference = Difference::between(&node, own);
+    if let Some(Value::Array(reasons)) = node.get_mut("reasons") {
+        reasons.extend(difference.codes().map(|code| json!(code)));
     }
     Value::Object(node)
 }
@@ -218,11 +217,11 @@ const FIELDS: [&str; 16] = [
 ];
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use crate::metrics::ShardReport;
 
-    fn options() -> Options {
+    pub fn options() -> Options {
         Options {
             node_id: "a".into(),
             incarnation: 0xab,
@@ -267,13 +266,13 @@ mod tests {
     }
 
     /// What a node that is well, and counts nothing yet, says of itself.
-    fn own(options: &Options) -> Map<String, Value> {
+    pub fn own(options: &Options) -> Map<String, Value> {
         let (node, health) = (snapshot(0, 0), health(Phase::Running));
         let (state, _) = Meter::default().state(&node, &health, &[], options, Tick(0));
         state
     }
 
-    fn seen(node: &str, age_ms: u64, state: Option<String>) -> NodeSeen {
+    pub fn seen(node: &str, age_ms: u64, state: Option<String>) -> NodeSeen {
         NodeSeen {
             node: node.into(),
             incarnation: 7,

@@ -41,6 +41,8 @@ pub enum Purpose {
         figures: Box<Figures>,
         health: Box<Health>,
     },
+    /// Whether the other nodes fit this one, of the registry; nobody waits for it.
+    Fit,
     /// `GET /v1/connections/{id}`.
     Connection { info: Option<Box<ConnectionInfo>> },
     /// `DELETE /v1/connections/{id}`.
@@ -155,6 +157,7 @@ impl Exchange {
             Purpose::Metrics { .. }
             | Purpose::Stats { .. }
             | Purpose::State { .. }
+            | Purpose::Fit
             | Purpose::Cluster => return None,
             Purpose::Online { with_nodes, tally } => match &self.cluster {
                 Cluster::Unasked => {

@@ -27,6 +27,7 @@
 mod answer;
 mod cluster;
 mod exchange;
+mod fit;
 mod json;
 mod message;
 mod route;

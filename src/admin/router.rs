@@ -10,6 +10,7 @@ use subtle::ConstantTimeEq;
 
 use super::cluster::{self, Meter};
 use super::exchange::{Cluster, Exchange, Purpose, connection_not_found};
+use super::fit::{Fit, News};
 use super::route::{Route, route};
 use super::users::{self, Tally};
 use super::{Answer, Request, json as figures_json, message};
@@ -25,6 +26,9 @@ use crate::metrics::{
     BackplaneSnapshot, NodeSnapshot, ProcessSnapshot, ShardLanes, ShardReport, ShardSnapshot,
 };
 use crate::time::Tick;
+
+/// The other nodes are looked at with every so many of this node's own samples.
+const FIT_INTERVALS: u64 = 5;
 
 /// What the admin API may be told.
 #[derive(Clone)]
@@ -160,6 +164,9 @@ pub struct Admin {
     state_news: Option<(String, u64)>,
     /// When [`Self::sample`] is due again; `None`: it has not been called yet.
     state_due: Option<Tick>,
+    fit: Fit,
+    /// The sample with which the other nodes are looked at next.
+    fit_due: Tick,
 }
 
 impl Admin {
@@ -186,6 +193,8 @@ impl Admin {
             state: Map::new(),
             state_news: None,
             state_due: None,
+            fit: Fit::default(),
+            fit_due: Tick(0),
         }
     }
 
@@ -246,12 +255,25 @@ impl Admin {
         if self.exchanges.iter().any(is_open) {
             return;
         }
+        self.look_around(interval, node, now);
         let purpose = Purpose::State {
             figures: Box::new(node.figures(now)),
             health: Box::new(node.health(now)),
         };
         self.begin(purpose, &Question::Stats, None, node, now);
         self.finish_exchanges(now);
+    }
+
+    /// Asks how the other nodes are, when it is time, for [`Fit`]. Not before this one knows what it is itself, and not when
+    /// it stops.
+    fn look_around(&mut self, interval_ms: u64, node: &mut impl Node, now: Tick) {
+        let is_open = |exchange: &Exchange| matches!(exchange.purpose, Purpose::Fit);
+        let is_due = self.options.has_redis && !self.state.is_empty() && self.fit_due <= now;
+        if !is_due || self.state["state"] == "draining" || self.exchanges.iter().any(is_open) {
+            return;
+        }
+        self.fit_due = now.after(Duration::from_millis(FIT_INTERVALS * interval_ms));
+        self.begin_cluster(Purpose::Fit, ClusterQuestion::Nodes, node, now);
     }
 
     /// What this node tells the others of itself: JSON, and how many connections it has.
@@ -550,6 +572,16 @@ impl Admin {
                         self.tell_state(exchange, now);
                         continue;
                     }
+                    Purpose::Fit => {
+                        // While Redis cannot be asked, what was seen last holds.
+                        if let Cluster::Answered(ClusterReply::Nodes { nodes, .. }) =
+                            &exchange.cluster
+                        {
+                            let news = self.fit.look(nodes, &self.state, &self.options);
+                            news.iter().for_each(News::tell);
+                        }
+                        continue;
+                    }
                     _ => exchange,
                 };
                 let id = exchange.id;
@@ -600,6 +632,7 @@ impl Admin {
             | Purpose::Online { .. }
             | Purpose::User { .. }
             | Purpose::State { .. }
+            | Purpose::Fit
             | Purpose::Connection { .. }
             | Purpose::Disconnect { .. } => {
                 unreachable!("these exchanges have an answer of their own")
@@ -640,6 +673,7 @@ impl Admin {
             process: figures.process,
             admin_answers: self.answers.clone(),
             admin_exchanges: self.exchanges.len() as u64,
+            misfits: self.fit.misfits(),
         }
     }
 

@@ -35,6 +35,7 @@ pub mod remote;
 pub(crate) mod resp;
 mod shard_set;
 mod stall;
+pub(crate) mod trial;
 mod turn;
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use prometheus_client::registry::Registry;
 use super::names::{self, Name};
 use super::{
     ClientAddress, DropPolicy, Log2Histogram, NodeSnapshot, RedisLinkSnapshot, RedisServerSnapshot,
-    RedisSnapshot, RefusalKind, RegistrySnapshot, ShardReport, ShardSnapshot,
+    RedisSnapshot, RefusalKind, ShardReport, ShardSnapshot,
 };
 use crate::protocol::CloseReason;
 
@@ -87,7 +87,7 @@ impl Collector for Scrape {
         encode_loops(&mut families, node)?;
         encode_bus(&mut families, node)?;
         encode_redis(&mut families, &node.backplane.redis)?;
-        encode_registry(&mut families, &node.backplane.registry)?;
+        encode_registry(&mut families, node)?;
         encode_ring(&mut families)?;
         families.shards_gauge(&names::DRAIN_PHASE, |shard| shard.gauges.drain_phase)?;
         let answers = node
@@ -337,8 +337,11 @@ fn by_server(
     servers.map(move |server| (server.server.as_str(), figure(server)))
 }
 
-fn encode_registry(families: &mut Families<'_, '_>, registry: &RegistrySnapshot) -> fmt::Result {
+fn encode_registry(families: &mut Families<'_, '_>, node: &NodeSnapshot) -> fmt::Result {
+    let registry = &node.backplane.registry;
     families.gauge(&names::CLUSTER_NODES, registry.nodes)?;
+    let misfits = [("layout", node.misfits.layout), ("mode", node.misfits.mode)];
+    families.labelled_gauge(&names::CLUSTER_MISFITS, "differs", misfits)?;
     families.gauge(&names::REGISTRY_UP, u64::from(registry.up))?;
     families.counter(&names::REGISTRY_HEARTBEATS, registry.beats)?;
     families.gauge_ratio(

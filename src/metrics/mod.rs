@@ -16,7 +16,7 @@ mod shard;
 
 pub use backplane::BackplaneSnapshot;
 pub use histogram::Log2Histogram;
-pub use node::{NodeSnapshot, ShardLanes, ShardReport};
+pub use node::{Misfits, NodeSnapshot, ShardLanes, ShardReport};
 pub use process::{ProcessSnapshot, TcpSnapshot};
 pub use redis::{RedisLinkSnapshot, RedisServerSnapshot, RedisSnapshot};
 pub use registry::RegistrySnapshot;

@@ -137,6 +137,7 @@ names! {
     STREAM_RETAINED_BYTES: Gauge "throng_stream_retained_bytes", "What Redis has acknowledged lately, kept for a server that takes its place, or waiting for it.";
 
     CLUSTER_NODES: Gauge "throng_cluster_nodes", "Nodes that were heard at Redis within three intervals, this one included; 0 without Redis.";
+    CLUSTER_MISFITS: Gauge "throng_cluster_misfits", "Other nodes that do not fit this one, as it saw them last, by what differs: layout (servers, partitions), mode.";
     REGISTRY_UP: Gauge "throng_registry_up", "1 when Redis has answered this node's last heartbeat, and no server refuses what the registry asks; 0 without Redis, too.";
     REGISTRY_HEARTBEATS: Counter "throng_registry_heartbeats", "Heartbeats of this node that Redis has answered.";
     REGISTRY_HEARTBEAT_AGE: Gauge "throng_registry_heartbeat_age_seconds", "Since the last heartbeat that was answered, or since the start.";

@@ -47,6 +47,17 @@ pub struct NodeSnapshot {
     pub admin_answers: BTreeMap<u16, u64>,
     /// Admin requests that wait for shards.
     pub admin_exchanges: u64,
+    /// Other nodes that do not fit this one.
+    pub misfits: Misfits,
+}
+
+/// Nodes that are joined by Redis and whose settings do not fit together, by what differs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Misfits {
+    /// Where rooms are looked for: servers, partitions.
+    pub layout: u64,
+    /// How messages travel.
+    pub mode: u64,
 }
 
 impl NodeSnapshot {

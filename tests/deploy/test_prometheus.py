@@ -76,12 +76,12 @@ def test_every_label_value_of_the_alerts_is_one_that_the_program_writes():
 # --- when they fire ---------------------------------------------------------------------------------------------------
 
 MINUTES = 40
-NODE = '{job="throng",instance="a:8081"%s}'
+NODE = '{job="throng",instance="%s:8081"%s}'
 
 
-def series(name, values, **labels):
+def series(name, values, node="a", **labels):
     rest = "".join(f',{key}="{value}"' for key, value in labels.items())
-    return {"series": name + NODE % rest, "values": values}
+    return {"series": name + NODE % (node, rest), "values": values}
 
 
 def steady(name, value, **labels):
@@ -122,6 +122,11 @@ def well():
         growing("throng_redis_lag_seconds_bucket", 60_000, le="+Inf"),
         steady("throng_registry_up", 1),
         steady("throng_registry_queued_max", 1_000),
+        steady("throng_cluster_nodes", 2),
+        steady("throng_cluster_nodes", 2, node="b"),
+        steady("throng_redis_ready", 1, node="b"),
+        steady("throng_cluster_misfits", 0, differs="layout"),
+        steady("throng_cluster_misfits", 0, differs="mode"),
         growing("throng_publish_to_deliver_seconds_bucket", 60_000, le="0.008192"),
         growing("throng_publish_to_deliver_seconds_bucket", 60_000, le="0.524288"),
         growing("throng_publish_to_deliver_seconds_bucket", 60_000, le="+Inf"),
@@ -250,6 +255,27 @@ CASES = {
         {"ThrongRedisSlow": {}},
     ),
     "a registry that is refused": (sick(steady("throng_registry_up", 0)), "10m", {"ThrongRegistryBehind": {}}),
+    "another layout": (
+        sick(steady("throng_cluster_misfits", 1, differs="layout")),
+        "5m",
+        {"ThrongLayoutsDiffer": {"differs": "layout"}},
+    ),
+    "a mode that is changed, node by node": (
+        sick(series("throng_cluster_misfits", f"0x10 1x5 0x{MINUTES - 15}", differs="mode")),
+        "15m",
+        {},
+    ),
+    "two modes": (
+        sick(steady("throng_cluster_misfits", 1, differs="mode")),
+        "20m",
+        {"ThrongModesDiffer": {"differs": "mode"}},
+    ),
+    "a node that others do not see": (sick(steady("throng_cluster_nodes", 1)), "10m", {"ThrongNodesApart": {}}),
+    "a node that starts": (
+        sick(series("throng_cluster_nodes", f"1x3 2x{MINUTES - 3}")),
+        "4m",
+        {},
+    ),
 }
 
 
@@ -272,6 +298,7 @@ def test_each_state_fires_what_it_should_and_nothing_else(tmp_path):
         kept = {"ThrongDown", "ThrongRestarting", "ThrongShardSilent", "ThrongBudgetNearlyUsed", "ThrongSkewed"}
         kept |= {"ThrongBusStalled", "ThrongDescriptorsNearlyUsed", "ThrongRedisAway", "ThrongRedisMessagesRefused"}
         kept |= {"ThrongRedisGaps", "ThrongRedisBufferNearlyFull", "ThrongRedisBacklogDropped", "ThrongRegistryBehind"}
+        kept |= {"ThrongLayoutsDiffer", "ThrongModesDiffer", "ThrongNodesApart"}
         base = {"severity": severities[name]}
         if name != "ThrongMissing":
             base["instance"] = "a:8081"

@@ -171,6 +171,39 @@ def test_without_redis_the_cluster_is_this_node(serve):
     wire.cut()
 
 
+def warned(one):
+    """The log's lines about nodes that do not fit."""
+    words = ("other nodes do not fit this one", "no other node fits this one")
+    return [line for line in one.log().splitlines() if "WARN" in line and any(word in line for word in words)]
+
+
+def test_a_node_that_does_not_fit_is_told_of_by_all_and_takes_nobody_out(node):
+    a, b = node("a"), node("b")
+    wrong = node("wrong", 'backplane_mode = "sharded"\nredis_partitions = 64\n')
+    by = {"layout": 1, "mode": 1}
+    for one in (a, b):
+        for differs, count in by.items():
+            probe = lambda: one.metric("throng_cluster_misfits", differs=differs) == count  # noqa: B023
+            eventually(probe, f"{differs} is seen to differ")
+        (line,) = warned(one)
+        assert "other nodes do not fit this one" in line and "wrong" in line, line
+        assert 'layout is \\"one server, 64 partitions\\" there and \\"one server\\" here' in line, line
+        assert "give all nodes the same redis, redis_partitions and backplane_mode" in line, line
+        assert one.admin("/readyz").status == 200
+    eventually(lambda: wrong.metric("throng_cluster_misfits", differs="layout") == 2, "it sees both")
+    (line,) = warned(wrong)
+    assert "no other node fits this one, whose settings may be the wrong ones" in line and "a, b" in line, line
+    assert wrong.admin("/readyz").status == 200
+    beats = a.metric("throng_registry_heartbeats_total")
+    eventually(lambda: a.metric("throng_registry_heartbeats_total") > beats + 12, "it has looked again, twice")
+    assert len(warned(a)) == 1, "told once"
+    assert wrong.stop() == 0
+    for one in (a, b):
+        eventually(lambda: one.metric("throng_cluster_misfits", differs="layout") == 0, "it is gone")  # noqa: B023
+        over = [line for line in one.log().splitlines() if "now do, or are gone" in line]
+        assert len(over) == 1 and "INFO" in over[0] and "wrong" in over[0], over
+
+
 def test_contradictions_of_the_registrys_times_are_told(tmp_path):
     wrong = tmp_path / "wrong.toml"
     wrong.write_text('redis = "redis://127.0.0.1:1"\nregistry_ttl_ms = 1000\ncluster_interval_ms = 400\n')

@@ -1,6 +1,7 @@
 """A master, a replica and three Sentinels: nodes find the master, follow it, and leave who is none any more."""
 
 import json
+import re
 import signal
 import threading
 import time
@@ -221,6 +222,31 @@ def test_check_looks_at_sentinels_and_the_master_that_they_name(group):
     for sentinel in group.sentinels:
         sentinel.kill()
     assert [finding["level"] for finding in checked()] == ["fail"] * 3
+
+
+def test_check_asks_every_sentinel_what_it_lets(group):
+    url = group.url + "?sentinel_user=app&sentinel_password=pw"
+    for sentinel in group.sentinels:
+        sentinel.command("ACL", "SETUSER", "app", "reset", "on", ">pw")
+
+    def checked():
+        told = json.loads(run("check", "--json", "--redis", url).stdout)
+        return [finding for finding in told["findings"] if finding["name"].startswith("redis ")]
+
+    found = checked()
+    assert [finding["level"] for finding in found] == ["fail"] * 3, found
+    for finding in found:
+        assert "it lacks +sentinel|get-master-addr-by-name +subscribe;" in finding["seen"], found
+    rules = re.search(r"ACL SETUSER app (.*)", found[0]["seen"])[1].split()
+    for sentinel in group.sentinels:
+        sentinel.command("ACL", "SETUSER", "app", *rules)
+    assert [finding["level"] for finding in checked()] == ["ok"] * 4
+    group.sentinels[1].command("ACL", "SETUSER", "app", "-subscribe")
+    found = checked()
+    assert sorted(finding["level"] for finding in found) == ["ok", "ok", "ok", "warn"], found
+    (warned,) = [finding for finding in found if finding["level"] == "warn"]
+    assert warned["name"].endswith(str(group.sentinels[1].port)), found
+    assert "a failover is heard of only when the Sentinel is asked next" in warned["seen"], found
 
 
 def test_two_groups_share_the_rooms(serve, tmp_path):

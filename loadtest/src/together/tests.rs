@@ -519,13 +519,14 @@ fn a_generator_of_impossible_threads_or_clock_is_not_trusted() {
                 core_count,
             };
             played.say(&FromJoiner::Reply { run, reply });
+            played // it does not leave before it is judged: its end could be heard of first
         });
         let refused = coordinate(server.address, address, "idle --connections 4");
         let Err(Failure::Broken(text)) = refused else {
             panic!("{thread_count} threads on {core_count} processors")
         };
         assert!(text.contains("it is not to be trusted"), "{text}");
-        played.join().unwrap();
+        drop(played.join().unwrap());
     }
     let address = free_address();
     let played = thread::spawn(move || {
@@ -540,13 +541,14 @@ fn a_generator_of_impossible_threads_or_clock_is_not_trusted() {
             at_ns: 0,
         };
         wire::send(&mut stream, &pong).unwrap();
+        stream
     });
     let refused = coordinate(server.address, address, "idle --connections 4");
     let Err(Failure::Broken(text)) = refused else {
         panic!("it would have been waited for as long as this machine runs")
     };
     assert!(text.contains("a ping that was not sent"), "{text}");
-    played.join().unwrap();
+    drop(played.join().unwrap());
 }
 
 #[test]

@@ -666,3 +666,51 @@ fn the_nodes_state_is_put_together_every_interval_and_shown() {
         .expect("without the shard that is silent");
     assert!(state.contains("draining"));
 }
+
+#[test]
+fn the_other_nodes_are_looked_at_every_fifth_interval_until_the_node_stops() {
+    let (mut admin, mut node) = (admin(1, None), FakeNode::new());
+    admin.options.has_redis = true;
+    node.cluster = Some(Vec::new());
+    let looked = |node: &FakeNode| node.cluster.as_ref().map_or(0, Vec::len);
+    let sample = |admin: &mut Admin, node: &mut FakeNode, interval: u64| {
+        admin.sample(node, Tick::from_ms(2_000 * interval));
+        let (_, number, _) = *node.asked.last().unwrap();
+        admin.handle_reply(CoreId(0), number, stats(5), Tick::from_ms(2_000 * interval));
+        admin.poll_state().unwrap()
+    };
+    let (state, _) = sample(&mut admin, &mut node, 0);
+    assert_eq!(looked(&node), 0, "it does not know itself yet");
+    sample(&mut admin, &mut node, 1);
+    assert_eq!(looked(&node), 1);
+    let (number, question) = node.cluster.as_mut().unwrap().remove(0);
+    assert_eq!(question, ClusterQuestion::Nodes);
+    let other = crate::bus::NodeSeen {
+        node: "n2".into(),
+        incarnation: 8,
+        age_ms: 0,
+        state: Some(state.replace(r#""layout":"none""#, r#""layout":"one server""#)),
+    };
+    let nodes = ClusterReply::Nodes {
+        nodes: vec![other],
+        user_count: 0,
+    };
+    admin.handle_cluster(number, nodes, Tick::from_ms(2_000));
+    let misfits = admin.fit.misfits();
+    assert_eq!((misfits.layout, misfits.mode), (1, 0));
+    assert_eq!(admin.poll_answer(), None, "nobody has asked for it");
+    for interval in 2..6 {
+        sample(&mut admin, &mut node, interval);
+    }
+    assert_eq!(looked(&node), 0);
+    sample(&mut admin, &mut node, 6);
+    let (number, _) = node.cluster.as_mut().unwrap().remove(0);
+    let away = ClusterReply::Away("the link was lost".into());
+    admin.handle_cluster(number, away, Tick::from_ms(12_000));
+    assert_eq!(admin.fit.misfits(), misfits, "nothing else was seen");
+    node.health.phase = Phase::Closing;
+    for interval in 7..20 {
+        sample(&mut admin, &mut node, interval);
+    }
+    assert_eq!(looked(&node), 0, "it is about to go");
+}

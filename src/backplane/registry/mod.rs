@@ -14,6 +14,7 @@
 //!
 //! docs/PROTOCOL.md §7 has the layout.
 
+mod deeds;
 mod desk;
 mod keys;
 mod lookups;
@@ -29,6 +30,7 @@ mod tests;
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
+pub(super) use self::deeds::deeds;
 pub use self::desk::Command;
 use self::desk::{Asked, Desk, words};
 use self::keys::{Instance, Keys};

@@ -62,13 +62,16 @@ use hashbrown::HashMap;
 
 pub use super::resp::Reply;
 pub use address::{Access, Address, Endpoint, Kind, Source, without_password};
+pub(crate) use directory::Topology;
 pub use fleet::Fleet;
 pub(crate) use greeting::{Greeting, Step};
 pub use link::{LinkId, Role};
 pub use options::{AtStart, Degraded, FALLEN_BACK, Mode, Options, SERVER_COUNT_MAX};
 pub(super) use outlets::Outlets;
+pub(super) use refusal::shown;
 pub(crate) use refusal::{Grant, explain, explain_junk, explain_silence};
-pub(crate) use sentinel::{master_of, unknown_master};
+pub(crate) use sentinel::{SWITCH_CHANNEL, master_of, unknown_master};
+pub(super) use streams::deeds as streams_deeds;
 
 use self::arrivals::Arrival;
 use self::channels::{Channels, Interest};

@@ -72,6 +72,39 @@ impl Grant {
     pub fn command(&self) -> String {
         format!("ACL SETUSER {} {}", self.user, self.rules)
     }
+
+    /// What is not granted where an error is about a key or a channel; `None`: it is about a command.
+    pub fn name_of(&self, error: &str) -> Option<String> {
+        if error.contains("to run the '") {
+            return None;
+        }
+        let pattern = |sign: char| {
+            let mut rules = self.rules.split(' ');
+            rules.find(|rule| rule.starts_with(sign))
+        };
+        if error.contains("channel") {
+            return Some(pattern('&').unwrap_or("allchannels").to_owned());
+        }
+        let is_of_keys = error.contains("key");
+        is_of_keys.then(|| pattern('~').unwrap_or("allkeys").to_owned())
+    }
+
+    /// All that is not granted, and what grants it. `untried`: rules that may be lacking as well.
+    pub fn lacking(&self, rules: &[&str], untried: &[&str]) -> String {
+        let untried = match untried {
+            [] => String::new(),
+            _ => format!(
+                " (and perhaps {}, which cannot be tried)",
+                untried.join(" ")
+            ),
+        };
+        format!(
+            "the Redis user {} may not do all that is needed: it lacks {}{untried}; an administrator grants all of it by: {}",
+            self.user,
+            rules.join(" "),
+            self.command()
+        )
+    }
 }
 
 /// A server's error in words that say what to do.
@@ -132,15 +165,9 @@ fn lacking(error: &str, grant: &Grant) -> String {
         .split_once("to run the '")
         .and_then(|(_, rest)| rest.split_once('\''))
         .map(|(command, _)| command);
-    let pattern = |sign: char| {
-        let mut rules = grant.rules.split(' ');
-        rules.find(|rule| rule.starts_with(sign))
-    };
     let what = match command {
         Some(command) => format!("+{command}"),
-        None if error.contains("channel") => pattern('&').unwrap_or("allchannels").to_owned(),
-        None if error.contains("key") => pattern('~').unwrap_or("allkeys").to_owned(),
-        None => "one of these".to_owned(),
+        None => grant.name_of(error).unwrap_or("one of these".to_owned()),
     };
     format!(
         "it lacks {what}; an administrator grants all that is needed by: {}",

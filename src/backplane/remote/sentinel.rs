@@ -30,7 +30,7 @@ const DISTRUST_TIME: Duration = Duration::from_secs(5);
 /// Bytes of a Sentinel's reply at most.
 const REPLY_BYTES_MAX: usize = 64 << 10;
 /// Where Sentinels tell of a new master: its name, the old host and port, the new host and port.
-const SWITCH_CHANNEL: &[u8] = b"+switch-master";
+pub const SWITCH_CHANNEL: &[u8] = b"+switch-master";
 
 /// A question that is not answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -28,24 +28,32 @@ fn usable(name: &str, seen: &RedisSeen) -> Finding {
         Some(version) => format!("{}, {version}", seen.server),
         None => seen.server.clone(),
     };
-    let us = match &seen.service {
+    let (told, is_far) = match &seen.service {
         RedisService::Names { master } => {
-            return Finding::ok(name, format!("{server}; it names the master {master}"));
+            (format!("{server}; it names the master {master}"), false)
         }
-        RedisService::Messages { round_trip_us } => *round_trip_us,
+        RedisService::Knows { master_count } => (
+            format!("{server}; it knows of {master_count} masters"),
+            false,
+        ),
+        RedisService::Messages { round_trip_us: us } => {
+            let (ms, us_left) = (us / 1_000, us % 1_000);
+            let told = format!("{server}; a message is back after {ms}.{us_left:03} ms");
+            (told, *us > ROUND_TRIP_US_FAR)
+        }
     };
-    let told = format!(
-        "{server}; a message is back after {}.{:03} ms",
-        us / 1_000,
-        us % 1_000
-    );
-    match us <= ROUND_TRIP_US_FAR {
-        true => Finding::ok(name, told),
-        false => Finding::warn(
-            name,
-            format!("{told}: every message takes that much longer than without Redis"),
-        )
-        .mended_by("a Redis in the same data centre, with a processor of its own"),
+    let told = match is_far {
+        true => format!("{told}: every message takes that much longer than without Redis"),
+        false => told,
+    };
+    let finding = match &seen.lacks {
+        Some(lacks) => Finding::warn(name, format!("{told}; {lacks}")),
+        None if is_far => Finding::warn(name, told),
+        None => Finding::ok(name, told),
+    };
+    match is_far {
+        true => finding.mended_by("a Redis in the same data centre, with a processor of its own"),
+        false => finding,
     }
 }
 

@@ -425,6 +425,7 @@ fn a_redis_is_told_with_its_distance_or_with_what_is_wrong() {
         server: "redis 7.0.15, RESP3, standalone, master".into(),
         tls: Some("TLSv1_3".into()),
         service: RedisService::Messages { round_trip_us },
+        lacks: None,
     };
     let mut facts = facts();
     facts.redis = vec![fact(Ok(seen(212))), fact(Ok(seen(5_001)))];

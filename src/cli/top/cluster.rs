@@ -81,11 +81,18 @@ impl Cluster {
     /// Reads an answer. `None`: it is none to this question.
     pub(super) fn read(value: &Value) -> Option<Self> {
         let nodes = value.get("nodes")?.as_array()?;
+        let nodes: Vec<Node> = nodes.iter().map(Node::read).collect::<Option<_>>()?;
+        let mut totals = Totals::read(value.get("totals").unwrap_or(&Value::Null));
+        // The sum of what no node knows.
+        if !nodes.is_empty() && nodes.iter().all(Node::has_just_started) {
+            totals.messages_in_per_s = None;
+            totals.messages_out_per_s = None;
+        }
         Some(Self {
             node: word(value, "node")?,
             has_redis: value.get("redis")?.as_bool()?,
-            nodes: nodes.iter().map(Node::read).collect::<Option<_>>()?,
-            totals: Totals::read(value.get("totals").unwrap_or(&Value::Null)),
+            nodes,
+            totals,
             problem: error_message(value),
         })
     }
@@ -115,7 +122,7 @@ impl Node {
         };
         let reasons = value.get("reasons").and_then(Value::as_array);
         let lag = value.get("lag_us").unwrap_or(&Value::Null);
-        Some(Self {
+        let mut node = Self {
             id: word(value, "id")?,
             health,
             reasons: reasons
@@ -140,7 +147,18 @@ impl Node {
             lag_p50_us: number(lag, "p50"),
             lag_p99_us: number(lag, "p99"),
             cpu_permille: scaled(value, "cpu_percent", 10.0),
-        })
+        };
+        if node.has_just_started() {
+            node.messages_in_per_s = None;
+            node.messages_out_per_s = None;
+            node.cpu_permille = None;
+        }
+        Some(node)
+    }
+
+    /// What it tells may be of its start: no interval was over, and its rates are of none.
+    fn has_just_started(&self) -> bool {
+        self.uptime_s == Some(0)
     }
 }
 
@@ -216,6 +234,35 @@ mod tests {
         assert_eq!((node.lag_p50_us, node.lag_p99_us), (Some(300), None));
         assert_eq!(node.memory_bytes, Some(u64::MAX));
         assert_eq!(cluster.totals.nodes, None);
+    }
+
+    #[test]
+    fn a_node_that_has_just_started_knows_no_rates() {
+        let told = |uptimes: &[u64]| {
+            let nodes = uptimes.iter().map(|uptime| {
+                json!({"id": "a", "uptime_s": uptime, "connections": 3, "cpu_percent": 0.0,
+                       "messages_in_per_s": 0.0, "messages_out_per_s": 0.0})
+            });
+            let totals = json!({"messages_in_per_s": 0.0, "messages_out_per_s": 0.0});
+            let nodes: Vec<_> = nodes.collect();
+            let answer = json!({"node": "a", "redis": true, "nodes": nodes, "totals": totals});
+            let cluster = Cluster::read(&answer).unwrap();
+            let node = &cluster.nodes[0];
+            assert_eq!(node.connections, Some(3));
+            let rates = [
+                node.messages_in_per_s,
+                node.messages_out_per_s,
+                node.cpu_permille,
+            ];
+            let totals = [
+                cluster.totals.messages_in_per_s,
+                cluster.totals.messages_out_per_s,
+            ];
+            (rates, totals)
+        };
+        assert_eq!(told(&[0]), ([None; 3], [None; 2]));
+        assert_eq!(told(&[0, 1]), ([None; 3], [Some(0); 2]), "another one does");
+        assert_eq!(told(&[1]), ([Some(0); 3], [Some(0); 2]));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod stream;
 mod survey;
+mod talk;
 mod tls;
 
 use std::io;

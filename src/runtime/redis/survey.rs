@@ -1,30 +1,28 @@
-//! Looks at Redis as `throng check` does: connects, greets, sends a message through it and takes it back. Waits.
+//! Looks at Redis as `throng check` does: connects, greets, tries what a node will ask, sends a message through it and
+//! takes it back. Waits. Nothing is left behind.
 
-use std::io;
-use std::net::{TcpStream, ToSocketAddrs as _};
-use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::process;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use bytes::BytesMut;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use socket2::Socket;
-
-use super::stream::{Stream, connect_failure};
-use super::tls::{TlsClient, TlsStream};
+use super::talk::Talk;
+use super::tls::TlsClient;
+use crate::backplane::registry::Kept;
+use crate::backplane::remote::placement::{Slot, slot_of};
 use crate::backplane::remote::{
-    Address, Endpoint, Grant, Greeting, Mode, Options, Step, explain, explain_junk,
-    explain_silence, master_of, unknown_master,
+    Address, Endpoint, Grant, Mode, Options, Topology, explain, master_of, unknown_master,
 };
-use crate::backplane::resp::{Decoder, Reply, Version, encode_command};
+use crate::backplane::resp::Reply;
+use crate::backplane::trial::{Deed, Side, Trial};
 use crate::config::Settings;
 
 /// Messages that are sent through Redis, one after another.
 const MESSAGE_COUNT: usize = 5;
-/// Channels that are tried at a cluster's node: it serves some of the slots.
-const CHANNEL_COUNT_MAX: u32 = 1_000;
-const READ_BYTES: usize = 16 << 10;
+/// Names that are tried for one in a slot that is the server's; one in 16,384 is enough for a server with a single slot.
+const SCRATCH_TRIES_MAX: u32 = 1_000_000;
 /// The place of what is wrong before any server is asked.
 const OWN_TLS: &str = "TLS";
+/// The place of what is wrong with a cluster as a whole.
+const CLUSTER: &str = "cluster";
 
 /// What was seen of one server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +52,19 @@ pub struct RedisSeen {
     pub tls: Option<String>,
     /// What it does.
     pub service: RedisService,
+    /// What will not work there, and why.
+    pub lacks: Option<String>,
+}
+
+impl RedisSeen {
+    fn of(talk: &Talk, service: RedisService, lacks: Option<String>) -> Self {
+        Self {
+            server: talk.server().to_owned(),
+            tls: talk.tls(),
+            service,
+            lacks,
+        }
+    }
 }
 
 /// What a server does.
@@ -68,6 +79,11 @@ pub enum RedisService {
     Names {
         /// The master that it names.
         master: String,
+    },
+    /// It is a cluster's node.
+    Knows {
+        /// Masters that serve slots, as it says.
+        master_count: usize,
     },
 }
 
@@ -89,8 +105,12 @@ pub fn survey(settings: &Settings) -> Vec<RedisFact> {
     };
     let survey = Survey {
         options,
+        kept: settings.registry.kept,
         tls: tls.as_ref(),
     };
+    if options.is_cluster() {
+        return survey.cluster();
+    }
     let mut facts = Vec::new();
     for address in options.addresses() {
         match &address.endpoint {
@@ -99,13 +119,10 @@ pub fn survey(settings: &Settings) -> Vec<RedisFact> {
             }
             _ => facts.push(RedisFact {
                 place: address.endpoint.to_string(),
-                seen: survey.carrier(address),
+                seen: survey.carrier(address, |_| true),
                 is_spare: false,
             }),
         }
-    }
-    if options.is_cluster() && facts.iter().any(|fact| fact.seen.is_ok()) {
-        facts.iter_mut().for_each(|fact| fact.is_spare = true);
     }
     facts
 }
@@ -113,10 +130,78 @@ pub fn survey(settings: &Settings) -> Vec<RedisFact> {
 /// What all looks have in common.
 struct Survey<'a> {
     options: &'a Options,
+    kept: Kept,
     tls: Option<&'a TlsClient>,
 }
 
 impl Survey<'_> {
+    /// The nodes that were named, as far as they are no masters, and all masters.
+    fn cluster(&self) -> Vec<RedisFact> {
+        let mut facts = Vec::new();
+        let mut topology: Option<Topology> = None;
+        for seed in self.options.addresses() {
+            let told = self.topology(seed);
+            let seen = told.map(|(seen, told)| {
+                topology.get_or_insert(told);
+                seen
+            });
+            facts.push(RedisFact {
+                place: seed.endpoint.to_string(),
+                seen,
+                is_spare: false,
+            });
+        }
+        let Some(topology) = topology else {
+            return facts;
+        };
+        facts.iter_mut().for_each(|fact| fact.is_spare = true);
+        let masters = topology.masters();
+        let places: Vec<String> = masters.iter().map(ToString::to_string).collect();
+        facts.retain(|fact| !places.contains(&fact.place));
+        for (endpoint, place) in masters.into_iter().zip(places) {
+            let address = self.options.address.moved_to(endpoint.clone());
+            facts.push(RedisFact {
+                place,
+                seen: self.carrier(&address, |slot| topology.master_of(slot) == Some(endpoint)),
+                is_spare: false,
+            });
+        }
+        let uncovered_count = topology.uncovered_count();
+        if uncovered_count > 0 {
+            let reason = format!(
+                "nobody serves {uncovered_count} of its slots, and so the rooms in them: see CLUSTER NODES, and redis-cli --cluster fix"
+            );
+            facts.push(RedisFact {
+                place: CLUSTER.into(),
+                seen: Err(reason),
+                is_spare: false,
+            });
+        }
+        facts
+    }
+
+    /// Who serves which slot, as one of the nodes says.
+    fn topology(&self, address: &Address) -> Result<(RedisSeen, Topology), String> {
+        let grant = Grant::at_redis(self.options);
+        let mut talk = self.begin(address, grant.clone())?;
+        let reply = talk.ask(&[b"CLUSTER", b"SLOTS"])?;
+        if let Reply::Error(error) = &reply
+            && error.starts_with("NOPERM")
+        {
+            // Whoever lacks this may lack more, which any node can tell.
+            let lacks = self.carrier(address, |_| true).err();
+            return Err(lacks.unwrap_or_else(|| explain(error, &grant)));
+        }
+        let host = match &address.endpoint {
+            Endpoint::Tcp { host, .. } => host.as_str(),
+            _ => "",
+        };
+        let topology = Topology::read(&reply, host, &grant)?;
+        let master_count = topology.masters().len();
+        let seen = RedisSeen::of(&talk, RedisService::Knows { master_count }, None);
+        Ok((seen, topology))
+    }
+
     /// The Sentinels, and the master that the first of them names.
     fn watched(&self, address: &Address, sentinels: &[Address], name: &str) -> Vec<RedisFact> {
         let mut master = None;
@@ -136,7 +221,7 @@ impl Survey<'_> {
         match master {
             Some(endpoint) => facts.push(RedisFact {
                 place: endpoint.to_string(),
-                seen: self.carrier(&address.moved_to(endpoint)),
+                seen: self.carrier(&address.moved_to(endpoint), |_| true),
                 is_spare: false,
             }),
             None => facts.iter_mut().for_each(|fact| fact.is_spare = false),
@@ -146,259 +231,94 @@ impl Survey<'_> {
 
     fn sentinel(&self, address: &Address, name: &str) -> Result<(RedisSeen, Endpoint), String> {
         let grant = Grant::at_sentinel(address);
-        let mut talk = Talk::begin(address, self, grant.clone())?;
-        let reply = talk.ask(&[b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", name.as_bytes()])?;
-        let endpoint = match reply {
-            Reply::Error(error) => return Err(explain(&error, &grant)),
-            Reply::Nil => return Err(unknown_master(name)),
-            Reply::List(parts) => master_of(&parts),
+        let mut talk = self.begin(address, grant.clone())?;
+        let mut trial = Trial::at_sentinel(grant.clone(), name, talk.is_resp3());
+        let mut answer = None;
+        while let Some(deed) = trial.next() {
+            let reply = talk.ask(&slices(&deed))?;
+            trial.answered(&reply);
+            answer.get_or_insert(reply);
+        }
+        let lacks = trial.verdict()?;
+        let endpoint = match answer {
+            Some(Reply::Nil) => return Err(unknown_master(name)),
+            Some(Reply::Error(error)) => return Err(explain(&error, &grant)),
+            Some(Reply::List(parts)) => master_of(&parts),
             _ => None,
         };
         let endpoint = endpoint.ok_or("it does not say where the master is")?;
         let service = RedisService::Names {
             master: endpoint.to_string(),
         };
-        Ok((talk.seen(service), endpoint))
+        Ok((RedisSeen::of(&talk, service, lacks), endpoint))
     }
 
-    /// Sends messages through a server and takes them back.
-    fn carrier(&self, address: &Address) -> Result<RedisSeen, String> {
+    /// Tries what a node will ask, sends messages through a server and takes them back. `is_here`: whether it serves a slot.
+    fn carrier(
+        &self,
+        address: &Address,
+        is_here: impl Fn(Slot) -> bool,
+    ) -> Result<RedisSeen, String> {
         let options = Options {
             address: address.clone(),
             ..self.options.clone()
         };
+        // The database is tried with all else: a user who may not select it may lack more.
+        let greeted = Address {
+            database: 0,
+            ..address.clone()
+        };
         let grant = Grant::at_redis(&options);
-        let mut listener = Talk::begin(address, self, grant.clone())?;
-        let mut speaker = Talk::begin(address, self, grant.clone())?;
-        let (subscribe, publish): (&[u8], &[u8]) = match options.mode {
-            Mode::Sharded => (b"SSUBSCRIBE", b"SPUBLISH"),
-            Mode::Pubsub | Mode::Streams => (b"SUBSCRIBE", b"PUBLISH"),
+        let mut listener = self.begin(&greeted, grant.clone())?;
+        let mut speaker = self.begin(&greeted, grant)?;
+        let scratch = scratch(is_here).ok_or("it serves no slot")?;
+        let mut trial = Trial::new(&options, self.kept, &scratch);
+        while let Some(deed) = trial.next() {
+            let talk = match deed.side {
+                Side::Speaker => &mut speaker,
+                Side::Listener => &mut listener,
+            };
+            let reply = talk.ask(&slices(&deed))?;
+            trial.answered(&reply);
+        }
+        let lacks = trial.verdict()?;
+        let publish: &[u8] = match options.mode {
+            Mode::Sharded if trial.is_sharded() => b"SPUBLISH",
+            Mode::Sharded | Mode::Pubsub | Mode::Streams => b"PUBLISH",
         };
-        let mut tries = 0..CHANNEL_COUNT_MAX;
-        let channel = loop {
-            let number = tries.next().ok_or("none of its slots can be found")?;
-            let process = std::process::id();
-            let channel = format!("{}:probe:check-{process}-{number}", options.prefix);
-            match listener.ask(&[subscribe, channel.as_bytes()])? {
-                Reply::Subscribed { .. } => break channel,
-                Reply::Error(error) if error.starts_with("MOVED ") => {} // another node's slot
-                Reply::Error(error) => return Err(explain(&error, &grant)),
-                _ => return Err("Redis answers SUBSCRIBE with something else".into()),
-            }
-        };
+        let channel = trial.channel();
         let mut round_trips = Vec::with_capacity(MESSAGE_COUNT);
         for number in 0..MESSAGE_COUNT {
             let text = number.to_string();
             let began = Instant::now();
-            let reply = speaker.ask(&[publish, channel.as_bytes(), text.as_bytes()])?;
-            if let Reply::Error(error) = reply {
-                return Err(explain(&error, &grant));
-            }
-            match listener.next()? {
-                Reply::Message { payload, .. } if payload == text.as_bytes() => {}
-                _ => return Err("Redis delivers something else than was published".into()),
+            speaker.ask(&[publish, channel.as_bytes(), text.as_bytes()])?;
+            if listener.message(channel)? != text.as_bytes() {
+                return Err("Redis delivers something else than was published".into());
             }
             round_trips.push(began.elapsed());
         }
         round_trips.sort_unstable();
         let round_trip_us = round_trips[MESSAGE_COUNT / 2].as_micros() as u64;
-        Ok(listener.seen(RedisService::Messages { round_trip_us }))
+        let service = RedisService::Messages { round_trip_us };
+        Ok(RedisSeen::of(&listener, service, lacks))
+    }
+
+    fn begin(&self, address: &Address, grant: Grant) -> Result<Talk, String> {
+        Talk::begin(address, self.options, self.tls, grant)
     }
 }
 
-/// A connection that waits for its answers.
-struct Talk {
-    stream: Stream,
-    address: Address,
-    place: String,
-    decoder: Decoder,
-    server: String,
-    timeout: Duration,
+/// A name that nobody else uses, of keys and channels in a slot that `is_here`.
+fn scratch(is_here: impl Fn(Slot) -> bool) -> Option<String> {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+    let ns = since_epoch.map_or(0, |time| time.as_nanos());
+    let process = process::id();
+    let names = (0..SCRATCH_TRIES_MAX).map(|number| format!("check-{process}-{ns:x}-{number}"));
+    names
+        .into_iter()
+        .find(|name| is_here(slot_of(name.as_bytes())))
 }
 
-impl Talk {
-    /// Connects and greets.
-    fn begin(address: &Address, survey: &Survey<'_>, grant: Grant) -> Result<Self, String> {
-        let Survey { options, tls } = survey;
-        let timeout = Duration::from_millis(u64::from(options.probe_timeout_ms));
-        let place = address.endpoint.to_string();
-        let socket = connect(address, timeout)?;
-        let mut talk = Self {
-            stream: match (address.tls, tls, &address.endpoint) {
-                (true, Some(tls), Endpoint::Tcp { host, .. }) => {
-                    Stream::Tls(secured(tls, socket, host, address, timeout)?)
-                }
-                _ => Stream::Plain(socket),
-            },
-            address: address.clone(),
-            place,
-            decoder: Decoder::new(Version::Resp3),
-            server: String::new(),
-            timeout,
-        };
-        let mut greeting = Greeting::new(address, grant);
-        let name = format!("{}-check", options.client_name);
-        let mut out = BytesMut::new();
-        greeting.begin(&mut out, &name);
-        let mut has_spoken = false;
-        loop {
-            talk.send(&out.split())?;
-            let reply = talk.next().map_err(|reason| match has_spoken {
-                true => reason,
-                false => explain_silence(reason, address),
-            })?;
-            has_spoken = true;
-            match greeting.handle(&reply, &mut out, &name)? {
-                Step::Going => {}
-                Step::Older => talk.decoder.set_version(Version::Resp2),
-                Step::Done => {
-                    talk.server = greeting.server().to_string();
-                    return Ok(talk);
-                }
-            }
-        }
-    }
-
-    /// What was seen of the other side, which does `service`.
-    fn seen(&self, service: RedisService) -> RedisSeen {
-        RedisSeen {
-            server: self.server.clone(),
-            tls: match &self.stream {
-                Stream::Plain(_) => None,
-                Stream::Tls(stream) => Some(stream.version()),
-            },
-            service,
-        }
-    }
-
-    fn ask(&mut self, words: &[&[u8]]) -> Result<Reply, String> {
-        let mut out = BytesMut::new();
-        encode_command(&mut out, words);
-        self.send(&out)?;
-        self.next()
-    }
-
-    fn send(&mut self, mut bytes: &[u8]) -> Result<(), String> {
-        while !bytes.is_empty() {
-            let sent = self.stream.flush().and_then(|()| self.stream.write(bytes));
-            match sent {
-                Ok(sent) => bytes = &bytes[sent..],
-                Err(error) => self.retry(&error, PollFlags::OUT)?,
-            }
-        }
-        while let Err(error) = self.stream.flush() {
-            self.retry(&error, PollFlags::OUT)?;
-        }
-        Ok(())
-    }
-
-    fn next(&mut self) -> Result<Reply, String> {
-        let mut buffer = [0; READ_BYTES];
-        loop {
-            match self.decoder.next_reply() {
-                Ok(Some(reply)) => return Ok(reply),
-                Ok(None) => {}
-                Err(_) => return Err(explain_junk(self.decoder.waiting(), &self.address)),
-            }
-            match self.stream.read(&mut buffer) {
-                Ok(0) => return Err("Redis has closed the connection".into()),
-                Ok(count) => self.decoder.feed(&buffer[..count]),
-                Err(error) => self.retry(&error, PollFlags::IN)?,
-            }
-        }
-    }
-
-    /// After an attempt that came to nothing: waits until the next one may not.
-    fn retry(&self, error: &io::Error, flags: PollFlags) -> Result<(), String> {
-        match error.kind() {
-            io::ErrorKind::Interrupted => Ok(()),
-            io::ErrorKind::WouldBlock if is_ready(self.stream.socket(), flags, self.timeout) => {
-                Ok(())
-            }
-            io::ErrorKind::WouldBlock => Err(format!(
-                "{} does not answer within {} ms",
-                self.place,
-                self.timeout.as_millis()
-            )),
-            _ => Err(super::broken(error)),
-        }
-    }
-}
-
-/// Waits until the socket is as `flags` say; false: not in time.
-fn is_ready(socket: &Socket, flags: PollFlags, timeout: Duration) -> bool {
-    let timeout = Timespec::try_from(timeout).ok();
-    loop {
-        match poll(&mut [PollFd::new(socket, flags)], timeout.as_ref()) {
-            Err(rustix::io::Errno::INTR) => {}
-            count => return count.is_ok_and(|count| count > 0),
-        }
-    }
-}
-
-fn connect(address: &Address, timeout: Duration) -> Result<Socket, String> {
-    let place = address.endpoint.to_string();
-    let failed = |error: &io::Error| match error.kind() {
-        io::ErrorKind::TimedOut => format!(
-            "{place} does not take the connection within {} ms",
-            timeout.as_millis()
-        ),
-        _ => connect_failure(&place, error),
-    };
-    let socket = match &address.endpoint {
-        Endpoint::Unix { path } => {
-            Socket::from(UnixStream::connect(path).map_err(|error| failed(&error))?)
-        }
-        Endpoint::Master { .. } => return Err(format!("nobody has said where {place} is")),
-        Endpoint::Tcp { host, port } => {
-            let addresses = (host.as_str(), *port)
-                .to_socket_addrs()
-                .map_err(|error| format!("the name {host} cannot be resolved: {error}"))?;
-            let mut last = io::Error::other("the name has no address");
-            let mut found = None;
-            for address in addresses {
-                match TcpStream::connect_timeout(&address, timeout) {
-                    Ok(stream) => {
-                        found = Some(Socket::from(stream));
-                        break;
-                    }
-                    Err(error) => last = error,
-                }
-            }
-            found.ok_or_else(|| failed(&last))?
-        }
-    };
-    let set = socket.set_nonblocking(true);
-    set.map_err(|error| failed(&error))?;
-    Ok(socket)
-}
-
-fn secured(
-    tls: &TlsClient,
-    socket: Socket,
-    host: &str,
-    address: &Address,
-    timeout: Duration,
-) -> Result<Box<TlsStream>, String> {
-    let place = address.endpoint.to_string();
-    let plain = address.scheme(false);
-    let mut stream = TlsStream::new(tls, socket, host, &place, plain)?;
-    loop {
-        match stream.shake() {
-            Ok(true) => return Ok(Box::new(stream)),
-            Ok(false) => {
-                let flags = match stream.wants_write() {
-                    true => PollFlags::IN | PollFlags::OUT,
-                    false => PollFlags::IN,
-                };
-                if !is_ready(stream.socket(), flags, timeout) {
-                    return Err(format!(
-                        "{place} does not finish the TLS handshake within {} ms; a port without TLS never does (write {plain}://)",
-                        timeout.as_millis()
-                    ));
-                }
-            }
-            Err(error) => return Err(super::broken(&error)),
-        }
-    }
+fn slices(deed: &Deed) -> Vec<&[u8]> {
+    deed.words.iter().map(Vec::as_slice).collect()
 }

@@ -19,6 +19,7 @@
 //! nodes keep, or none, means that data is gone which nobody can give back, and members are told so.
 #![forbid(unsafe_code)]
 
+mod deeds;
 pub mod kept;
 mod places;
 mod retained;
@@ -27,6 +28,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+pub use self::deeds::deeds;
 use self::kept::{Known, SCRIPT};
 pub use self::places::Carried;
 use self::places::{News, Places, Pushed, Turn};
