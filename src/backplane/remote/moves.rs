@@ -89,6 +89,16 @@ impl Remote {
         if self.options.degraded != Degraded::Local {
             return;
         }
+        if let Some(entry) = refused {
+            let Some((_, arrivals)) = self.channels.arrivals_of_members(&entry.room) else {
+                return; // nobody here is in
+            };
+            let stamp = entry.stamp;
+            if arrivals.has(stamp.node, stamp.epoch, stamp.sequence - 1) {
+                // Nothing stands before it that they lack. Many may be refused at once, and much is retained.
+                return self.deliver_here(entry);
+            }
+        }
         let retained = self.streams.as_ref().map(|streams| streams.retained.iter());
         let behind = refused.is_none().then(|| self.outgoing.iter());
         let waiting = retained.into_iter().flatten().chain(refused);
