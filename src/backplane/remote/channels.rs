@@ -100,6 +100,8 @@ pub struct Channels {
     waiting_count: usize,
     /// Until when each waits, soonest first; who waits no more is passed over.
     waits: VecDeque<(Tick, RoomName)>,
+    /// The same of those that wait for [`HIDDEN_TIMEOUT_MAX`].
+    brief_waits: VecDeque<(Tick, RoomName)>,
     holds: VecDeque<(Tick, RoomName)>,
     /// When the next command may be sent, by the bounded rate.
     next_ask: Tick,
@@ -122,6 +124,7 @@ impl Channels {
             standing_count: 0,
             waiting_count: 0,
             waits: VecDeque::new(),
+            brief_waits: VecDeque::new(),
             holds: VecDeque::new(),
             next_ask: Tick(0),
             hold: Duration::from_millis(u64::from(options.hold_ms)),
@@ -149,7 +152,15 @@ impl Channels {
         if is_new && self.waiting_count >= self.waiting_max {
             return Interest::Refused;
         }
-        let until = now.after(self.patience(room));
+        let is_brief = !self.link_up && hidden(room).is_some();
+        let (timeout, waits) = match is_brief {
+            true => {
+                let timeout = self.join_timeout.min(HIDDEN_TIMEOUT_MAX);
+                (timeout, &mut self.brief_waits)
+            }
+            false => (self.join_timeout, &mut self.waits),
+        };
+        let until = now.after(timeout);
         let channel = self.rooms.entry(room.clone()).or_insert_with(|| {
             self.queued.push_back(room.clone());
             Channel {
@@ -165,18 +176,10 @@ impl Channels {
         if channel.waiting.is_empty() {
             channel.waiting_until = until;
             self.waiting_count += 1;
-            let place = self.waits.partition_point(|(other, _)| *other <= until);
-            self.waits.insert(place, (until, room.clone()));
+            waits.push_back((until, room.clone()));
         }
         channel.waiting.insert(shard);
         Interest::Waits
-    }
-
-    fn patience(&self, room: &str) -> Duration {
-        if self.link_up || hidden(room).is_none() {
-            return self.join_timeout;
-        }
-        self.join_timeout.min(HIDDEN_TIMEOUT_MAX)
     }
 
     /// `shard` does not want the room any more; `is_last`: nobody here does. Whether its interest was still owed an
@@ -331,14 +334,16 @@ impl Channels {
 
     /// The rooms whose joins have waited too long, one a call: the room, and who waited.
     pub fn take_overdue(&mut self, now: Tick) -> Option<(RoomName, ShardSet)> {
-        while self.waits.front().is_some_and(|(due, _)| *due <= now) {
-            let (due, room) = self.waits.pop_front()?;
-            if let Some(channel) = self.rooms.get_mut(&room)
-                && !channel.waiting.is_empty()
-                && channel.waiting_until == due
-            {
-                self.waiting_count -= 1;
-                return Some((room, std::mem::take(&mut channel.waiting)));
+        for waits in [&mut self.brief_waits, &mut self.waits] {
+            while waits.front().is_some_and(|(due, _)| *due <= now) {
+                let (due, room) = waits.pop_front()?;
+                if let Some(channel) = self.rooms.get_mut(&room)
+                    && !channel.waiting.is_empty()
+                    && channel.waiting_until == due
+                {
+                    self.waiting_count -= 1;
+                    return Some((room, std::mem::take(&mut channel.waiting)));
+                }
             }
         }
         None
@@ -472,6 +477,7 @@ impl Channels {
         [
             may_ask.then_some(self.next_ask),
             front(&self.waits),
+            front(&self.brief_waits),
             front(&self.holds).filter(|_| link_up),
         ]
         .into_iter()

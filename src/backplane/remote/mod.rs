@@ -698,7 +698,10 @@ impl Remote {
                 && self.subscription.trouble().is_none()
                 && (self.streams.is_none() || self.commands.trouble().is_none()),
             buffer_bytes: self.outgoing.bytes(),
-            buffer_age_us: self.outgoing.oldest().map_or(0, |taken| now.since(taken)),
+            buffer_age_us: self
+                .outgoing
+                .oldest_new()
+                .map_or(0, |taken| now.since(taken)),
             subscriptions: self.channels.standing_count() as u64,
             joins_waiting: self.channels.waiting_count() as u64,
             probe_age_us: self.pulse.pending().map_or(0, |sent| now.since(sent)),

@@ -384,8 +384,12 @@ impl Outgoing {
 
     /// When the oldest that may expire was taken, if nothing is on its way.
     pub fn oldest_unsent(&self) -> Option<Tick> {
-        let oldest = self.queue.front().map(|entry| entry.taken);
-        oldest.filter(|_| self.sent_count == 0)
+        self.oldest_new().filter(|_| self.sent_count == 0)
+    }
+
+    /// When the oldest was taken that was not acknowledged before.
+    pub fn oldest_new(&self) -> Option<Tick> {
+        self.queue.front().map(|entry| entry.taken)
     }
 
     /// Whether some are not on their way.
