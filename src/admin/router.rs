@@ -419,7 +419,8 @@ impl Admin {
                 };
                 (purpose, question, None)
             }
-            Route::Cluster if self.options.has_redis => {
+            // A node that has only just started does not know how it is; then this waits for it.
+            Route::Cluster if self.options.has_redis || self.state.is_empty() => {
                 let question = ClusterQuestion::Nodes;
                 return Ok(self.begin_cluster(Purpose::Cluster, question, node, now));
             }
@@ -564,12 +565,14 @@ impl Admin {
     fn finish_exchanges(&mut self, now: Tick) {
         let mut index = 0;
         while let Some(exchange) = self.exchanges.get(index) {
-            if exchange.is_waiting() && now < exchange.deadline {
+            let is_early = matches!(exchange.purpose, Purpose::Cluster) && self.state.is_empty();
+            if (exchange.is_waiting() || is_early) && now < exchange.deadline {
                 index += 1;
             } else if let Some(exchange) = self.exchanges.remove(index) {
                 let exchange = match exchange.purpose {
                     Purpose::State { .. } => {
                         self.tell_state(exchange, now);
+                        index = 0; // who waited for it may stand before it
                         continue;
                     }
                     Purpose::Fit => {
@@ -618,6 +621,12 @@ impl Admin {
                     200,
                     &figures_json::stats(&self.node(*figures, &stalled), phase, &stalled, now),
                 )
+            }
+            Purpose::Cluster if self.state.is_empty() => {
+                Answer::busy("starting", "the node has only just started; try again")
+            }
+            Purpose::Cluster if !self.options.has_redis => {
+                cluster::alone(&self.state, &self.options, None)
             }
             Purpose::Cluster => {
                 let away = |reason: &str| ClusterReply::Away(reason.to_owned());

@@ -668,6 +668,38 @@ fn the_nodes_state_is_put_together_every_interval_and_shown() {
 }
 
 #[test]
+fn who_asks_before_the_node_knows_its_state_waits_for_it() {
+    for has_redis in [false, true] {
+        let (mut admin, mut node) = (admin(1, None), FakeNode::new());
+        admin.options.has_redis = has_redis;
+        let Outcome::Pending(early) = get(&mut admin, &mut node, "/v1/cluster") else {
+            panic!("nobody knows yet")
+        };
+        admin.sample(&mut node, Tick(0));
+        let Outcome::Pending(late) = get(&mut admin, &mut node, "/v1/cluster") else {
+            panic!("nobody knows yet")
+        };
+        assert_eq!(admin.poll_answer(), None);
+        let (_, number, _) = node.asked[0];
+        admin.handle_reply(CoreId(0), number, stats(5), Tick(1));
+        for request in [early, late] {
+            let (answered, answer) = admin.poll_answer().expect("now it is known");
+            assert_eq!(answered, request);
+            assert_eq!(answer.status, if has_redis { 503 } else { 200 });
+            assert_eq!(parsed(&answer)["nodes"][0]["id"], "n1");
+            assert_eq!(parsed(&answer)["nodes"][0]["connections"], 5);
+        }
+    }
+    // A shard that says nothing keeps nobody waiting for ever.
+    let (mut admin, mut node) = (admin(1, None), FakeNode::new());
+    get(&mut admin, &mut node, "/v1/cluster");
+    admin.handle_deadline(Tick::from_ms(60_000));
+    let (_, answer) = admin.poll_answer().unwrap();
+    assert_eq!(answer.status, 503);
+    assert_eq!(parsed(&answer)["error"]["code"], "starting");
+}
+
+#[test]
 fn the_other_nodes_are_looked_at_every_fifth_interval_until_the_node_stops() {
     let (mut admin, mut node) = (admin(1, None), FakeNode::new());
     admin.options.has_redis = true;
