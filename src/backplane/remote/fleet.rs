@@ -653,21 +653,11 @@ mod tests {
     use super::*;
     use crate::backplane::remote::Address;
     use crate::backplane::remote::outgoing::Outgoing;
-    use crate::bus::{BatchMessage, MessageKind};
+    use crate::backplane::remote::outgoing::tests::batch;
 
     #[test]
     fn what_servers_had_that_fail_in_turn_is_bounded_and_what_is_beyond_is_counted() {
-        let message = BatchMessage {
-            end: 0,
-            header_bytes: 0,
-            kind: MessageKind::Text,
-            sender: None,
-        };
-        let batch = Arc::new(Batch {
-            bytes: Vec::new(),
-            messages: vec![message],
-            published: Tick(0),
-        });
+        let batch = batch(1);
         let cost = Outgoing::cost(&batch);
         let options = Options {
             mode: Mode::Streams,

@@ -427,11 +427,12 @@ fn take_from(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::bus::{BatchMessage, MessageKind};
 
-    fn batch(count: usize) -> Arc<Batch> {
+    /// So many messages without content.
+    pub fn batch(count: usize) -> Arc<Batch> {
         let message = BatchMessage {
             end: 0,
             header_bytes: 0,

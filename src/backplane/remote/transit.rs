@@ -161,23 +161,12 @@ impl Transit {
 mod tests {
     use std::sync::Arc;
 
+    use super::super::outgoing::tests::batch;
     use super::*;
-    use crate::bus::{BatchMessage, MessageKind};
 
     fn entries(count: u64) -> Vec<Entry> {
         let mut outgoing = Outgoing::new(7, 1);
-        let message = BatchMessage {
-            end: 0,
-            header_bytes: 0,
-            kind: MessageKind::Text,
-            sender: None,
-        };
-        let batch = Arc::new(Batch {
-            bytes: Vec::new(),
-            messages: vec![message],
-            published: Tick(0),
-        });
-        let room = RoomName::from("r");
+        let (room, batch) = (RoomName::from("r"), batch(1));
         (0..count)
             .map(|number| outgoing.number(&room, &batch, None, Tick(number)))
             .collect()
